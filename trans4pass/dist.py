@@ -1,0 +1,65 @@
+"""Rank, world size and reductions that are no-ops in a single process: the ground floor for losses, banks and engine."""
+
+import os
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+
+def active() -> bool:
+    """Whether a process group with more than one member is running."""
+    return td.is_available() and td.is_initialized() and td.get_world_size() > 1
+
+
+def rank() -> int:
+    return td.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    return td.get_world_size() if active() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Index of this process on its machine, as torchrun sets it; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum over all ranks, in place; returns `tensor`."""
+    if active():
+        td.all_reduce(tensor)
+    return tensor
+
+
+def mean_(tensor: Tensor) -> Tensor:
+    """Mean over all ranks, in place; returns `tensor` (floating point)."""
+    return sum_(tensor).div_(world_size())
+
+
+def barrier() -> None:
+    if active():
+        td.barrier()
+
+
+def any_(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether `flag` holds on any rank; every rank must call it."""
+    if not active():
+        return flag
+    seen = torch.tensor(float(flag), device=device)
+    td.all_reduce(seen, td.ReduceOp.MAX)
+    return bool(seen.item())
+
+
+def broadcast_object(value):
+    """Rank 0's `value`, on every rank."""
+    if not active():
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=0)
+    return box[0]

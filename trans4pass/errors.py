@@ -1,0 +1,17 @@
+"""Errors a user can mend; the tools print their text without a traceback and exit with status 2."""
+
+
+class UserError(Exception):
+    """Base of all errors whose text names the value, what was expected and the mend."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(UserError, ValueError):
+    """A data set, file or label that cannot be used as it is."""
+
+
+class WeightsError(UserError, ValueError):
+    """A checkpoint that does not fit the model it is loaded into, or cannot be read."""
