@@ -1,0 +1,19 @@
+"""Train, adapt and evaluate: python tools/train.py experiment=<name> [setting=value ...]."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from trans4pass.engine.pipeline import train
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(config: DictConfig) -> None:
+    status = train(config)
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""From configuration to objects: only the package's own classes and a short list of optimisers may be named."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import get_class, get_method
+
+from trans4pass.errors import ConfigError, UserError
+
+# Packages and names that a config's `_target_` may name. Anything else would let a config run arbitrary code.
+PACKAGES = ("trans4pass.data.", "trans4pass.models.", "trans4pass.losses.", "trans4pass.methods.")
+NAMES = ("trans4pass.create_model", "torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
+
+
+def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) -> Any:
+    """Call the class or function that `config["_target_"]` names with the config's other values.
+
+    Args:
+        config: plain values; nested mappings are passed as they are.
+        where: the config's place, for error messages, e.g. `stages.mpa.method`.
+        args, extra: further arguments, given by the code.
+    Raises:
+        ConfigError: an unknown or forbidden target, a value that the target does not take, one that it lacks.
+    """
+    values = {str(key): value for key, value in config.items() if key != "_target_"}
+    target = find_target(config.get("_target_"), where)
+    check_arguments(target, values, extra, where)
+    try:
+        return target(*args, **values, **extra)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def find_target(name: Any, where: str) -> Any:
+    """The class or function called `name`, if configs may name it."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{where} needs `_target_`, the class to build, and has {name!r}")
+    own = name.startswith(PACKAGES) and not any(part.startswith("_") for part in name.split("."))
+    if not own and name not in NAMES:
+        raise ConfigError(
+            f"{where}._target_ is {name}: configs may name the package's own classes ({', '.join(PACKAGES)}...) "
+            f"and {', '.join(NAMES)} only"
+        )
+    try:
+        return get_class(name)
+    except Exception:
+        try:
+            return get_method(name)
+        except Exception as error:
+            raise ConfigError(f"{where}._target_ is {name}, which does not exist") from error
+
+
+def check_arguments(target: Any, values: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> None:
+    """Every config leaf must be an argument of the constructor, and must not be one that the code gives."""
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in values:
+        if key not in parameters or key in extra:
+            known = ", ".join(name for name in parameters if name not in extra)
+            raise ConfigError(f"{where}.{key} has no effect: {target.__name__} takes {known}")

@@ -1,0 +1,89 @@
+"""Processes, devices and threads of a run, and the record of what it ran on."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as td
+
+from trans4pass import dist
+from trans4pass.errors import ConfigError
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf")
+
+
+@contextmanager
+def processes(device: str) -> Iterator[torch.device]:
+    """Join torchrun's process group if there is one; yields this process's device.
+
+    Args:
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<n>`.
+    """
+    chosen = choose_device(device)
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        yield chosen
+        return
+    td.init_process_group("nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None)
+    try:
+        yield chosen
+    finally:
+        td.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name} is not auto, cpu, cuda or cuda:<n>") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device={name}, but torch sees no GPU here: use device=cpu or device=auto")
+        device = torch.device("cuda", dist.local_rank() if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def set_switches(threads: int | None, deterministic: bool) -> None:
+    """CPU threads (their number changes floating-point results; None = torch's choice) and deterministic kernels."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What the run ran on; also writes the working tree's differences to `git.diff` if there are any."""
+    diff = git("diff", "HEAD")
+    if diff:
+        (folder / "git.diff").write_text(diff)
+    return {
+        "revision": git("rev-parse", "HEAD").strip() or None,
+        "dirty": bool(diff),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "processes": dist.world_size(),
+    }
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in the source tree; empty where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

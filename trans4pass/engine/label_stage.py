@@ -1,0 +1,111 @@
+"""The labelling stage: the adapted network's confident predictions become the target's training labels."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trans4pass import dist
+from trans4pass.data import EvalTransform, SegmentationDataset
+from trans4pass.errors import ConfigError
+from trans4pass.labels import IGNORE
+
+from . import pseudo_labels
+from .evaluation import Predictor, TestTime, predict_all
+from .log import track
+from .run import write_json
+from .stage import Stage
+from .trainer import PRECISIONS
+
+log = logging.getLogger(__name__)
+
+
+class LabelStage(Stage):
+    """Labels a set without labels; leaves `labels/<name>_labelTrainIds.png` and `thresholds.json`.
+
+    Its settings are commented in configs/stage/pseudo_labels.yaml.
+    """
+
+    KEYS = (*Stage.KEYS, "data", "split", "size", "scales", "flip", "yaw_rolls", "keep", "cap", "precision")
+
+    def check(self) -> None:
+        if self.init is None:
+            raise ConfigError(f"{self.where}.init is null: pseudo-labels need a trained network, a stage's or a path")
+        self.dataset()
+        self.test_time()
+        pseudo_labels.thresholds(np.zeros((1, pseudo_labels.BINS), np.int64), self.config["keep"], self.config["cap"])
+
+    def execute(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        dataset = self.dataset()
+        self.predict(dataset)
+        dist.barrier()
+        limits = self.thresholds(dataset)
+        kept = self.write(dataset, limits)
+        dist.barrier()
+        named = dict(zip(self.run.labels.classes, limits.tolist(), strict=True))
+        log.info("%s: %.1f%% of the pixels kept", self.name, 100 * kept)
+        if dist.is_main():
+            write_json(self.folder / "thresholds.json", named)
+            shutil.rmtree(self.folder / "maps")
+        return {"kind": "labels", "kept": kept, "seconds": round(time.perf_counter() - started, 1)}
+
+    def dataset(self) -> SegmentationDataset:
+        """The set to label, at the size at which it is predicted."""
+        transform = EvalTransform(self.config["size"])
+        return self.run.dataset(
+            self.config["data"], self.config["split"], self.where, labelled=False, transform=transform
+        )
+
+    def test_time(self) -> TestTime:
+        return TestTime(self.config["scales"], self.config["flip"], self.config["yaw_rolls"])
+
+    def spilled(self, name: str) -> Path:
+        return self.folder / "maps" / f"{name}.npz"
+
+    def predict(self, dataset: SegmentationDataset) -> None:
+        """Write each image's class and confidence maps; what an interrupted run wrote is kept."""
+        missing = [index for index, item in enumerate(dataset.items) if not self.spilled(item.name).exists()]
+        left = dist.broadcast_object(missing)  # ranks that look later may see what others have already written
+        if not left:
+            return
+        log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
+        network, _ = self.starting_point()
+        predictor = Predictor(
+            network.to(self.run.device), self.run.device, self.test_time(), PRECISIONS[self.config["precision"]]
+        )
+        remaining = torch.utils.data.Subset(dataset, left)
+        workers = self.run.config["num_workers"]
+        for batch, logits in predict_all(predictor, remaining, workers, self.name, self.run.interrupts):
+            pseudo_labels.spill(self.spilled(batch["name"][0]), *pseudo_labels.confidence(logits))
+        self.run.interrupts.check(self.run.device)
+
+    def own(self, dataset: SegmentationDataset) -> list[Any]:
+        """This rank's share of the items."""
+        return dataset.items[dist.rank() :: dist.world_size()]
+
+    def thresholds(self, dataset: SegmentationDataset) -> np.ndarray:
+        """Class thresholds over the whole set, the same on all ranks."""
+        num_classes = self.run.labels.num_classes
+        counts = np.zeros((num_classes, pseudo_labels.BINS), np.int64)
+        for item in track(self.own(dataset), len(self.own(dataset)), f"{self.name}: thresholds"):
+            counts += pseudo_labels.histogram(*pseudo_labels.unspill(self.spilled(item.name)), num_classes)
+        counts = dist.sum_(torch.from_numpy(counts).to(self.run.device)).cpu().numpy()
+        return pseudo_labels.thresholds(counts, self.config["keep"], self.config["cap"])
+
+    def write(self, dataset: SegmentationDataset, limits: np.ndarray) -> float:
+        """Write the label images; returns the share of pixels that keep a label."""
+        kept = torch.zeros(2, dtype=torch.float64)
+        for item in track(self.own(dataset), len(self.own(dataset)), f"{self.name}: labels"):
+            label = pseudo_labels.pseudo_label(*pseudo_labels.unspill(self.spilled(item.name)), limits)
+            kept += torch.tensor([(label != IGNORE).sum(), label.size], dtype=torch.float64)
+            with Image.open(item.image) as image:
+                size = image.size
+            pseudo_labels.write_label(self.folder / "labels" / f"{item.name}_labelTrainIds.png", label, size)
+        kept = dist.sum_(kept.to(self.run.device)).cpu()
+        return (kept[0] / kept[1]).item()

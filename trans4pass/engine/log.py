@@ -1,0 +1,149 @@
+"""What a run shows: console and run.log, a progress bar, TensorBoard."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from trans4pass import dist
+
+T = TypeVar("T")
+console = Console()
+log = logging.getLogger("trans4pass")
+
+
+def setup_logging(folder: Path | None = None) -> None:
+    """Log to the console and, on rank 0 and with a folder, to `<folder>/run.log`; other ranks show warnings only."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    shown = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    root.addHandler(shown)
+    root.setLevel(logging.WARNING)
+    log.setLevel(logging.INFO if dist.is_main() else logging.WARNING)
+    logging.captureWarnings(True)
+    if folder is not None and dist.is_main():
+        file = logging.FileHandler(folder / "run.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(file)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory of this process in GiB: the GPU's where there is one, resident memory otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def progress_bar(*columns: object) -> Progress:
+    """The project's one progress bar; shown on rank 0 of a terminal, silent elsewhere."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        *columns,
+        console=console,
+        transient=True,
+        disable=not (dist.is_main() and console.is_terminal),
+    )
+
+
+def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
+    """Iterate with a progress bar."""
+    with progress_bar() as bar:
+        task = bar.add_task(description, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+class Monitor:
+    """One training stage's progress bar, log lines and TensorBoard points.
+
+    Args:
+        folder: where the TensorBoard files go.
+        stage: its name, shown in front.
+        steps: of the whole stage.
+        start: the step that a resumed stage starts from; points after it are dropped from TensorBoard.
+        log_every: steps between two lines in run.log and two TensorBoard points.
+        device: whose memory is shown.
+    """
+
+    def __init__(self, folder: Path, stage: str, steps: int, start: int, log_every: int, device: torch.device):
+        self.stage, self.steps, self.log_every, self.device = stage, steps, log_every, device
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None) if dist.is_main() else None
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._since, self._since_step = time.perf_counter(), start
+        self._bar, self._task = None, None
+
+    @contextmanager
+    def running(self, start: int) -> Iterator["Monitor"]:
+        """Show the bar while entered; closes TensorBoard at the end."""
+        try:
+            with progress_bar(TextColumn("{task.fields[values]}")) as self._bar:
+                self._task = self._bar.add_task(self.stage, total=self.steps, completed=start, values="")
+                yield self
+        finally:
+            self._bar = None
+            if self.writer is not None:
+                self.writer.close()
+
+    def step(self, step: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        """Record step number `step` (from 1): values by name, learning rates by optimiser."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, values=line(values))
+        if step % self.log_every and step != self.steps:
+            return
+        means = {name: total / self._count for name, total in self._sums.items()}
+        now = time.perf_counter()
+        pace = (now - self._since) / max(1, step - self._since_step)
+        left = time.strftime("%H:%M:%S", time.gmtime(pace * (self.steps - step)))
+        rate = " ".join(f"lr/{name} {value:.2e}" for name, value in rates.items())
+        log.info(
+            "%s %d/%d  %s  %s  %.2f s/it  ETA %s  %.2f GiB",
+            self.stage, step, self.steps, line(means), rate, pace, left, peak_memory(self.device),
+        )  # fmt: skip
+        self.scalars({**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}, step)
+        self._sums, self._count, self._since, self._since_step = {}, 0, now, step
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """Add an RGB picture (3,H,W), uint8."""
+        if self.writer is not None:
+            self.writer.add_image(name, picture, step)
+
+    def pause(self) -> None:
+        """Leave the time from here to the next step out of the pace (evaluation, checkpoints)."""
+        self._paused = time.perf_counter()
+
+    def go_on(self) -> None:
+        self._since += time.perf_counter() - self._paused
+
+
+def line(values: Mapping[str, float]) -> str:
+    """Values in the fewest readable characters."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,0 +1,227 @@
+"""A run: its folder, its stages in order, its report."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trans4pass import dist
+from trans4pass.errors import ConfigError, UserError
+from trans4pass.labels import LabelSpace
+
+from . import checkpoint, environment
+from .build import build
+from .evaluation import Predictor
+from .interrupt import Interrupted, Interrupts
+from .label_stage import LabelStage
+from .log import console, progress_bar, setup_logging
+from .report import Gallery, comparison, summarise, table
+from .run import Run, build_network, write_json
+from .stage import Stage, part
+from .train_stage import TrainStage
+
+log = logging.getLogger(__name__)
+
+KINDS: dict[str, type[Stage]] = {"train": TrainStage, "labels": LabelStage}
+PANORAMAS = 4  # in the final picture
+
+
+def train(config: DictConfig) -> int:
+    """Run or resume all stages of a composed configuration; returns the exit status."""
+    plain = resolved(config)
+    environment.set_switches(plain["threads"], plain["deterministic"])
+    with environment.processes(plain["device"]) as device, Interrupts() as interrupts:
+        folder = Path(plain["run_dir"])
+        setup_logging()
+        try:
+            with claimed(folder, plain["resume"], plain["overwrite"]):
+                keep_settings(folder, config, plain["threads"])
+                setup_logging(folder)
+                run = Run(plain, folder, LabelSpace.from_dict(plain["labels"]), device, interrupts)
+                run_stages(run)
+                return 0
+        except Interrupted as stop:
+            log.warning("%s: stopped and saved. Go on with the same command and resume=true", stop)
+            return stop.exit_status
+        except UserError as error:
+            log.error("%s", error)
+            return 2
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, all interpolations filled in."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"configuration: {error}") from error
+    return plain
+
+
+def run_stages(run: Run) -> None:
+    """Check all stages, then run those that are not finished, then report."""
+    if run.config["prepare_data"] is not None:
+        prepare_data(run.config["prepare_data"])
+    stages = make_stages(run)
+    for stage in stages:
+        stage.check_settings()
+        if stage.result() is None:
+            stage.check()
+    run.check_validation()
+    results = {stage.name: stage.run_or_skip() for stage in stages}
+    if dist.is_main():
+        report(run, [stage for stage in stages if isinstance(stage, TrainStage)], results)
+
+
+def prepare_data(config: Mapping[str, Any]) -> None:
+    """Call the function that makes the run's data exist, with a progress bar."""
+    with progress_bar() as bar:
+        task = bar.add_task("prepare data", total=None)
+        build(config, "prepare_data", progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def make_stages(run: Run) -> list[Stage]:
+    """The enabled stages in order, each knowing which stage it starts from and which ones labelled data before it."""
+    stages: dict[str, Stage] = {}
+    for name, config in run.config["stages"].items():
+        if not config.get("enabled", True):
+            continue
+        kind = config.get("kind")
+        if kind not in KINDS:
+            raise ConfigError(f"stages.{name}.kind is {kind!r}, it must be one of {', '.join(KINDS)}")
+        labelling = {key: stage for key, stage in stages.items() if isinstance(stage, LabelStage)}
+        stages[name] = KINDS[kind](run, name, config, find_init(name, config, stages), labelling)
+    if not stages:
+        raise ConfigError("no stage is enabled: set stages.<name>.enabled=true for at least one")
+    return list(stages.values())
+
+
+def find_init(name: str, config: Mapping[str, Any], stages: Mapping[str, Stage]) -> Stage | str | None:
+    """What `init` means: `previous` (training stage), `stages.<name>`, a path, or null for a fresh network."""
+    init = config.get("init")
+    trained = {key: stage for key, stage in stages.items() if isinstance(stage, TrainStage)}
+    if init is None:
+        return None
+    if init == "previous":
+        if not trained:
+            raise ConfigError(
+                f"stages.{name}.init is previous, but no training stage is enabled before it: give "
+                f"stages.{name}.init=<path of a checkpoint>, or null to start from a fresh network"
+            )
+        return list(trained.values())[-1]
+    if init.startswith("stages."):
+        if init.removeprefix("stages.") not in trained:
+            raise ConfigError(
+                f"stages.{name}.init={init} is no enabled training stage before it; there are "
+                f"{', '.join(f'stages.{key}' for key in trained) or 'none'}"
+            )
+        return trained[init.removeprefix("stages.")]
+    if not Path(init).is_file():
+        raise ConfigError(f"stages.{name}.init={init} is neither previous, stages.<name>, null nor a file that exists")
+    return init
+
+
+# ---- the folder ----
+
+
+@contextmanager
+def claimed(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the run folder for this run; rank 0 decides for all.
+
+    Raises:
+        ConfigError: it holds a run and neither resume nor overwrite is set, or another process is writing it.
+    """
+    problem = None
+    with contextlib.ExitStack() as held:
+        if dist.is_main():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder))
+                refuse_or_clear(folder, resume, overwrite)
+            except (ConfigError, OSError) as error:
+                problem = str(error)
+        problem = dist.broadcast_object(problem)
+        if problem:
+            raise ConfigError(problem)
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A POSIX record lock: unlike flock it is not inherited by data workers, so it ends with this process."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another process is running in {folder}: wait for it, or set another name=...") from error
+        yield
+
+
+def refuse_or_clear(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Let a run into an empty folder, into its own with resume, into a cleared one with overwrite."""
+    if resume and overwrite:
+        raise ConfigError("resume=true continues a run and overwrite=true deletes it: set one of them")
+    if not (folder / "config.yaml").exists() or resume:
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"{folder} holds a run: resume=true continues it, overwrite=true deletes it and starts over, name=... makes another"
+        )
+    for child in folder.iterdir():
+        if (child / "settings.json").exists():
+            shutil.rmtree(child)
+    for name in ("config.yaml", "environment.json", "git.diff", "run.log", "summary.json", "panoramas.png"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def keep_settings(folder: Path, config: DictConfig, threads: int | None) -> None:
+    """Write what the run was made with; a resumed run takes over the number of CPU threads that results depend on."""
+    path = folder / "environment.json"
+    if path.exists() and threads is None:
+        torch.set_num_threads(json.loads(path.read_text())["threads"])
+    dist.barrier()
+    if dist.is_main():
+        if not path.exists():
+            write_json(path, environment.record(folder))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+
+
+# ---- the report ----
+
+
+def report(run: Run, trained: list[Stage], results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the table, write summary.json and the picture, and say where they are."""
+    summary = summarise(run.config["name"], run.config["seed"], results)
+    write_json(run.folder / "summary.json", summary)
+    console.print(table(summary))
+    written = [run.folder / "summary.json", run.folder / "run.log"]
+    sets = dict(run.validation())
+    side = "target" if "target" in sets else next(iter(sets), None)
+    if side is not None and trained:
+        picture = comparison(predictions(run, sets[side], trained), run.labels)
+        picture.save(run.folder / "panoramas.png")
+        written.insert(0, run.folder / "panoramas.png")
+    console.print(*(f"wrote {path}" for path in written), sep="\n", soft_wrap=True)
+
+
+def predictions(run: Run, dataset: Any, trained: list[Stage]) -> dict[str, list[torch.Tensor]]:
+    """Headings and pictures of a few images: the image, the first and the last stage's prediction, the truth."""
+    chosen = {stage.name: stage for stage in (trained[0], trained[-1])}
+    gallery = Gallery(dataset.labels, PANORAMAS)
+    step = max(1, len(dataset) // PANORAMAS)
+    samples = [dataset[index] for index in range(0, len(dataset), step)][:PANORAMAS]
+    rows = {"image": [sample["image"] for sample in samples]}
+    for name, stage in chosen.items():
+        network = build_network(run.meta()["model"], run.labels)
+        network.load_state_dict(part(checkpoint.load(stage.last_path)["method"], "network"))
+        predictor = Predictor(network.to(run.device), run.device)
+        rows[name] = [gallery.colour(predictor(sample["image"][None]).argmax(1)[0].cpu()) for sample in samples]
+    return rows | {"truth": [gallery.colour(sample["label"]) for sample in samples]}

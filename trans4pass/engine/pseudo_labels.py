@@ -1,0 +1,77 @@
+"""Pseudo-labels of an unlabelled set: a class-wise confidence threshold, exact and in constant memory.
+
+The official code holds every confidence map in memory to sort them. Confidences are float16, which has 15,361 values in
+[0,1], so that one counting histogram per class holds the whole sorted list.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trans4pass.errors import ConfigError
+from trans4pass.labels import IGNORE
+
+BINS = int(np.float16(1.0).view(np.uint16)) + 1  # bit patterns of the float16 values 0..1, which sort like the values
+
+
+def confidence(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Class (uint8) and its probability (float16), both (H,W), of averaged logits (1,K,H,W)."""
+    probability, label = logits.float().softmax(1)[0].max(0)
+    return label.to(torch.uint8).cpu().numpy(), probability.to(torch.float16).cpu().numpy()
+
+
+def histogram(label: np.ndarray, probability: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (K, BINS) of each class's float16 confidences."""
+    bins = label.astype(np.int64) * BINS + probability.view(np.uint16)
+    return np.bincount(bins.ravel(), minlength=num_classes * BINS).reshape(num_classes, BINS)
+
+
+def thresholds(counts: np.ndarray, keep: float = 0.5, cap: float = 0.9) -> np.ndarray:
+    """Per-class thresholds (K,) float64 from counts (K, BINS) over the whole set.
+
+    A class's threshold is the value at index round((1 - keep) * n) of its n sorted confidences, capped; 0 where n = 0.
+
+    Args:
+        keep: share of a class's pixels to keep, in [0,1] (more where the cap lowers the threshold).
+        cap: no threshold is above it.
+    """
+    if not 0 <= keep <= 1 or not 0 <= cap <= 1:
+        raise ConfigError(f"keep and cap must be in [0,1], got {keep} and {cap}")
+    total = counts.sum(1)
+    # Python and numpy round halves to even, as the official code does; the last value stands in where n is too small.
+    index = np.minimum(np.round((1 - keep) * total).astype(np.int64), np.maximum(total - 1, 0))
+    bins = (counts.cumsum(1) <= index[:, None]).sum(1)  # the first bin whose running count passes the index
+    values = np.minimum(bins, BINS - 1).astype(np.uint16).view(np.float16).astype(np.float64)
+    return np.where(total > 0, np.minimum(values, cap), 0.0)
+
+
+def pseudo_label(label: np.ndarray, probability: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Labels (H,W) with 255 where the confidence is below the class's threshold."""
+    return np.where(probability.astype(np.float64) < limits[label], IGNORE, label).astype(np.uint8)
+
+
+def spill(path: Path, label: np.ndarray, probability: np.ndarray) -> None:
+    """Write one image's maps; `path` appears only when the file is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".writing")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, label=label, probability=probability)
+    temporary.replace(path)
+
+
+def unspill(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read what `spill` wrote."""
+    with np.load(path) as maps:
+        return maps["label"], maps["probability"]
+
+
+def write_label(path: Path, label: np.ndarray, size: tuple[int, int]) -> None:
+    """Write a label PNG at the image's size (W,H); nearest neighbour where the prediction had another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(label)
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.NEAREST)
+    picture.save(path)

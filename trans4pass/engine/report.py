@@ -1,0 +1,135 @@
+"""What a run leaves to be looked at: pictures, the table, summary.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+from torch import Tensor
+
+from trans4pass.labels import LabelSpace
+
+GAP = 4  # pixels between pictures
+
+
+class Gallery:
+    """Collects the first few images of a set with label and prediction in colour.
+
+    Attributes:
+        rows: per image [image, label, prediction], each uint8 (3,H,W).
+    """
+
+    def __init__(self, labels: LabelSpace, limit: int):
+        self.labels, self.limit = labels, limit
+        self.names: list[str] = []
+        self.rows: list[list[Tensor]] = []
+
+    def add(self, name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
+        """image uint8 (3,H,W); label and prediction (H,W) class indices or 255."""
+        if len(self.rows) < self.limit:
+            self.names.append(name)
+            self.rows.append([image, *(self.colour(values) for values in (label, prediction))])
+
+    def colour(self, values: Tensor) -> Tensor:
+        """Class indices (H,W) as a picture (3,H,W)."""
+        return torch.from_numpy(self.labels.colorize(values.numpy().astype(np.uint8))).permute(2, 0, 1)
+
+
+def contact_sheet(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Rows of pictures uint8 (3,H,W), all of one size or smaller than the first, on white: uint8 (3,H',W')."""
+    height = max(picture.shape[1] for row in rows for picture in row)
+    width = max(picture.shape[2] for row in rows for picture in row)
+    columns = max(len(row) for row in rows)
+    sheet = torch.full((3, len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            top, left = y * (height + GAP), x * (width + GAP)
+            sheet[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+    return sheet
+
+
+def comparison(rows: Mapping[str, Sequence[Tensor]], labels: LabelSpace, least_width: int = 640) -> Image.Image:
+    """The same images under each heading of `rows` (heading -> pictures), stacked image by image, with a legend."""
+    first = next(iter(rows.values()))
+    zoom = max(1, -(-least_width // first[0].shape[2]))
+    font = ImageFont.load_default(14)
+    margin = 12 + max(round(font.getlength(heading)) for heading in rows)
+    blocks = []
+    for index in range(len(first)):
+        blocks.append(contact_sheet([[column[index]] for column in rows.values()]))
+    enlarged = [block.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2) for block in blocks]
+    width = margin + max(block.shape[2] for block in enlarged)
+    total = sum(block.shape[1] + 3 * GAP for block in enlarged)
+    legend = draw_legend(labels, width, font)
+    page = Image.new("RGB", (width, total + legend.height), "white")
+    pen, top = ImageDraw.Draw(page), 0
+    for block in enlarged:
+        page.paste(Image.fromarray(block.permute(1, 2, 0).numpy()), (margin, top))
+        pitch = (block.shape[1] + GAP * zoom) / len(rows)
+        for number, heading in enumerate(rows):
+            pen.text((6, top + number * pitch + pitch / 2 - 10), heading, "black", font)
+        top += block.shape[1] + 3 * GAP
+    page.paste(legend, (0, top))
+    return page
+
+
+def draw_legend(labels: LabelSpace, width: int, font: ImageFont.ImageFont) -> Image.Image:
+    """Class names on their colours, in as many lines as `width` needs."""
+    x, y, places = GAP, GAP, []
+    for name in labels.classes:
+        advance = round(font.getlength(name)) + 40
+        if x + advance > width:
+            x, y = GAP, y + 22
+        places.append((x, y))
+        x += advance
+    legend = Image.new("RGB", (width, y + 24), "white")
+    pen = ImageDraw.Draw(legend)
+    for name, colour, (left, top) in zip(labels.classes, labels.palette, places, strict=True):
+        pen.rectangle((left, top + 2, left + 20, top + 16), fill=tuple(int(value) for value in colour))
+        pen.text((left + 25, top), name, "black", font)
+    return legend
+
+
+def summarise(name: str, seed: int, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The run's figures: per training stage mIoU (percent) by side, and `gain` in points on the target.
+
+    `gain` is the last training stage's target mIoU minus the first one's, both after their last step; None for a run
+    of one training stage or without a target.
+    """
+    stages = {}
+    for stage, result in results.items():
+        if result["kind"] == "train":
+            stages[stage] = {**result["last"], "best": result["best"], "steps": result["steps"]}
+        stages.setdefault(stage, {})["seconds"] = result["seconds"]
+        stages[stage] |= {key: result[key] for key in ("kept",) if key in result}
+    scored = [values["target"] for values in stages.values() if "target" in values]
+    gain = scored[-1] - scored[0] if len(scored) > 1 else None
+    return {"name": name, "seed": seed, "gain": gain, "stages": stages}
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """The run's figures for the console."""
+    shown = Table(title=f"{summary['name']}, seed {summary['seed']}: mIoU in %")
+    for column in ("stage", "source val", "target val, last", "target val, best*", "gain over source-only", "minutes"):
+        shown.add_column(column, justify="left" if column == "stage" else "right")
+    base = next((values["target"] for values in summary["stages"].values() if "target" in values), None)
+    for stage, values in summary["stages"].items():
+        best = values.get("best", {})
+        kept = f"{values['kept']:.0%} of pixels kept" if "kept" in values else ""
+        shown.add_row(
+            stage,
+            number(values.get("source")),
+            number(values.get("target")) or kept,
+            f"{best['target']:.2f} (step {best['step']})" if "target" in best else "",
+            f"{values['target'] - base:+.2f}" if base is not None and "target" in values else "",
+            f"{values['seconds'] / 60:.1f}",
+        )
+    shown.caption = "* best was selected on the target's validation labels; all other columns use none of the target's"
+    return shown
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+

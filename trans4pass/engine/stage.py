@@ -1,0 +1,136 @@
+"""What every stage of a run has: a folder that says what it was made with, where it starts from, whether it is done."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from trans4pass import dist
+from trans4pass.errors import ConfigError
+
+from . import checkpoint
+from .run import Run, flatten, settings_hash, write_json
+
+# Settings that change what a run shows or how fast it is, but not its result.
+COSMETIC = ("enabled", "log_every", "checkpoint_every")
+
+
+@dataclass
+class Stage:
+    """A named part of a run.
+
+    Attributes:
+        name: the stage's key in the config, and its folder's name.
+        config: its settings; the keys must be those of `KEYS`.
+        init: the finished stage whose last weights it starts from, a path of a checkpoint, or None.
+        labelling: the labelling stages before it, by name.
+    """
+
+    run: Run
+    name: str
+    config: Mapping[str, Any]
+    init: "Stage | str | None"
+    labelling: Mapping[str, "Stage"]
+
+    KEYS: ClassVar[tuple[str, ...]] = ("kind", "enabled", "init")
+
+    def __post_init__(self) -> None:
+        for key in self.config:
+            if key not in self.KEYS:
+                raise ConfigError(f"{self.where}.{key} has no effect: the stage takes {', '.join(self.KEYS)}")
+        missing = [key for key in self.KEYS if key not in self.config]
+        if missing:
+            raise ConfigError(f"{self.where} lacks {', '.join(missing)}")
+
+    # ---- what a kind of stage defines ----
+
+    def check(self) -> None:
+        """Raise for everything that can be known to fail before the run starts."""
+        raise TypeError(f"{type(self).__name__} does not define check")
+
+    def execute(self) -> dict[str, Any]:
+        """Do the work, or the rest of it after an interruption; returns what `done.json` says."""
+        raise TypeError(f"{type(self).__name__} does not define execute")
+
+    def inputs(self) -> dict[str, str]:
+        """Digests of the stages whose results it reads."""
+        return {"init": self.init.digest} if isinstance(self.init, Stage) else {}
+
+    # ---- what they share ----
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / self.name
+
+    @property
+    def where(self) -> str:
+        return f"stages.{self.name}"
+
+    @property
+    def last_path(self) -> Path:
+        """The checkpoint that a training stage leaves."""
+        return self.folder / "last.pt"
+
+    def settings(self) -> dict[str, Any]:
+        """All that the stage's result follows from."""
+        own = {key: value for key, value in self.config.items() if key not in COSMETIC}
+        shared = {key: self.run.config[key] for key in ("seed", "model", "labels", "data")}
+        return {**shared, "stage": own, "inputs": self.inputs()}
+
+    @property
+    def digest(self) -> str:
+        return settings_hash(self.settings())
+
+    def result(self) -> dict[str, Any] | None:
+        """What a finished stage left; None where it is not finished."""
+        path = self.folder / "done.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def run_or_skip(self) -> dict[str, Any]:
+        """The result of a finished stage, or execute it."""
+        self.check_settings()
+        dist.barrier()
+        result = self.result()
+        if result is None:
+            if dist.is_main():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.folder / "settings.json", self.settings())
+            dist.barrier()
+            result = self.execute()
+            if dist.is_main():
+                write_json(self.folder / "done.json", result)
+            dist.barrier()
+        return result
+
+    def check_settings(self) -> None:
+        """Refuse to go on with a stage that was begun with other settings; names them."""
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return
+        old, new = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(self.settings())))
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        if changed:
+            lines = "\n".join(f"  {key}: {old.get(key)} -> {new.get(key)}" for key in changed[:12])
+            raise ConfigError(
+                f"stage {self.name} in {self.folder} was begun with other settings:\n{lines}\nTake them back, give the "
+                f"run another name=..., or delete {self.folder} and the stages after it to do them again"
+            )
+
+    def starting_point(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The network to start from, and the whole state of the method it comes from (empty where there is none)."""
+        if isinstance(self.init, str):
+            return self.run.network(weights=self.init), {}
+        network = self.run.network()
+        if self.init is None:
+            return network, {}
+        state = checkpoint.load(self.init.last_path)["method"]
+        network.load_state_dict(part(state, "network"))
+        return network, state
+
+
+def part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The entries of one submodule, without its prefix."""
+    return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}

@@ -1,0 +1,228 @@
+"""A training stage: one method on one or two domains, from one starting point."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from trans4pass import dist
+from trans4pass.data import EvalTransform, SegmentationDataset, eval_loader, train_loader
+from trans4pass.errors import ConfigError
+from trans4pass.methods import Method
+
+from .build import build
+from .evaluation import Predictor, evaluate
+from .log import line, track
+from .optim import build_optimizers
+from .report import Gallery, contact_sheet
+from .run import write_json
+from .schedule import make_schedule
+from .stage import Stage, part
+from .trainer import PRECISIONS, Trainer, TrainerSettings, to_device
+
+log = logging.getLogger(__name__)
+
+TRUTH, NO_LABELS = "truth", "none"
+PICTURES = 4  # images per side in TensorBoard
+TRAINER_KEYS = (
+    "precision", "accumulate", "clip_grad", "on_nonfinite", "eval_every", "checkpoint_every", "log_every"
+)  # fmt: skip
+
+
+class TrainStage(Stage):
+    """Trains one method; leaves `last.pt`, `best.pt` and TensorBoard files.
+
+    Its settings are commented in configs/stage/_train.yaml.
+    """
+
+    KEYS = (*Stage.KEYS, "method", "domains", "optim", "schedule", "steps", "epochs", *TRAINER_KEYS)
+
+    def check(self) -> None:
+        datasets = {domain: self.dataset(domain, ahead=True) for domain in self.config["domains"]}
+        self.build_trainer(datasets, ahead=True)
+
+    def execute(self) -> dict[str, Any]:
+        clock = self.folder / "seconds.json"
+        before = float(clock.read_text()) if clock.exists() else 0.0
+        started = time.perf_counter()
+        datasets = {domain: self.dataset(domain) for domain in self.config["domains"]}
+        trainer = self.build_trainer(datasets)
+        try:
+            trainer.fit(prepare=lambda: trainer.method.prepare(self.plain_loaders(datasets)))
+        finally:
+            seconds = round(before + time.perf_counter() - started, 1)
+            if dist.is_main():
+                write_json(clock, seconds)
+        last = {key: value for key, value in trainer.history[-1].items() if key != "step"}
+        return {"kind": "train", "last": last, "best": trainer.best, "steps": trainer.step, "seconds": seconds}
+
+    def inputs(self) -> dict[str, str]:
+        sources = {domain["labels"] for domain in self.config["domains"].values()} - {TRUTH, NO_LABELS}
+        return super().inputs() | {name: self.labelling_stage(name).digest for name in sorted(sources)}
+
+    # ---- what the trainer is made of ----
+
+    def build_trainer(self, datasets: dict[str, SegmentationDataset], ahead: bool = False) -> Trainer:
+        """The trainer, nothing run yet; `ahead` builds it for checking only, before the stages in front have run."""
+        network, carried = (self.run.network(), {}) if ahead else self.starting_point()
+        method = self.build_method(network, datasets, ahead)
+        discriminator = part(carried, "discriminator")
+        if discriminator and getattr(method, "discriminator", None) is not None:
+            method.discriminator.load_state_dict(discriminator)
+        method.to(self.run.device)
+        if dist.active() and self.run.device.type == "cuda":
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        steps = self.count_steps(datasets)
+        schedule = dict(self.config["schedule"])
+        schedule["total_steps"] = schedule["total_steps"] or steps
+        settings = {key: self.config[key] for key in TRAINER_KEYS}
+        return Trainer(
+            stage=self.name,
+            method=method,
+            optimizers=build_optimizers(method, self.config["optim"], f"{self.where}.optim"),
+            schedule=make_schedule(**schedule),
+            batches=lambda step: self.batches(datasets, step),
+            evaluate=self.evaluate,
+            settings=TrainerSettings(steps=steps, seed=self.run.seed(self.name, "layers"), **settings),
+            folder=self.folder,
+            device=self.run.device,
+            interrupts=self.run.interrupts,
+            meta={**self.run.meta(), "stage": self.name},
+        )
+
+    def build_method(self, network: nn.Module, datasets: dict[str, SegmentationDataset], ahead: bool) -> Method:
+        config = dict(self.config["method"])
+        loss = dict(config.pop("loss"))
+        if loss.get("class_weights") == "auto":
+            loss["class_weights"] = None if ahead else self.counted_weights(datasets["source"])
+        torch.manual_seed(self.run.seed(self.name, "method"))
+        method = build(
+            config,
+            f"{self.where}.method",
+            network=network,
+            loss=build(loss, f"{self.where}.method.loss"),
+        )
+        if set(method.domains) != set(self.config["domains"]):
+            raise ConfigError(
+                f"{self.where}.domains has {', '.join(self.config['domains'])}; the method reads {', '.join(method.domains)}"
+            )
+        return method
+
+    def counted_weights(self, dataset: SegmentationDataset) -> list[float]:
+        """Class weights 1 / ln(1.1 + share of the class's pixels), which gives the published list on Cityscapes."""
+        path = self.folder / "class_weights.json"
+        log.info("counting the classes of %d labels for class_weights=auto", len(dataset))
+        counts = dataset.class_counts().double()
+        weights = [round(1 / math.log(1.1 + share), 4) for share in (counts / counts.sum()).tolist()]
+        if dist.is_main():
+            write_json(path, dict(zip(self.run.labels.classes, weights, strict=True)))
+        return weights
+
+    def count_steps(self, datasets: dict[str, SegmentationDataset]) -> int:
+        steps, epochs = self.config["steps"], self.config["epochs"]
+        if (steps is None) == (epochs is None):
+            raise ConfigError(f"{self.where} needs steps or epochs, and has steps={steps}, epochs={epochs}")
+        if steps is not None:
+            return steps
+        batch = self.config["domains"]["source"]["batch_size"] * dist.world_size() * self.config["accumulate"]
+        return max(1, round(epochs * len(datasets["source"]) / batch))
+
+    # ---- data ----
+
+    def dataset(self, domain: str, ahead: bool = False) -> SegmentationDataset:
+        """A domain's training set with its transform; pseudo-labels do not exist yet when checking `ahead`."""
+        config = self.config["domains"][domain]
+        where = f"{self.where}.domains.{domain}"
+        known = {"data", "split", "labels", "batch_size", "transform"}
+        if set(config) != known:
+            raise ConfigError(f"{where} must have {', '.join(sorted(known))}, it has {', '.join(sorted(config))}")
+        labels = config["labels"]
+        dataset = self.run.dataset(
+            config["data"],
+            config["split"],
+            where,
+            labelled=labels == TRUTH,
+            seed=self.run.seed(self.name, domain, "augmentation"),
+        )
+        if labels not in (TRUTH, NO_LABELS):
+            stage = self.labelling_stage(labels)
+            dataset = dataset if ahead else dataset.relabelled(stage.folder / "labels")
+        transform = build({"_target_": "trans4pass.data.TrainTransform", **config["transform"]}, f"{where}.transform")
+        return dataset.with_transform(transform)
+
+    def labelling_stage(self, name: str) -> Stage:
+        if name not in self.labelling:
+            raise ConfigError(
+                f"{self.where}: labels={name} is neither {TRUTH}, {NO_LABELS} nor an enabled labelling stage before it "
+                f"({', '.join(self.labelling) or 'there is none'})"
+            )
+        return self.labelling[name]
+
+    def batches(self, datasets: dict[str, SegmentationDataset], step: int) -> Iterator[dict[str, Any]]:
+        """Endless micro-batches from the first one of `step` on: domain -> batch."""
+        loaders = {
+            domain: train_loader(
+                dataset,
+                self.config["domains"][domain]["batch_size"],
+                seed=self.run.seed(self.name, domain, "order"),
+                num_workers=self.run.config["num_workers"],
+                start_batch=step * self.config["accumulate"],
+            )
+            for domain, dataset in datasets.items()
+        }
+        while True:
+            yield {domain: next(loader) for domain, loader in loaders.items()}
+
+    def plain_loaders(self, datasets: dict[str, SegmentationDataset]) -> dict[str, Iterator[dict[str, Any]]]:
+        """Finite loaders of this rank's share, at the training size but without augmentation, on the device."""
+        return {domain: self._plain_loader(domain, dataset) for domain, dataset in datasets.items()}
+
+    def _plain_loader(self, domain: str, dataset: SegmentationDataset) -> Iterator[dict[str, Any]]:
+        size = self.config["domains"][domain]["transform"]["size"]
+        loader = eval_loader(dataset.with_transform(EvalTransform(size)), self.run.config["num_workers"])
+        for batch in track(loader, len(loader), f"{self.name}: first prototypes, {domain}"):
+            self.run.interrupts.check_alone()
+            yield to_device({domain: batch}, self.run.device)[domain]
+
+    # ---- evaluation ----
+
+    def evaluate(self, trainer: Trainer, final: bool) -> dict[str, float]:
+        """mIoU by side; between, only the side that picks the best model, at the end all sides."""
+        sides = dict(self.run.validation())
+        if not final:
+            sides = {side: dataset for side, dataset in sides.items() if side == trainer.judge(sides)}
+        predictor = Predictor(trainer.method.network, self.run.device, precision=PRECISIONS[self.config["precision"]])
+        scores = {}
+        for side, dataset in sides.items():
+            gallery = Gallery(dataset.labels, PICTURES)
+            confusion = evaluate(
+                predictor,
+                dataset,
+                self.run.labels,
+                self.run.config["num_workers"],
+                f"{self.name}: evaluate {side}",
+                self.run.interrupts,
+                gallery.add,
+            )
+            scores[side] = confusion.scores().miou
+            trainer.show(f"val/{side}: image, truth, prediction", contact_sheet(gallery.rows))
+        log.info("%s step %d  mIoU %s", self.name, trainer.step, line(scores))
+        if final and dist.is_main():
+            self.show_training_set(trainer, predictor)
+        return scores
+
+    def show_training_set(self, trainer: Trainer, predictor: Predictor) -> None:
+        """Pictures of what was trained on: image, label (truth or pseudo-label), prediction."""
+        for domain, config in self.config["domains"].items():
+            dataset = self.dataset(domain).with_transform(EvalTransform(config["transform"]["size"]))
+            gallery = Gallery(self.run.labels, PICTURES)
+            for index in range(min(PICTURES, len(dataset))):
+                sample = dataset[index]
+                prediction = predictor(sample["image"][None]).argmax(1)[0].cpu()
+                gallery.add(sample["name"], sample["image"], sample["label"], prediction)
+            kind = {TRUTH: "truth", NO_LABELS: "no label"}.get(config["labels"], "pseudo-label")
+            trainer.show(f"train/{domain}: image, {kind}, prediction", contact_sheet(gallery.rows))

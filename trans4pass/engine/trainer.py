@@ -1,0 +1,331 @@
+"""The training loop. It owns device, processes, precision, guards and cadences, and knows no method by name."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from trans4pass import dist
+from trans4pass.errors import ConfigError, UserError
+from trans4pass.methods import Method
+
+from . import checkpoint
+from .interrupt import Interrupted, Interrupts
+from .log import Monitor
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NonFinite(UserError):
+    """A loss or gradient that is NaN or infinite, with `on_nonfinite=error`."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How a stage is trained, whatever its method.
+
+    Attributes:
+        steps: optimiser steps at which the stage stops.
+        seed: of the steps' random layers.
+        accumulate: micro-batches per step.
+        clip_grad: largest norm of each optimiser's gradient; 0 = no clipping.
+        precision: fp32, bf16 or fp16 (with loss scaling) autocast.
+        on_nonfinite: `error` stops at a loss or gradient that is not finite, `skip` leaves the step out.
+        eval_every, checkpoint_every, log_every: steps; the last step always counts; eval_every 0 = at the end only.
+    """
+
+    steps: int
+    seed: int = 0
+    accumulate: int = 1
+    clip_grad: float = 0.0
+    precision: str = "fp32"
+    on_nonfinite: str = "error"
+    eval_every: int = 0
+    checkpoint_every: int = 1000
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}")
+        if self.on_nonfinite not in ("error", "skip"):
+            raise ConfigError(f"on_nonfinite={self.on_nonfinite} is not error or skip")
+        for name in ("steps", "accumulate", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Trainer:
+    """Trains one method for one stage, from its last checkpoint if there is one.
+
+    Args:
+        stage: the stage's name, for messages.
+        method: on its device.
+        optimizers: by submodule name (see `build_optimizers`).
+        schedule: factor on the learning rates by step.
+        batches: called with the first step to run; an endless iterator of micro-batches (domain -> batch, on the CPU).
+        evaluate: called with this trainer and whether it is the last time; returns the mIoU by side, see `judge`.
+        settings: see `TrainerSettings`.
+        folder: of the stage; `last.pt` is written there and read from there.
+        meta: plain values stored in each checkpoint (model, labels, ...).
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        method: Method,
+        optimizers: dict[str, Optimizer],
+        schedule: Callable[[int], float],
+        batches: Callable[[int], Iterator[dict[str, Any]]],
+        evaluate: Callable[["Trainer", bool], dict[str, float]],
+        settings: TrainerSettings,
+        folder: Path,
+        device: torch.device,
+        interrupts: Interrupts,
+        meta: Mapping[str, Any],
+    ):
+        self.stage, self.method, self.optimizers, self.batches = stage, method, optimizers, batches
+        self.evaluate, self.settings, self.folder, self.device = evaluate, settings, folder, device
+        self.interrupts, self.meta = interrupts, meta
+        self.schedulers = {name: LambdaLR(optimizer, schedule) for name, optimizer in optimizers.items()}
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.step = 0
+        self.evaluated = 0  # the last step after which the model was evaluated
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self.skipped = 0
+        self._state = method.state_dict  # of the bare method: keys without DDP's prefix
+        self._call: nn.Module = method
+
+    @property
+    def last_path(self) -> Path:
+        return self.folder / "last.pt"
+
+    # ---- the loop ----
+
+    def fit(self, prepare: Callable[[], None]) -> None:
+        """Train up to `settings.steps`; `prepare` is called once before step 0.
+
+        Raises:
+            Interrupted: a signal came; everything is saved.
+            NonFinite: see `TrainerSettings.on_nonfinite`.
+        """
+        if not self.load():
+            prepare()
+        self._call = self._wrap()
+        self.monitor = monitor = Monitor(
+            self.folder / "tensorboard", self.stage, self.settings.steps, self.step, self.settings.log_every, self.device
+        )
+        batches = self.batches(self.step)
+        with monitor.running(self.step):
+            try:
+                while True:
+                    monitor.pause()
+                    self.between_steps()
+                    if self.step == self.settings.steps:
+                        break
+                    monitor.go_on()
+                    rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
+                    values = self.train_step([next(batches) for _ in range(self.settings.accumulate)])
+                    self.step += 1
+                    monitor.step(self.step, values, rates)
+            except Interrupted:
+                self.save()
+                raise
+
+    def between_steps(self) -> None:
+        """Evaluate, then save, then stop if asked to: a checkpoint never misses its step's evaluation unless it says so."""
+        self.interrupts.check(self.device)
+        final = self.step == self.settings.steps
+        if self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every)):
+            self.method.eval()
+            scores = self.evaluate(self, final)
+            self.method.train()
+            self.monitor.scalars({f"miou/{name}": value for name, value in scores.items()}, self.step)
+            self.evaluated = self.step
+            self.remember(scores)
+            self.save()
+        elif self.step and is_due(self.step, self.settings.checkpoint_every):
+            self.save()
+
+    def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, float]:
+        """One optimiser step; returns losses and values by name."""
+        torch.manual_seed(step_seed(self.settings.seed, self.step, dist.rank()))
+        micro_batches = [to_device(batch, self.device) for batch in micro_batches]
+        before = [buffer.clone() for buffer in self.method.buffers()] if self.settings.on_nonfinite == "skip" else []
+        values: dict[str, Tensor] = {}
+        finite = True
+        for phase in self.method.phases:
+            norms = self.normalisers(phase, micro_batches)
+            for index, batch in enumerate(micro_batches):
+                last = phase == self.method.phases[-1] and index == len(micro_batches) - 1
+                with nullcontext() if last or not dist.active() else self._call.no_sync():
+                    finite = self.forward_backward(phase, batch, norms, values)
+                if not finite:
+                    break
+            if not finite:
+                break
+        if not finite or not self.gradients_are_finite(values, micro_batches):
+            self.skip_step(before)
+        else:
+            for name, optimizer in self.optimizers.items():
+                self.scaler.step(optimizer)
+                optimizer.zero_grad(set_to_none=True)
+            self.scaler.update()
+            values |= self.method.after_step(self.step)
+        for scheduler in self.schedulers.values():
+            scheduler.step()
+        return {name: float(value) for name, value in values.items()}
+
+    # ---- its parts ----
+
+    def forward_backward(
+        self, phase: str, batch: dict[str, Any], norms: Mapping[str, Tensor], values: dict[str, Tensor]
+    ) -> bool:
+        """Add one micro-batch's gradient and values; False, without a backward, where a loss is not finite on any rank."""
+        dtype = PRECISIONS[self.settings.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            losses, extra = self._call(phase, batch, norms)
+        share = 1 / self.settings.accumulate
+        for name, value in (losses | extra).items():
+            key = f"{phase}/{name}"
+            values[key] = values.get(key, 0) + value.detach() * share
+        broken = [f"{phase}/{name}" for name, value in losses.items() if not value.isfinite().all()]
+        if dist.any_(bool(broken), self.device):
+            self.report_nonfinite(broken or [f"{phase} (on another rank)"], [batch])
+            return False
+        self.scaler.scale(sum(losses.values()) * share).backward()
+        return True
+
+    def gradients_are_finite(self, values: dict[str, Tensor], batches: list[dict[str, Any]]) -> bool:
+        """Unscale, measure and clip the gradients, which all ranks share; with fp16 the scaler judges by itself."""
+        for name, optimizer in self.optimizers.items():
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in parameters])
+            values[f"grad_norm/{name}"] = norm
+            if not self.scaler.is_enabled() and not norm.isfinite():
+                self.report_nonfinite([f"gradient of {name}"], batches)
+                return False
+            if self.settings.clip_grad:
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
+        return True
+
+    def report_nonfinite(self, terms: list[str], batches: list[dict[str, Any]]) -> None:
+        names = [name for batch in batches for domain in batch.values() for name in domain["name"]]
+        text = f"stage {self.stage}, step {self.step}: {', '.join(terms)} is not finite; images: {', '.join(names)}"
+        if self.settings.on_nonfinite == "error":
+            raise NonFinite(f"{text}. Lower the learning rate, or leave such steps out with on_nonfinite=skip")
+        self.skipped += 1
+        log.warning("%s; step skipped (%d so far)", text, self.skipped)
+
+    def skip_step(self, buffers: list[Tensor]) -> None:
+        """Leave weights, optimisers and buffers as they were before the step."""
+        for buffer, old in zip(self.method.buffers(), buffers, strict=True):
+            buffer.copy_(old)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.method.discard_step()
+
+    @torch.no_grad()
+    def normalisers(self, phase: str, micro_batches: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The phase's normalisers, averaged over micro-batches and ranks: the mean of means is the whole batch's mean."""
+        each = [self.method.normalisers(phase, batch) for batch in micro_batches]
+        return {name: dist.mean_(torch.stack([norms[name] for norms in each]).mean()) for name in each[0]}
+
+    def _wrap(self) -> nn.Module:
+        """The method in one DDP; buffers are not broadcast, which would overwrite the ranks' banks."""
+        self.method.train()
+        if not dist.active():
+            return self.method
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.method, device_ids=device_ids, broadcast_buffers=False)
+
+    # ---- what is kept ----
+
+    def remember(self, scores: dict[str, float]) -> None:
+        """Note the scores of this step; a new best on the target (else the source) keeps its weights in best.pt."""
+        self.history.append({"step": self.step, **scores})
+        judge = self.judge(scores)
+        if scores[judge] <= self.best.get(judge, float("-inf")):
+            return
+        self.best = {"step": self.step, **scores}
+        if dist.is_main():
+            network = {f"network.{key}": value for key, value in self.method.network.state_dict().items()}
+            checkpoint.save({"method": network, "step": self.step, **self.meta}, self.folder / "best.pt")
+
+    @staticmethod
+    def judge(sides: Collection[str]) -> str:
+        """The side whose mIoU picks the best model: the target where there is one."""
+        return "target" if "target" in sides else "source"
+
+    def show(self, name: str, picture: Tensor) -> None:
+        """Put an RGB picture (3,H,W), uint8, into TensorBoard at the current step."""
+        self.monitor.image(name, picture, self.step)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed stage needs: there is no other state than this and the step."""
+        return {
+            "method": self._state(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "history": self.history,
+            "best": self.best,
+            "skipped": self.skipped,
+            **self.meta,
+        }
+
+    def save(self) -> None:
+        """Write `last.pt` on rank 0."""
+        if dist.is_main():
+            checkpoint.save(self.state(), self.last_path)
+
+    def load(self) -> bool:
+        """Continue from `last.pt`, or the checkpoint before it; False where there is none."""
+        state = checkpoint.load_latest(self.last_path)
+        if state is None:
+            return False
+        self.method.load_state_dict(state["method"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+            self.schedulers[name].load_state_dict(state["schedulers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        for name in ("step", "evaluated", "history", "best", "skipped"):
+            setattr(self, name, state[name])
+        log.info("stage %s goes on at step %d of %d", self.stage, self.step, self.settings.steps)
+        return True
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0 = never) happens at this one."""
+    return every > 0 and step % every == 0
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for the random layers of one step on one rank."""
+    mixed = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(mixed, "little") >> 1
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Move the tensors of domain -> {image, label, name}."""
+    return {
+        domain: {
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+        for domain, values in batch.items()
+    }

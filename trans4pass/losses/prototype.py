@@ -1,0 +1,79 @@
+"""Prototype distillation of Mutual Prototypical Adaptation (Trans4PASS, arXiv 2203.01452, section 3.3).
+
+Pixels' features are pulled towards their class's prototype by a softened KL divergence over channels and a
+cross-entropy against the prototype's strongest channel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trans4pass.labels import IGNORE
+
+from .pixel import safe_ratio
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of integer labels (B,H,W) to (B,*size), int64."""
+    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+
+
+def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Per-class sums of feature vectors and pixel counts, without a loop over classes.
+
+    Args:
+        features: (B,E,h,w).
+        labels: (B,h,w) class indices; 255 is left out.
+    Returns:
+        sums (K,E) and counts (K,), both of `features`' dtype.
+    """
+    vectors = features.permute(0, 2, 3, 1)[labels != IGNORE]  # B,E,h,w -> N,E labelled pixels
+    classes = labels[labels != IGNORE]
+    sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, classes, vectors)
+    return sums, torch.bincount(classes, minlength=num_classes).to(features.dtype)
+
+
+def prototype_distillation(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    temperature: float = 20.0,
+    alpha: float = 0.9,
+    over: str = "labelled",
+    normaliser: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Distil class prototypes into the features of labelled pixels.
+
+    With t = the features in which each labelled pixel's vector is its class's prototype, and softmax over channels:
+    a*T^2 * mean[softmax(t/T) * (log softmax(t/T) - log softmax(f/T))] + (1-a) * CE(f, argmax t).
+
+    Args:
+        features: f, (B,E,h,w).
+        labels: (B,h,w) at the features' size; 255 = no label.
+        prototypes: (K,E); a row with a non-finite number is a class without a prototype, whose pixels count as unlabelled.
+        temperature: T > 0.
+        alpha: a in [0,1], the share of the KL term.
+        over: `all` takes the means over all pixels, as the official code does (an unlabelled pixel is its own target);
+            `labelled` over labelled pixels only.
+        normaliser: number of labelled pixels in the whole batch (for `labelled`); this batch's own where None.
+    Returns:
+        the scalar loss and its two weighted terms by name (`kl`, `ce`), detached.
+    """
+    has_prototype = prototypes.isfinite().all(1)
+    labelled = labels != IGNORE
+    labelled = labelled & has_prototype[labels.where(labelled, 0)]
+    rows = prototypes[labels.where(labelled, 0)].permute(0, 3, 1, 2)  # B,h,w,E -> B,E,h,w
+    target = torch.where(labelled[:, None], rows.to(features.dtype), features.detach())
+
+    soft_target = F.log_softmax(target / temperature, 1)
+    soft = F.log_softmax(features / temperature, 1)
+    divergence = (soft_target.exp() * (soft_target - soft)).mean(1)  # B,h,w
+    strongest = F.cross_entropy(features, target.argmax(1), reduction="none")
+    if over == "labelled":
+        count = labelled.sum() if normaliser is None else normaliser
+        kl = safe_ratio((divergence * labelled).sum(), count)
+        ce = safe_ratio((strongest * labelled).sum(), count)
+    else:
+        kl, ce = divergence.mean(), strongest.mean()
+    kl, ce = alpha * temperature**2 * kl, (1 - alpha) * ce
+    return kl + ce, {"kl": kl.detach(), "ce": ce.detach()}

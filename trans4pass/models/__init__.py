@@ -1,0 +1,17 @@
+from trans4pass.models.dmlp import DMLPHead
+from trans4pass.models.dmlp_v2 import DMLPv2Head
+from trans4pass.models.output import HeadOutput, SegOutput
+from trans4pass.models.pyramid import PyramidTransformer
+from trans4pass.models.registry import MODELS, create_model
+from trans4pass.models.segmentor import Segmentor
+
+__all__ = [
+    "MODELS",
+    "DMLPHead",
+    "DMLPv2Head",
+    "HeadOutput",
+    "PyramidTransformer",
+    "SegOutput",
+    "Segmentor",
+    "create_model",
+]

@@ -1,0 +1,71 @@
+"""Building blocks that the encoder and the heads share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trans4pass.ops import deform_conv2d
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that falls back on its running statistics, unchanged, where a batch has one value per channel.
+
+    One value has no variance, and the library raises; the coarsest map of a 32 x 32 image at batch 1 is such a case.
+    `SyncBatchNorm.convert_sync_batchnorm` replaces it like any other BatchNorm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class DepthwiseConv(nn.Module):
+    """A 3x3 depth-wise convolution under the name that the official checkpoints use."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dwconv(x)
+
+
+class DeformableProjection(nn.Module):
+    """A k x k convolution that learns where to sample, and how much each sample counts.
+
+    Maps [B, in, H, W] to [B, out, Ho, Wo]. Offsets are in pixels, clamped to +-(min(H, W) // 4) of the input;
+    modulators are 2*sigmoid, in (0, 2). Both convolutions start at zero (see `zero_deformation`), so that the layer
+    starts as the plain convolution `proj`. With `deform=False` it is that plain convolution.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, kernel: int, stride: int, deform: bool = True, backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        shape = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
+        self.proj = nn.Conv2d(in_dim, out_dim, **shape)
+        self.deform, self.backend = deform, backend
+        if deform:
+            self.offset_conv = nn.Conv2d(in_dim, 2 * kernel * kernel, **shape)
+            self.modulator_conv = nn.Conv2d(in_dim, kernel * kernel, **shape)
+
+    def project(self, x: Tensor) -> Tensor:
+        if not self.deform:
+            return self.proj(x)
+        limit = min(x.shape[-2:]) // 4
+        offset = self.offset_conv(x).clamp(-limit, limit)
+        modulator = 2 * torch.sigmoid(self.modulator_conv(x))
+        conv = self.proj
+        return deform_conv2d(
+            x, offset, modulator, conv.weight, conv.bias, conv.stride[0], conv.padding[0], self.backend
+        )
+
+
+def zero_deformation(module: nn.Module) -> None:
+    """Set the offset and modulator convolutions of every `DeformableProjection` in `module` to zero; call it last."""
+    for child in module.modules():
+        if isinstance(child, DeformableProjection) and child.deform:
+            for conv in (child.offset_conv, child.modulator_conv):
+                nn.init.zeros_(conv.weight)
+                nn.init.zeros_(conv.bias)

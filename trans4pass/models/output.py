@@ -1,0 +1,19 @@
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class HeadOutput(NamedTuple):
+    """What every head returns from the encoder's four maps, all at stride 4 or a head's own stride."""
+
+    features: Tensor  # (B,E,h,w) the space prototypes live in
+    logits: Tensor  # (B,K,h,w) before they are resized to the input
+    aux: dict[str, Tensor]  # extra supervised maps by name, before they are resized
+
+
+class SegOutput(NamedTuple):
+    """What every segmentor returns."""
+
+    logits: Tensor  # (B,K,H,W) at the input's size
+    features: Tensor  # (B,E,H/4,W/4) the space prototypes live in
+    aux: dict[str, Tensor]  # extra supervised maps by name, at their head's own size

@@ -1,0 +1,45 @@
+"""The segmentation model that every encoder and head is put together in."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trans4pass.errors import ConfigError
+from trans4pass.models.output import SegOutput
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALLEST = 32
+
+
+class Segmentor(nn.Module):
+    """Normalise, encode, decode, and resize the logits to the image.
+
+    `encoder` maps a normalised image to a list of four maps, finest first, and tells their widths and strides as
+    `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels`. Any pair
+    that keeps to this fits.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> SegOutput:
+        """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; H and W at least 32, else ConfigError."""
+        if min(image.shape[-2:]) < SMALLEST:
+            height, width = image.shape[-2:]
+            raise ConfigError(
+                f"an image is {width}x{height} (W x H); both sides must be at least {SMALLEST}: enlarge it"
+            )
+        if image.dtype == torch.uint8:
+            image = image.to(self.mean.dtype) / 255
+        return self.forward_normalised((image - self.mean) / self.std)
+
+    def forward_normalised(self, x: Tensor) -> SegOutput:
+        """Segment [B, 3, H, W] that has ImageNet's mean and deviation already taken out."""
+        features, logits, aux = self.head(self.encoder(x))
+        logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=True)
+        return SegOutput(logits, features, aux)
