@@ -131,9 +131,9 @@ def _batches(dataset: Dataset, num_workers: int, **batching) -> Batches:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    # Terminals and schedulers signal the whole process group; the main process alone decides when to stop. Workers end
-    # when it tells them to or, within seconds, when it is gone.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    # Terminals and schedulers signal the whole process group; the main process alone decides when to stop.
+    # SIGTERM stays as it is: a DataLoader ends its workers with it.
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

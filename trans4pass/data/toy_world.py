@@ -28,6 +28,7 @@ rendering, and is the same to the byte on one machine; another processor or NumP
 import fcntl
 import functools
 import json
+import math
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
@@ -108,8 +109,8 @@ class Streets:
 
 SOURCE_STREETS = Streets(
     road=(3.2, 4.4),
-    verge=(0.7, 1.6),
-    sidewalk=(2.4, 3.6),
+    verge=(0.6, 1.4),
+    sidewalk=(2.8, 4.4),
     lawn=(1.0, 3.0),
     bend=(0.0, 4.0),
     storeys=(2, 4),
@@ -124,8 +125,8 @@ SOURCE_STREETS = Streets(
 )
 TARGET_STREETS = Streets(
     road=(4.0, 5.4),
-    verge=(0.7, 2.0),
-    sidewalk=(2.2, 3.2),
+    verge=(0.6, 1.8),
+    sidewalk=(2.4, 4.0),
     lawn=(0.7, 2.2),
     bend=(0.0, 6.0),
     storeys=(2, 5),
@@ -322,9 +323,8 @@ def _description(world: ToyWorld) -> dict:
 def _check_same(old: dict, new: dict, root: Path) -> None:
     changed = [f"{key}: {old.get(key)} there, {new[key]} asked for" for key in new if old.get(key) != new[key]]
     if changed:
-        raise ConfigError(
-            f"{root} holds a toy world with other settings ({'; '.join(changed)}); use another root or delete that folder"
-        )
+        mend = "use another root, or delete that folder"
+        raise ConfigError(f"{root} holds a toy world with other settings ({'; '.join(changed)}); {mend}")
 
 
 def _clear(root: Path) -> None:
@@ -354,7 +354,7 @@ class Street(NamedTuple):
 
     def middle(self, y):
         """x of the street's middle line at y; 0 at y = 0."""
-        return self.bend * (np.sin(y / 22 + self.phase) - np.sin(self.phase))
+        return self.bend * (np.sin(y / 22 + self.phase) - math.sin(self.phase))
 
     def angle(self, y):
         """The street's direction at y, radians clockwise from +y."""
@@ -370,6 +370,13 @@ class Street(NamedTuple):
         yaw = self.angle(along) + (0 if side > 0 else np.pi)
         return Place(self.middle(along) + side * (self.road + beyond), along, yaw)
 
+    def blocks(self) -> list[tuple[float, float]]:
+        """The stretches of y with houses: one, or one on either side of a crossing."""
+        gap = self.crossing_road + self.front
+        if self.crossing > REACH:
+            return [(-REACH, REACH)]
+        return [(-REACH, self.crossing - gap), (self.crossing + gap, REACH)]
+
     def crossed(self, along: float, margin: float) -> bool:
         """Whether the crossing street, `margin` m on either side included, is at y = `along`."""
         return abs(along - self.crossing) < self.crossing_road + margin
@@ -383,7 +390,7 @@ class Place(NamedTuple):
     yaw: float
 
     def offset(self, right: float, forward: float) -> "Place":
-        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
         return Place(self.x + right * cos + forward * sin, self.y - right * sin + forward * cos, self.yaw)
 
 
@@ -408,8 +415,8 @@ class Scene(NamedTuple):
 
 
 def _colours(codes: str) -> np.ndarray:
-    """Space-separated RRGGBB codes as (n,3) from 0 to 1."""
-    return np.array([list(bytes.fromhex(code)) for code in codes.split()]) / 255
+    """Space-separated RRGGBB codes as float32 (n,3) from 0 to 1."""
+    return np.array([list(bytes.fromhex(code)) for code in codes.split()], np.float32) / 255
 
 
 # Hues overlap between classes on purpose: texture and place have to tell a wall from a house and a sign from a coat.
@@ -422,7 +429,8 @@ TRUNKS = _colours("4d3624")
 CLOTHES = _colours("b32929 263880 d9ccb8 292933 bf731a 733373")
 SKINS = _colours("d19e80 8c6147")
 PAINTS = _colours("bf1414 1a338c d1d1d6 1a1a1f 8c9199 1f614d")
-GLASS = _colours("1f2630")
+GLASS, PANES = _colours("1f2630"), _colours("293040 8599b0")[..., None]  # of cars (1,3); darkest and brightest (2,3,1)
+LAMPS = _colours("f2edcc bf0d0d")[..., None]  # (2,3,1) front and back
 GROUND = _colours("4f4f57 998c82 6b7333")  # of road, sidewalk and terrain
 ZENITH, HORIZON = _colours("6b9ef2 ebf2ff")[..., None]  # (3,1) each
 
@@ -440,7 +448,7 @@ class Builder:
 
     def add(self, form, texture, label, place: Place, size, bottom: float, colour) -> None:
         """A shape of `size` = (width, length, height) in m, `bottom` m above the ground."""
-        half = np.asarray(size) / 2
+        half = tuple(extent / 2 for extent in size)
         self.rows.append((form, texture, label, (place.x, place.y, bottom + half[2]), half, place.yaw, colour))
 
     def building(self, place: Place, width: float, depth: float, storeys: float) -> None:
@@ -476,9 +484,8 @@ class Builder:
         """A disc or a board on a pole, its face along the street."""
         bottom, size = self.rng.uniform((2.2, 1.1), (2.8, 1.4))
         self.add(BOX, PLAIN, POLE, place, (0.28, 0.28, bottom + 0.05), 0, self.pick(METALS))
-        form, extent = (
-            (ELLIPSOID, (size, 0.4, size)) if self.rng.random() < 0.5 else (BOX, (1.15 * size, 0.3, 0.8 * size))
-        )
+        disc, board = (ELLIPSOID, (size, 0.4, size)), (BOX, (1.15 * size, 0.3, 0.8 * size))
+        form, extent = disc if self.rng.random() < 0.5 else board
         self.add(form, DISC, SIGN, place, extent, bottom, self.pick(SIGNS))
 
     def person(self, place: Place) -> None:
@@ -522,20 +529,17 @@ def build_scene(rng: Generator, streets: Streets) -> Scene:
 
 def _add_lots(builder: Builder, street: Street, side: int, walls: float, storeys: Range) -> None:
     """Houses from end to end: at the building line, or behind a garden with a wall and a tree."""
-    rng, along = builder.rng, -REACH
-    while along < REACH:
-        width = rng.uniform(7, 14)
-        middle = along + width / 2
-        if street.crossed(middle, street.front + width / 2 - 1):
-            along = street.crossing + street.crossing_road + street.front if middle > street.crossing else along + 3
-            continue
-        place = street.place(side, street.front, middle)
-        garden = rng.random() < walls
-        if garden:
-            builder.wall(place, width)
-            builder.tree(place.offset(3.5, rng.uniform(-2, 2)), rng.uniform(4, 6))
-        builder.building(place.offset(9 if garden else 0, 0), width, 11, rng.uniform(*storeys))
-        along += width + rng.choice((0.0, 2.5))
+    rng = builder.rng
+    for start, stop in street.blocks():
+        count = round((stop - start) / rng.uniform(8, 13)) or 1
+        width = (stop - start) / count
+        for along in start + width * (np.arange(count) + 0.5):
+            place, gap = street.place(side, street.front, along), rng.choice((0.0, 2.0))
+            garden = rng.random() < walls
+            if garden:
+                builder.wall(place, width)
+                builder.tree(place.offset(3.5, rng.uniform(-2, 2)), rng.uniform(4, 6))
+            builder.building(place.offset(9 if garden else 0, 0), width - gap, 11, rng.uniform(*storeys))
 
 
 def _add_corners(builder: Builder, street: Street, storeys: Range) -> None:
@@ -550,7 +554,7 @@ def _add_corners(builder: Builder, street: Street, storeys: Range) -> None:
 
 def _add_kerb(builder: Builder, street: Street, side: int, pitch: float, trees: float) -> None:
     rng = builder.rng
-    for slot in np.arange(-REACH / 2, REACH, pitch):
+    for slot in np.arange(-REACH / 2, 0.75 * REACH, pitch):
         along, beyond, kind = rng.uniform((slot - 0.3 * pitch, 0.4, 0), (slot + 0.3 * pitch, 0.8, 1))
         if street.crossed(along, 0.5):
             continue
@@ -578,6 +582,7 @@ def _add_sidewalk(builder: Builder, street: Street, side: int, people: float, bu
 def _add_cars(builder: Builder, street: Street, cars: float) -> None:
     """Cars parked at both kerbs and driving in both lanes, `cars` per 10 m in all, with room around the ego car."""
     rng, slot_length = builder.rng, 6.5
+    # (side, m beyond the kerb, m to stay away from the ego car): parked right and left, oncoming, ahead or behind
     lanes = ((1, -1.1, 7.0), (-1, -1.1, 4.0), (-1, -0.65 * street.road, 4.0), (1, -0.6 * street.road, 16.0))
     for slot in np.arange(-REACH / 2, REACH, slot_length):
         for side, beyond, room in lanes:
@@ -631,7 +636,7 @@ def pinhole_camera(size: tuple[int, int], fov: float, position: np.ndarray, head
 
 
 def panorama_camera(size: tuple[int, int], position: np.ndarray, heading: float) -> Camera:
-    """A level equirectangular camera with square pixels, 360 degrees wide, whose middle column looks along `heading`."""
+    """A level equirectangular camera of `size` (width, height) square pixels, 360 degrees wide, `heading` in the middle."""
     width, height = size
     # The first and the last sample both lie on the seam; the modulo makes their directions exactly equal.
     turns = np.arange(2 * width + 1) % (2 * width) / (2 * width) - 0.5
@@ -701,7 +706,7 @@ def _cross_in_plan(form: np.ndarray, start: np.ndarray, plan: np.ndarray) -> tup
 
 
 def _cross_ball(start: np.ndarray, plan: np.ndarray, lift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First t of rays from `start` (3,) along `plan` (2,c) and `lift` (r,) on the unit ball, (r,c), and where it counts."""
+    """First t on the unit ball of rays from `start` (3,) along `plan` (2,c) and `lift` (r,), and where they meet it."""
     a = (plan**2).sum(axis=0) + lift[:, None] ** 2
     b = start[:2] @ plan + lift[:, None] * start[2]
     root = b * b - a * ((start**2).sum() - 1)
@@ -757,12 +762,12 @@ def draw_look(rng: Generator, strength: float) -> Look:
         clouds=rng.uniform(0, 1),
         hue=rng.uniform(-8, 8) + SHIFT.hue * strength,
         haze=rng.uniform(0.001, 0.004) + SHIFT.haze * strength,
-        cast=rng.uniform(0.95, 1.05, 3) * np.asarray(SHIFT.cast) ** strength,
+        cast=np.float32(rng.uniform(0.95, 1.05, 3) * np.asarray(SHIFT.cast) ** strength),
         contrast=rng.uniform(0.95, 1.1) * SHIFT.contrast**strength,
         saturation=rng.uniform(0.9, 1.15) * SHIFT.saturation**strength,
         noise=rng.uniform(0.005, 0.015) + SHIFT.noise * strength,
         ground=rng.uniform(0.85, 1.15, (3, 1)) * rng.uniform(0.95, 1.05, (3, 3)),
-        drift=rng.uniform(0, 256, (2, 1)),
+        drift=np.float32(rng.uniform(0, 256, (2, 1))),
     )
 
 
@@ -770,20 +775,20 @@ def shade(
     scene: Scene, camera: Camera, depth: np.ndarray, hit: np.ndarray, look: Look
 ) -> tuple[np.ndarray, np.ndarray]:
     """Colours, float32 (3,R,C) from 0 upwards, and label ids, uint8 (R,C), of what `trace` found."""
-    rays = np.empty((3, *depth.shape), np.float32)
-    rays[:2], rays[2] = camera.plan[:, None], camera.rise[:, None]
-    length = np.sqrt((rays**2).sum(axis=0))
-    points, distance = camera.position.astype(np.float32)[:, None, None] + depth * rays, depth * length
-    shapes, ground, sky = hit < len(scene.shapes), hit == len(scene.shapes), hit > len(scene.shapes)
+    rays = np.stack(np.broadcast_arrays(*camera.plan, camera.rise[:, None])).reshape(3, -1)  # (3,R*C)
+    length, t, found, count = np.sqrt((rays**2).sum(axis=0)), depth.ravel(), hit.ravel(), len(scene.shapes)
+    points, distance = camera.position.astype(np.float32)[:, None] + t * rays, t * length
+    shapes, ground, sky = (np.flatnonzero(kind) for kind in (found < count, found == count, found > count))
 
-    colours, labels = np.empty_like(rays), np.full(hit.shape, SKY, np.uint8)
-    labels[shapes] = scene.shapes["label"][hit[shapes]]
-    colours[:, shapes] = _shade_shapes(scene.shapes, hit[shapes], points[:, shapes], distance[shapes], look)
+    colours, labels = np.empty_like(rays), np.full(found.shape, SKY, np.uint8)
+    labels[shapes] = scene.shapes["label"][found[shapes]]
+    colours[:, shapes] = _shade_shapes(scene.shapes, found[shapes], points[:, shapes], distance[shapes], look)
     labels[ground], colours[:, ground] = _shade_ground(scene.street, points[:, ground], distance[ground], look)
     colours[:, sky] = _shade_sky(rays[:, sky] / length[sky], look)
-    clear = np.where(sky, 1, np.exp(-look.haze * distance))
-    glow = HORIZON[..., None] * (look.ambient + 0.3 * look.sun)
-    return colours * clear + glow * (1 - clear), labels
+    distance[sky] = 0  # the haze is in its colours
+    glow = HORIZON * (look.ambient + 0.3 * look.sun)
+    colours = glow + (colours - glow) * np.exp(-look.haze * distance)
+    return colours.reshape(3, *hit.shape), labels.reshape(hit.shape)
 
 
 def _shade_sky(rays: np.ndarray, look: Look) -> np.ndarray:
@@ -810,12 +815,14 @@ def _shade_ground(
     zebra = (np.abs(before - 1.8) < 1.3) & (across % 1.2 < 0.6)
     joints = walk & ((x % 1 < 0.1) | (y % 1 < 0.1))
     kerb = walk & (beyond < street.verge + 0.25)
-    tone = 1 + 0.06 * fine * _noise(x * 9, y * 9) + 0.05 * _noise(x, y) + 0.2 * kerb - 0.2 * fine * joints
-    tone += 0.1 * grass * _noise(x * 5 + 60, y * 5)
+    tone = 1 + 0.06 * fine * _noise(x * 9, y * 9) + 0.05 * _noise(x, y)
+    tone[grass] += 0.1 * _noise(x[grass] * 5, y[grass] * 5)
+    tone[joints] -= 0.2 * fine[joints]
+    tone[kerb] += 0.2
     tone *= 1 - 0.35 * np.exp(-np.abs(street.front - beyond) / 0.5)  # the foot of the houses is dark
 
     surfaces = _rotate_hue(GROUND * look.ground, look.hue)
-    albedo = surfaces[np.where(road, 0, np.where(walk, 1, 2))].T * tone
+    albedo = np.take(surfaces.T, np.where(road, 0, np.where(walk, 1, 2)), axis=1) * tone
     albedo[:, road & (lines | zebra)] = 0.85
     label = np.where(road, ROAD, np.where(walk, SIDEWALK, TERRAIN)).astype(np.uint8)
     return label, albedo * (look.ambient + look.sun * look.towards_sun[2])
@@ -824,7 +831,7 @@ def _shade_ground(
 class Surface(NamedTuple):
     """Points on the surfaces of shapes."""
 
-    index: np.ndarray  # (n,) of the shape
+    seed: np.ndarray  # (n,) the shape's number, float32: tells its texture from its neighbours'
     local: np.ndarray  # (3,n) right, forward and up from the shape's centre, m
     unit: np.ndarray  # (3,n) the same in half extents, -1 .. 1
     half: np.ndarray  # (3,n) the half extents, m
@@ -842,20 +849,23 @@ def _shade_shapes(
     shapes: np.ndarray, index: np.ndarray, points: np.ndarray, distance: np.ndarray, look: Look
 ) -> np.ndarray:
     """Colours (3,n) of `points` (3,n) on the surfaces of `shapes[index]`, `distance` (n,) m away."""
-    x, y, z = points - shapes["centre"][index].T
-    half, ball = shapes["half"][index].T, shapes["form"][index] == ELLIPSOID
+    centre, half, colour = (
+        np.take(values.T, index, axis=1)
+        for values in (shapes["centre"], shapes["half"], _rotate_hue(shapes["colour"], look.hue))
+    )  # (3,n) each
+    x, y, z = points - centre
     local = np.stack([*_turn(x, y, shapes["yaw"][index]), z])
     unit = local / half
     face = np.abs(unit).argmax(axis=0)
-    normal = np.where(ball, unit / half, np.where(np.arange(3)[:, None] == face, np.sign(unit), 0))
+    normal = np.where(shapes["form"][index] == BOX, np.sign(unit) * (np.arange(3)[:, None] == face), unit / half)
     normal /= np.sqrt((normal**2).sum(axis=0))
 
-    texture, height, fine = shapes["texture"][index], points[2], np.exp(-distance / 30)
-    albedo = _rotate_hue(shapes["colour"], look.hue)[index].T
-    albedo = albedo * (1 + 0.08 * fine * _noise((points[0] + points[1]) * 8, height * 8))
+    texture, seed = shapes["texture"][index], index.astype(np.float32)
+    height, fine = points[2], np.exp(-distance / 30)
+    albedo = colour * (1 + 0.08 * fine * _noise((points[0] + points[1]) * 8, height * 8))
     for kind, paint in TEXTURES.items():
         at = texture == kind
-        surface = Surface(index[at], local[:, at], unit[:, at], half[:, at], face[at], height[at], fine[at])
+        surface = Surface(seed[at], local[:, at], unit[:, at], half[:, at], face[at], height[at], fine[at])
         albedo[:, at] = paint(albedo[:, at], surface)
 
     sun = np.stack([*_turn(*look.towards_sun[:2], shapes["yaw"]), np.full(len(shapes), look.towards_sun[2])])
@@ -865,14 +875,13 @@ def _shade_shapes(
 
 def _facade(albedo: np.ndarray, at: Surface) -> np.ndarray:
     """Windows 2.2 m apart, a storey every 3 m with a ledge, and doors at the foot."""
-    column, storey = at.run / 2.2 + at.index * 7, at.height / 3
+    column, storey = at.run / 2.2 + at.seed * 7, at.height / 3
     u, v = np.abs(column % 1 - 0.5), storey % 1
-    chance = _chance(column, storey + at.index * 3)
+    chance = _chance(column, storey + at.seed * 3)
     door = (storey < 1) & (chance < 0.3) & (u < 0.26) & (v < 0.78)
     window = (u < 0.26) & (np.abs(v - 0.55) < 0.27) & (at.face < 2) & ~door
-    glass = np.array([[0.16], [0.19], [0.24]]) + np.array([[0.36], [0.43], [0.45]]) * chance**2
-    albedo = np.where(window, glass, albedo * np.where(v < 0.08, 0.8, 1))
-    return np.where(door, albedo * 0.45, albedo)
+    albedo = albedo * np.where(door, 0.45, np.where(v < 0.08, 0.8, 1)).astype(np.float32)
+    return np.where(window, PANES[0] + (PANES[1] - PANES[0]) * chance**2, albedo)
 
 
 def _bricks(albedo: np.ndarray, at: Surface) -> np.ndarray:
@@ -880,13 +889,15 @@ def _bricks(albedo: np.ndarray, at: Surface) -> np.ndarray:
     course = at.height / 0.45
     stone = at.run / 0.9 + 0.5 * (np.floor(course) % 2)
     joint = (course % 1 < 0.16) | (stone % 1 < 0.1)
-    tone = 0.75 + 0.45 * _chance(stone + at.index * 5, course) - 0.35 * joint * at.fine
-    return albedo * np.where(at.local[2] > at.half[2] - 0.22, 1.35, tone)
+    tone = 0.75 + 0.45 * _chance(stone + at.seed * 5, course)
+    tone[joint] -= 0.35 * at.fine[joint]
+    tone[at.local[2] > at.half[2] - 0.22] = 1.35
+    return albedo * tone
 
 
 def _leaves(albedo: np.ndarray, at: Surface) -> np.ndarray:
     """Light and dark clumps, lighter towards the top."""
-    clumps = _noise((at.local[0] + at.local[1]) * 5 + at.index * 9, at.height * 5) * (0.4 + 0.6 * at.fine)
+    clumps = _noise((at.local[0] + at.local[1]) * 5 + at.seed * 9, at.height * 5) * (0.4 + 0.6 * at.fine)
     return albedo * (0.95 + 0.3 * at.unit[2] + 0.28 * clumps).clip(0.25)
 
 
@@ -894,14 +905,14 @@ def _carbody(albedo: np.ndarray, at: Surface) -> np.ndarray:
     """Wheels, a dark underside, white lamps at the front and red ones at the back."""
     wheel = (at.face == 0) & (np.hypot(np.abs(at.local[1]) - 0.62 * at.half[1], at.height - 0.34) < 0.36)
     lamp = (at.face == 1) & (np.abs(at.unit[0]) > 0.55) & (np.abs(at.height - 0.65) < 0.14)
-    light = np.where(at.unit[1] > 0, np.array([[0.95], [0.93], [0.80]]), np.array([[0.75], [0.05], [0.05]]))
-    return np.where(wheel | (at.height < 0.24), 0.06, np.where(lamp, light, albedo))
+    albedo = np.where(lamp, np.where(at.unit[1] > 0, *LAMPS), albedo)
+    return np.where(wheel | (at.height < 0.24), 0.06, albedo)
 
 
 def _disc(albedo: np.ndarray, at: Surface) -> np.ndarray:
     """A white field with a dark bar in a coloured frame."""
-    field = np.where(np.abs(at.unit[2]) < 0.2, 0.15, 0.92)
-    return np.where(np.hypot(at.unit[0], at.unit[2]) < 0.6, field, albedo)
+    albedo = np.where(np.hypot(at.unit[0], at.unit[2]) < 0.6, 0.92, albedo)
+    return np.where((np.abs(at.unit[0]) < 0.5) & (np.abs(at.unit[2]) < 0.15), 0.15, albedo)
 
 
 TEXTURES = {FACADE: _facade, BRICKS: _bricks, LEAVES: _leaves, CARBODY: _carbody, DISC: _disc}

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import get_class, get_method
+from hydra.utils import get_object
 
 from trans4pass.errors import ConfigError, UserError
 
@@ -45,12 +45,9 @@ def find_target(name: Any, where: str) -> Any:
             f"and {', '.join(NAMES)} only"
         )
     try:
-        return get_class(name)
-    except Exception:
-        try:
-            return get_method(name)
-        except Exception as error:
-            raise ConfigError(f"{where}._target_ is {name}, which does not exist") from error
+        return get_object(name)
+    except Exception as error:
+        raise ConfigError(f"{where}._target_ is {name}, which does not exist") from error
 
 
 def check_arguments(target: Any, values: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> None:

@@ -29,7 +29,9 @@ def processes(device: str) -> Iterator[torch.device]:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield chosen
         return
-    td.init_process_group("nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None)
+    td.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None
+    )
     try:
         yield chosen
     finally:

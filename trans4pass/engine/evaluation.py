@@ -38,7 +38,9 @@ class TestTime:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0 or self.yaw_rolls < 1:
-            raise ConfigError(f"scales must be positive and yaw_rolls >= 1, got {list(self.scales)} and {self.yaw_rolls}")
+            raise ConfigError(
+                f"scales must be positive and yaw_rolls >= 1, got {list(self.scales)} and {self.yaw_rolls}"
+            )
 
     def settings(self) -> dict[str, Any]:
         return {**asdict(self), "scales": list(self.scales)}

@@ -13,7 +13,7 @@ class Interrupted(Exception):
     """A signal asked the run to stop; what must be kept is saved."""
 
     def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
+        super().__init__(f"{signal.Signals(number).name}: stopped")
         self.number = number
 
     @property

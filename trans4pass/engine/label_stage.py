@@ -18,6 +18,7 @@ from trans4pass.labels import IGNORE
 from . import pseudo_labels
 from .evaluation import Predictor, TestTime, predict_all
 from .log import track
+from .pictures import write_label
 from .run import write_json
 from .stage import Stage
 from .trainer import PRECISIONS
@@ -106,6 +107,6 @@ class LabelStage(Stage):
             kept += torch.tensor([(label != IGNORE).sum(), label.size], dtype=torch.float64)
             with Image.open(item.image) as image:
                 size = image.size
-            pseudo_labels.write_label(self.folder / "labels" / f"{item.name}_labelTrainIds.png", label, size)
+            write_label(self.folder / "labels" / f"{item.name}_labelTrainIds.png", label, size)
         kept = dist.sum_(kept.to(self.run.device)).cpu()
         return (kept[0] / kept[1]).item()

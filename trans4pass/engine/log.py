@@ -19,7 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 from trans4pass import dist
 
 T = TypeVar("T")
-console = Console()
+# Piped output is for files: no wrapping at a terminal's 80 columns.
+console = Console() if sys.stdout.isatty() else Console(width=160)
 log = logging.getLogger("trans4pass")
 
 
@@ -123,7 +124,9 @@ class Monitor:
             "%s %d/%d  %s  %s  %.2f s/it  ETA %s  %.2f GiB",
             self.stage, step, self.steps, line(means), rate, pace, left, peak_memory(self.device),
         )  # fmt: skip
-        self.scalars({**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}, step)
+        self.scalars(
+            {**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}, step
+        )
         self._sums, self._count, self._since, self._since_step = {}, 0, now, step
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError, UserError
+from trans4pass.errors import ConfigError
 from trans4pass.labels import LabelSpace
 
 from . import checkpoint, environment
@@ -35,35 +34,18 @@ KINDS: dict[str, type[Stage]] = {"train": TrainStage, "labels": LabelStage}
 PANORAMAS = 4  # in the final picture
 
 
-def train(config: DictConfig) -> int:
-    """Run or resume all stages of a composed configuration; returns the exit status."""
-    plain = resolved(config)
-    environment.set_switches(plain["threads"], plain["deterministic"])
-    with environment.processes(plain["device"]) as device, Interrupts() as interrupts:
-        folder = Path(plain["run_dir"])
-        setup_logging()
+def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Run or resume all stages of a composed configuration (configs/train.yaml)."""
+    environment.set_switches(config["threads"], config["deterministic"])
+    folder = Path(config["run_dir"])
+    with claimed(folder, config["resume"], config["overwrite"]):
+        keep_settings(folder, config)
+        setup_logging(folder)
         try:
-            with claimed(folder, plain["resume"], plain["overwrite"]):
-                keep_settings(folder, config, plain["threads"])
-                setup_logging(folder)
-                run = Run(plain, folder, LabelSpace.from_dict(plain["labels"]), device, interrupts)
-                run_stages(run)
-                return 0
-        except Interrupted as stop:
-            log.warning("%s: stopped and saved. Go on with the same command and resume=true", stop)
-            return stop.exit_status
-        except UserError as error:
-            log.error("%s", error)
-            return 2
-
-
-def resolved(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, all interpolations filled in."""
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"configuration: {error}") from error
-    return plain
+            run_stages(Run(config, folder, LabelSpace.from_dict(config["labels"]), device, interrupts))
+        except Interrupted:
+            log.warning("everything is saved in %s: go on with the same command and resume=true", folder)
+            raise
 
 
 def run_stages(run: Run) -> None:
@@ -161,7 +143,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"another process is running in {folder}: wait for it, or set another name=...") from error
+            raise ConfigError(
+                f"another process is running in {folder}: wait for it, or set another name=..."
+            ) from error
         yield
 
 
@@ -182,16 +166,16 @@ def refuse_or_clear(folder: Path, resume: bool, overwrite: bool) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def keep_settings(folder: Path, config: DictConfig, threads: int | None) -> None:
+def keep_settings(folder: Path, config: Mapping[str, Any]) -> None:
     """Write what the run was made with; a resumed run takes over the number of CPU threads that results depend on."""
     path = folder / "environment.json"
-    if path.exists() and threads is None:
+    if path.exists() and config["threads"] is None:
         torch.set_num_threads(json.loads(path.read_text())["threads"])
     dist.barrier()
     if dist.is_main():
         if not path.exists():
             write_json(path, environment.record(folder))
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
 # ---- the report ----

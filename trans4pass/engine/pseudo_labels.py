@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from trans4pass.errors import ConfigError
@@ -66,12 +65,3 @@ def unspill(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read what `spill` wrote."""
     with np.load(path) as maps:
         return maps["label"], maps["probability"]
-
-
-def write_label(path: Path, label: np.ndarray, size: tuple[int, int]) -> None:
-    """Write a label PNG at the image's size (W,H); nearest neighbour where the prediction had another."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(label)
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.NEAREST)
-    picture.save(path)

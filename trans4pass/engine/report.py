@@ -132,4 +132,3 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-

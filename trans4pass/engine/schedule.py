@@ -18,9 +18,7 @@ def fixed(step: int, total: int) -> float:
 POLICIES = {"fixed": fixed, "poly": poly}
 
 
-def make_schedule(
-    policy: str, total_steps: int, warmup_steps: int = 0, **parameters: float
-) -> Callable[[int], float]:
+def make_schedule(policy: str, total_steps: int, warmup_steps: int = 0, **parameters: float) -> Callable[[int], float]:
     """A function from the step (from 0) to the factor on the learning rate.
 
     Args:

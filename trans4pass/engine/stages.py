@@ -3,30 +3,21 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import nn
 
 from trans4pass import dist
-from trans4pass.data import EvalTransform, SegmentationDataset, TrainTransform, eval_loader, train_loader
 from trans4pass.errors import ConfigError
-from trans4pass.methods import Method
 
-from . import checkpoint, pseudo_labels
-from .build import build, check_arguments
-from .evaluation import Predictor, TestTime, evaluate, predict_all
-from .log import Monitor, line, track
+from . import checkpoint
 from .optim import build_optimizers
-from .report import panel
 from .run import Run, flatten, settings_hash, write_json
 from .schedule import make_schedule
-from .trainer import PRECISIONS, Trainer, TrainerSettings
+from .trainer import Trainer, TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +144,15 @@ class TrainStage(Stage):
         network, carried = self.source_network()
         settings = {
             key: self.config[key]
-            for key in ("precision", "accumulate", "clip_grad", "on_nonfinite", "eval_every", "checkpoint_every", "log_every")
+            for key in (
+                "precision",
+                "accumulate",
+                "clip_grad",
+                "on_nonfinite",
+                "eval_every",
+                "checkpoint_every",
+                "log_every",
+            )
         }
         method = self.method(network, datasets, carried)
         return Trainer(

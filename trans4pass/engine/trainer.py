@@ -124,7 +124,12 @@ class Trainer:
             prepare()
         self._call = self._wrap()
         self.monitor = monitor = Monitor(
-            self.folder / "tensorboard", self.stage, self.settings.steps, self.step, self.settings.log_every, self.device
+            self.folder / "tensorboard",
+            self.stage,
+            self.settings.steps,
+            self.step,
+            self.settings.log_every,
+            self.device,
         )
         batches = self.batches(self.step)
         with monitor.running(self.step):

@@ -16,8 +16,6 @@ from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 
 
-
-
 def pixel_counts(labels: Tensor) -> Tensor:
     """Number of labelled pixels, as a float scalar."""
     return (labels != IGNORE).sum().float()
@@ -41,7 +39,9 @@ class CrossEntropy(nn.Module):
     def __init__(self, class_weights: Sequence[float] | None = None):
         super().__init__()
         if isinstance(class_weights, str):
-            raise ConfigError(f"class_weights must be a list of numbers, not {class_weights!r}; only configs know `auto`")
+            raise ConfigError(
+                f"class_weights must be a list of numbers, not {class_weights!r}; only configs know `auto`"
+            )
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         if weights is not None and not (weights > 0).all():
             raise ConfigError(f"class_weights must be positive, got {list(class_weights)}")

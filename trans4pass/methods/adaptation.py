@@ -34,10 +34,8 @@ class Adaptation(Method):
     """Source supervision plus any of: adversarial alignment, self-training, prototype distillation.
 
     Args:
-        network: returns a `SegOutput`.
+        network: returns a `SegOutput`; its `head` tells `num_classes` and `feature_dim`.
         loss: the source's pixel loss. The target's pseudo-labels always get the unweighted cross-entropy.
-        num_classes: K.
-        channels: E, the width of the network's features.
         lambda_adv: weight of the adversarial term; 0 leaves the discriminator out.
         lambda_target: weight of the cross-entropy on the target's pseudo-labels; 0 leaves it out.
         lambda_proto: weight of the prototype distillation in each domain; 0 leaves the bank out.
@@ -54,8 +52,6 @@ class Adaptation(Method):
         self,
         network: nn.Module,
         loss: nn.Module,
-        num_classes: int,
-        channels: int,
         lambda_adv: float = 0.0,
         lambda_target: float = 0.0,
         lambda_proto: float = 0.0,
@@ -66,12 +62,15 @@ class Adaptation(Method):
     ):
         super().__init__(network)
         if min(lambda_adv, lambda_target, lambda_proto) < 0:
-            raise ConfigError(f"lambdas must be >= 0, got adv {lambda_adv}, target {lambda_target}, proto {lambda_proto}")
+            raise ConfigError(
+                f"lambdas must be >= 0, got adv {lambda_adv}, target {lambda_target}, proto {lambda_proto}"
+            )
         self.loss, self.target_loss = loss, CrossEntropy()
         self.lambda_adv, self.lambda_target, self.lambda_proto = lambda_adv, lambda_target, lambda_proto
         self.temperature, self.alpha, self.bank_scales = temperature, alpha, tuple(bank_scales)
-        self.discriminator = Discriminator(num_classes) if lambda_adv else None
-        self.bank = PrototypeBank(num_classes, channels, **(prototypes or {})) if lambda_proto else None
+        head = network.head
+        self.discriminator = Discriminator(head.num_classes) if lambda_adv else None
+        self.bank = PrototypeBank(head.num_classes, head.feature_dim, **(prototypes or {})) if lambda_proto else None
         # The released code averages the distillation over all pixels; the fixed flavour over labelled ones.
         self.over = "labelled" if self.bank is not None and self.bank.flavour == "fixed" else "all"
 
@@ -104,7 +103,9 @@ class Adaptation(Method):
         for scale in self.bank_scales:
             size = [max(32, round(side * scale)) for side in images.shape[2:]]
             scaled = F.interpolate(images.float() / 255, size, mode="bilinear", align_corners=False)
-            total += F.interpolate(self.network(scaled).features, features.shape[2:], mode="bilinear", align_corners=True)
+            total += F.interpolate(
+                self.network(scaled).features, features.shape[2:], mode="bilinear", align_corners=True
+            )
         self.network.train(was_training)
         return total / len(self.bank_scales)
 
@@ -122,7 +123,9 @@ class Adaptation(Method):
         known = self.bank.prototypes.isfinite().all(1)
         return labels.where(known[labels.where(labels != IGNORE, 0)], IGNORE)
 
-    def forward(self, phase: str, batch: Batch, norms: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, phase: str, batch: Batch, norms: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         images, labels = batch[phase]["image"], batch[phase]["label"]
         output = self.network(images)
         losses: dict[str, Tensor] = {}

@@ -34,7 +34,9 @@ class Method(nn.Module):
         """What this phase's losses divide by, float scalars by name; the trainer averages them over micro-batches and ranks."""
         return {}
 
-    def forward(self, phase: str, batch: Batch, norms: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, phase: str, batch: Batch, norms: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted losses by name (the trainer sums them) and detached values to log."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 

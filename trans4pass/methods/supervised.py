@@ -25,6 +25,8 @@ class Supervised(Method):
     def normalisers(self, phase: str, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.loss.normaliser(batch["source"]["label"])}
 
-    def forward(self, phase: str, batch: Batch, norms: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, phase: str, batch: Batch, norms: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         output = self.network(batch["source"]["image"])
         return {"loss": self.loss(output.logits, batch["source"]["label"], norms["loss"])}, {}

@@ -98,6 +98,7 @@ class DMLPHead(nn.Module):
         self, channels: Sequence[int], num_classes: int, embed_dim: int = 128, deform_backend: str = "auto"
     ) -> None:
         super().__init__()
+        self.num_classes, self.feature_dim = num_classes, embed_dim
         for s, dim in enumerate(channels, start=1):
             setattr(self, f"head{s}", self.block(dim, embed_dim, deform_backend))
         self.pred = nn.Conv2d(embed_dim, num_classes, 1)

@@ -16,8 +16,8 @@ class Segmentor(nn.Module):
     """Normalise, encode, decode, and resize the logits to the image.
 
     `encoder` maps a normalised image to a list of four maps, finest first, and tells their widths and strides as
-    `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels`. Any pair
-    that keeps to this fits.
+    `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and tells
+    `num_classes` and `feature_dim` (E). Any pair that keeps to this fits.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:

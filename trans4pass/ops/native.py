@@ -4,10 +4,11 @@ Positions stay in pixels, so that whole-number positions (all of them at zero of
 coordinates of `grid_sample` are not. The map gets a border of two zeros: positions are clamped to [-2, size], where all
 four neighbours exist and those outside the map count 0, in values and in every gradient.
 
-Memory: the samples, [B, C*k*k, Ho, Wo], are never kept for the backward pass. Both passes go through the batch in
-chunks and compute them anew, so that temporaries stay in the processor's cache.
+Memory: the samples, [B, C*k*k, Ho, Wo], are never held at once, nor kept for the backward pass. Both passes go tile by
+tile (some images, or some rows of one) and sample anew, so that temporaries stay in the processor's cache.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BORDER = 2
-CHUNK = 1 << 19  # samples at a time: 2 MiB for each temporary
+TILE_SAMPLES = 1 << 16  # 256 KiB for each temporary
+TILE_POSITIONS = 128  # at least, for matrix products worth their overhead
 
 
 def deform_conv2d(
@@ -29,174 +31,191 @@ def deform_conv2d(
     padding: int,
     wrap: bool = False,
 ) -> Tensor:
-    """See `trans4pass.ops.deform_conv2d`; all tensors share one floating dtype. Twice differentiable it is not."""
+    """See `trans4pass.ops.deform_conv2d`; all tensors share one floating dtype, and there is no second derivative."""
     out = _DeformConv.apply(input, offset, mask, weight, stride, padding, wrap)
     return out if bias is None else out + bias[:, None, None]
-
-
-class _Geometry(NamedTuple):
-    stride: int
-    padding: int
-    wrap: bool
-    kernel: int
-    groups: int
-    chunk: int  # images at a time
-
-
-class _Corners(NamedTuple):
-    """Where to sample: all [n, G, 1, k*k*Ho*Wo]."""
-
-    index: Tensor  # of the upper left neighbour in the flattened, bordered map
-    fy: Tensor  # fractions of a pixel below and right of it
-    fx: Tensor
 
 
 class _DeformConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, offset, mask, weight, stride, padding, wrap):
-        b, c, _, _ = input.shape
-        kernel, positions = weight.shape[-1], offset.shape[-2] * offset.shape[-1]
-        groups = offset.shape[1] // (2 * kernel * kernel)
-        chunk = max(1, CHUNK // max(1, c * kernel * kernel * positions))
-        ctx.geometry = geometry = _Geometry(stride, padding, wrap, kernel, groups, chunk)
         ctx.save_for_backward(input, offset, mask, weight)
-        out = input.new_empty(b, weight.shape[0], *offset.shape[-2:])
-        for part in _parts(b, chunk):
-            corners = _corners(offset[part], input.shape, geometry)
-            weights = _weights(corners, _flat_mask(mask, part, groups))
-            neighbours = _gather(_bordered(input[part], geometry), corners.index, input.shape[-1])
-            columns = _combine(neighbours, weights).view(-1, c * kernel * kernel, positions)
-            out[part] = torch.matmul(weight.flatten(1), columns).view_as(out[part])
+        ctx.geometry = geometry = _Geometry.of(input, offset, weight, stride, padding, wrap)
+        matrix = weight.flatten(1)
+        out = input.new_empty(len(input), len(weight), *offset.shape[2:])
+        for images in geometry.image_tiles():
+            source = geometry.bordered(input[images])
+            for rows in geometry.row_tiles():
+                corners = geometry.corners(offset[images, :, rows], rows)
+                weights = _bilinear_weights(corners, geometry.per_sample(mask, images, rows))
+                columns = 0
+                for shift, weight in zip(geometry.shifts, weights):
+                    columns = _gather(source, shift, corners.index).mul_(weight).add_(columns)
+                tile = out[images, :, rows]
+                tile.copy_(torch.matmul(matrix, geometry.as_columns(columns)).view(tile.shape))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         input, offset, mask, weight = ctx.saved_tensors
-        geometry, flat_weight = ctx.geometry, weight.flatten(1)
-        groups, width = geometry.groups, input.shape[-1]
+        geometry, matrix = ctx.geometry, weight.flatten(1)
         grad_input = torch.empty_like(input) if ctx.needs_input_grad[0] else None
         grad_offset = torch.empty_like(offset)
         grad_mask = None if mask is None else torch.empty_like(mask)
-        grad_weight = torch.zeros_like(flat_weight)
+        grad_matrix = torch.zeros_like(matrix)
         with torch.autocast(grad.device.type, enabled=False):
-            for part in _parts(len(input), geometry.chunk):
-                corners = _corners(offset[part], input.shape, geometry)
-                part_mask = _flat_mask(mask, part, groups)
-                weights = _weights(corners, part_mask)
-                bordered = _bordered(input[part], geometry)
-                neighbours = _gather(bordered, corners.index, width)
-                columns = _combine(neighbours, weights)
-                part_grad = grad[part].flatten(2)
-                columns_2d = columns.view(len(part_grad), flat_weight.shape[1], -1)
-                grad_weight += torch.matmul(part_grad, columns_2d.transpose(1, 2)).sum(0)
-                grad_columns = torch.matmul(flat_weight.t(), part_grad).view_as(columns)
-                if grad_input is not None:
-                    scattered = _scatter(grad_columns, weights, corners.index, bordered, width)
-                    grad_input[part] = _unbordered(scattered, geometry, input.shape)
-                moved, modulated = _position_grad(grad_columns, neighbours, corners, part_mask, geometry.kernel**2)
-                grad_offset[part] = moved.view_as(grad_offset[part])
-                if grad_mask is not None:
-                    grad_mask[part] = modulated.view_as(grad_mask[part])
-        return grad_input, grad_offset, grad_mask, grad_weight.view_as(weight), None, None, None
+            for images in geometry.image_tiles():
+                source = geometry.bordered(input[images])
+                target = None if grad_input is None else torch.zeros_like(source)
+                for rows in geometry.row_tiles():
+                    corners = geometry.corners(offset[images, :, rows], rows)
+                    tile_mask = geometry.per_sample(mask, images, rows)
+                    tile_grad = grad[images, :, rows].flatten(2)
+                    grad_columns = geometry.as_samples(torch.matmul(matrix.t(), tile_grad))
+                    columns, dots = torch.zeros_like(grad_columns), []
+                    for shift, weight_ in zip(geometry.shifts, _bilinear_weights(corners, tile_mask)):
+                        neighbour = _gather(source, shift, corners.index)
+                        columns.addcmul_(neighbour, weight_)
+                        dots.append(_sum_channels(neighbour.mul_(grad_columns)))
+                        if target is not None:
+                            _scatter_add(target, shift, corners.index, grad_columns * weight_)
+                    grad_matrix += torch.matmul(tile_grad, geometry.as_columns(columns).transpose(1, 2)).sum(0)
+                    dy, dx, dmask = _position_grads(dots, corners)
+                    if tile_mask is not None:
+                        dy, dx = dy.mul_(tile_mask), dx.mul_(tile_mask)
+                        geometry.store(grad_mask[images, :, rows], dmask)
+                    tile = grad_offset[images, :, rows]
+                    geometry.store(tile[:, 0::2], dy)
+                    geometry.store(tile[:, 1::2], dx)
+                if target is not None:
+                    grad_input[images] = geometry.unbordered(target)
+        return grad_input, grad_offset, grad_mask, grad_matrix.view_as(weight), None, None, None
 
 
-def _parts(batch: int, chunk: int) -> list[slice]:
-    return [slice(i, i + chunk) for i in range(0, batch, chunk)]
+class _Corners(NamedTuple):
+    """Where to sample, each [n, G, 1, S]: S = k*k*rows*Wo samples."""
+
+    index: Tensor  # of the upper left neighbour in the flattened, bordered map
+    fy: Tensor  # fractions of a pixel below and right of it
+    fx: Tensor
 
 
-def _flat_mask(mask: Tensor | None, part: slice, groups: int) -> Tensor | None:
-    return None if mask is None else mask[part].reshape(-1, groups, 1, mask[0].numel() // groups)
+class _Geometry(NamedTuple):
+    batch: int
+    channels: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    groups: int
+    kernel: int
+    stride: int
+    padding: int
+    wrap: bool
+
+    @classmethod
+    def of(cls, input: Tensor, offset: Tensor, weight: Tensor, stride: int, padding: int, wrap: bool) -> "_Geometry":
+        kernel = weight.shape[-1]
+        groups = offset.shape[1] // (2 * kernel * kernel)
+        return cls(*input.shape, *offset.shape[2:], groups, kernel, stride, padding, wrap)
+
+    @property
+    def shifts(self) -> tuple[int, int, int, int]:
+        """How far each neighbour lies behind the upper left one in a flattened, bordered map."""
+        row = self.width + 2 * BORDER
+        return 0, 1, row, row + 1
+
+    @property
+    def tile_positions(self) -> int:
+        return max(TILE_POSITIONS, TILE_SAMPLES // (self.channels * self.kernel**2))
+
+    def image_tiles(self) -> Iterator[slice]:
+        step = max(1, self.tile_positions // (self.out_height * self.out_width))
+        return (slice(i, i + step) for i in range(0, self.batch, step))
+
+    def row_tiles(self) -> Iterator[slice]:
+        step = max(1, self.tile_positions // self.out_width)
+        return (slice(i, min(i + step, self.out_height)) for i in range(0, self.out_height, step))
+
+    def per_sample(self, mask: Tensor | None, images: slice, rows: slice) -> Tensor | None:
+        return None if mask is None else self.as_samples(mask[images, :, rows], 1)
+
+    def as_samples(self, x: Tensor, channels: int | None = None) -> Tensor:
+        """[n, G*channels*k*k, ...] -> [n, G, channels, S]."""
+        return x.reshape(len(x), self.groups, channels or self.channels // self.groups, -1)
+
+    def as_columns(self, x: Tensor) -> Tensor:
+        """[n, G, C/G, S] -> [n, C*k*k, rows*Wo]."""
+        return x.view(len(x), self.channels * self.kernel**2, -1)
+
+    def store(self, tile: Tensor, value: Tensor) -> None:
+        tile.copy_(value.view(tile.shape))
+
+    def bordered(self, x: Tensor) -> Tensor:
+        """[n, C, H, W] -> [n, G, C/G, (H+4)*(W+4)], zeros around; a wrapped map goes on sideways."""
+        if self.wrap:
+            x = F.pad(x[..., self.wrapped_columns(x.device)], (0, 0, BORDER, BORDER))
+        else:
+            x = F.pad(x, [BORDER] * 4)
+        return self.as_samples(x)
+
+    def unbordered(self, x: Tensor) -> Tensor:
+        """The gradient of `bordered`."""
+        x = x.view(len(x), self.channels, self.height + 2 * BORDER, -1)[:, :, BORDER:-BORDER]
+        if not self.wrap:
+            return x[..., BORDER:-BORDER]
+        return x.new_zeros(*x.shape[:3], self.width).index_add_(3, self.wrapped_columns(x.device), x)
+
+    def wrapped_columns(self, device: torch.device) -> Tensor:
+        return torch.arange(-BORDER, self.width + BORDER, device=device) % self.width
+
+    def corners(self, offset: Tensor, rows: slice) -> _Corners:
+        like = {"device": offset.device, "dtype": offset.dtype}
+        tap = torch.arange(self.kernel, **like) - self.padding
+        row = torch.arange(rows.start, rows.stop, **like) * self.stride
+        col = torch.arange(self.out_width, **like) * self.stride
+        # [n, G*k*k*2, rows, Wo] -> [n, G, k, k, 2, rows, Wo]
+        offset = offset.unflatten(1, (self.groups, self.kernel, self.kernel, 2))
+        y = offset[:, :, :, :, 0] + (tap[:, None, None] + row[:, None])[:, None]
+        x = offset[:, :, :, :, 1] + (tap[:, None, None] + col)
+        y = y.clamp_(-BORDER, self.height)
+        x = x.remainder_(self.width) if self.wrap else x.clamp_(-BORDER, self.width)
+        top, left = y.floor(), x.floor()
+        width = self.width + 2 * BORDER
+        index = left.int().add_(top.int(), alpha=width).add_(BORDER * width + BORDER)
+        # A NaN position has an arbitrary index; its fractions, and so its samples, are NaN.
+        index = index.clamp_(0, (self.height + BORDER) * width + self.width + BORDER).long()
+        return _Corners(*(self.as_samples(t, 1) for t in (index, y.sub_(top), x.sub_(left))))
 
 
-def _corners(offset: Tensor, input_shape: torch.Size, geometry: _Geometry) -> _Corners:
-    height, width = input_shape[-2:]
-    (ho, wo), kernel = offset.shape[-2:], geometry.kernel
-    like = {"device": offset.device, "dtype": offset.dtype}
-    tap = torch.arange(kernel, **like) - geometry.padding
-    row, col = torch.arange(ho, **like) * geometry.stride, torch.arange(wo, **like) * geometry.stride
-    # [n, G*k*k*2, Ho, Wo] -> [n, G, k, k, 2, Ho, Wo]
-    offset = offset.unflatten(1, (geometry.groups, kernel, kernel, 2))
-    y = offset[:, :, :, :, 0] + (tap[:, None, None] + row[:, None])[:, None]
-    x = offset[:, :, :, :, 1] + (tap[:, None, None] + col)
-    y = y.clamp_(-BORDER, height)
-    x = x.remainder_(width) if geometry.wrap else x.clamp_(-BORDER, width)
-    top, left = y.floor(), x.floor()
-    index = (top.int() + BORDER) * (width + 2 * BORDER) + (left.int() + BORDER)
-    # A NaN position has an arbitrary index; its fractions, and so its samples, are NaN.
-    index = index.clamp_(0, (height + BORDER) * (width + 2 * BORDER) + width + BORDER).long()
-    # [n, G, k, k, Ho, Wo] -> [n, G, 1, k*k*Ho*Wo]
-    return _Corners(*(t.flatten(2).unsqueeze(2) for t in (index, y.sub_(top), x.sub_(left))))
-
-
-def _weights(corners: _Corners, mask: Tensor | None) -> list[Tensor]:
+def _bilinear_weights(corners: _Corners, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights of the upper left, upper right, lower left and lower right neighbours, times the mask."""
     lower = corners.fy if mask is None else corners.fy * mask
     upper = 1 - corners.fy if mask is None else mask - lower
     upper_right, lower_right = upper * corners.fx, lower * corners.fx
-    return [upper - upper_right, upper_right, lower - lower_right, lower_right]
+    return upper.sub_(upper_right), upper_right, lower - lower_right, lower_right
 
 
-def _bordered(input: Tensor, geometry: _Geometry) -> Tensor:
-    """[n, C, H, W] -> [n, G, C/G, (H+4)*(W+4)], zeros around; a wrapped map continues sideways."""
-    if geometry.wrap:
-        padded = F.pad(input[..., _wrapped_columns(input)], (0, 0, BORDER, BORDER))
-    else:
-        padded = F.pad(input, [BORDER] * 4)
-    return padded.reshape(len(input), geometry.groups, -1, padded.shape[-2] * padded.shape[-1])
+def _gather(source: Tensor, shift: int, index: Tensor) -> Tensor:
+    """One neighbour of every sample, [n, G, C/G, S]."""
+    return source[..., shift:].gather(3, index.expand(-1, -1, source.shape[2], -1))
 
 
-def _unbordered(padded: Tensor, geometry: _Geometry, input_shape: torch.Size) -> Tensor:
-    """The gradient of `_bordered`."""
-    _, c, h, w = input_shape
-    inner = padded.view(-1, c, h + 2 * BORDER, w + 2 * BORDER)[:, :, BORDER:-BORDER]
-    if not geometry.wrap:
-        return inner[..., BORDER:-BORDER]
-    result = inner.new_zeros(len(inner), c, h, w)
-    return result.index_add_(3, _wrapped_columns(result), inner)
+def _scatter_add(target: Tensor, shift: int, index: Tensor, value: Tensor) -> None:
+    target[..., shift:].scatter_add_(3, index.expand(-1, -1, target.shape[2], -1), value)
 
 
-def _wrapped_columns(x: Tensor) -> Tensor:
-    return torch.arange(-BORDER, x.shape[-1] + BORDER, device=x.device) % x.shape[-1]
+def _sum_channels(x: Tensor) -> Tensor:
+    return x if x.shape[2] == 1 else x.sum(2, keepdim=True)
 
 
-def _shifts(width: int) -> tuple[int, int, int, int]:
-    """How far each neighbour lies behind the upper left one in a flattened, bordered map."""
-    row = width + 2 * BORDER
-    return 0, 1, row, row + 1
+def _position_grads(dots: list[Tensor], corners: _Corners) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, x (both still without the mask) and the mask.
 
-
-def _gather(bordered: Tensor, index: Tensor, width: int) -> list[Tensor]:
-    """The four neighbours of every sample, each [n, G, C/G, k*k*Ho*Wo]."""
-    index = index.expand(-1, -1, bordered.shape[2], -1)
-    return [bordered[..., shift:].gather(3, index) for shift in _shifts(width)]
-
-
-def _scatter(grad: Tensor, weights: list[Tensor], index: Tensor, bordered: Tensor, width: int) -> Tensor:
-    index = index.expand(-1, -1, bordered.shape[2], -1)
-    result = torch.zeros_like(bordered)
-    for shift, weight in zip(_shifts(width), weights):
-        result[..., shift:].scatter_add_(3, index, grad * weight)
-    return result
-
-
-def _combine(neighbours: list[Tensor], weights: list[Tensor]) -> Tensor:
-    total = neighbours[0] * weights[0]
-    for neighbour, weight in zip(neighbours[1:], weights[1:]):
-        total.addcmul_(neighbour, weight)
-    return total
-
-
-def _position_grad(
-    grad: Tensor, neighbours: list[Tensor], corners: _Corners, mask: Tensor | None, taps: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the offsets [n, G, k*k, 2, Ho*Wo] and of the mask [n, G, 1, k*k*Ho*Wo]."""
-    # The gradient's dot products with the neighbours are all that both need: channels drop out.
-    a, b, c, d = ((grad * v).sum(2, keepdim=True) for v in neighbours)
+    From the dot products over channels of the samples' gradient with each neighbour.
+    """
+    a, b, c, d = dots
     upper, lower = torch.lerp(a, b, corners.fx), torch.lerp(c, d, corners.fx)
-    dy, dx = lower - upper, torch.lerp(b - a, d - c, corners.fy)
-    if mask is not None:
-        dy, dx = dy * mask, dx * mask
-    # 2 x [n, G, 1, k*k*Ho*Wo] -> [n, G, k*k, 2, Ho*Wo]
-    moved = torch.stack([t.unflatten(3, (taps, -1)).squeeze(2) for t in (dy, dx)], 3)
-    return moved, torch.lerp(upper, lower, corners.fy)
+    dx = torch.lerp(b.sub_(a), d.sub_(c), corners.fy)
+    return lower - upper, dx, torch.lerp(upper, lower, corners.fy)

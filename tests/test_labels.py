@@ -1,0 +1,184 @@
+"""What label values mean: the shipped label spaces, lookups by hand, mappings between spaces, and refusals."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trans4pass.errors import ConfigError, DataError
+from trans4pass.labels import IGNORE, LabelSpace
+
+FOLDER = Path(__file__).parents[1] / "configs" / "labels"
+SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+# Cityscapes' published table: label id -> train id.
+TRAIN_ID = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14}
+TRAIN_ID |= {28: 15, 31: 16, 32: 17, 33: 18}
+
+SMALL = {
+    "name": "small",
+    "classes": {"road": [1, 2, 3], "traffic light": [4, 5, 6]},
+    "encodings": {"raw": {"traffic light": [3, 300], "road": [7], "ignored": [0]}},
+}
+
+
+def shipped(name: str) -> LabelSpace:
+    return LabelSpace.from_yaml(FOLDER / f"{name}.yaml")
+
+
+def small(**changes) -> dict:
+    return copy.deepcopy(SMALL) | changes
+
+
+def encoded(raw: dict) -> dict:
+    return small(encodings={"raw": raw})
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_space_is_named_like_its_file_and_round_trips(name):
+    space = shipped(name)
+    assert space.name == name
+    assert LabelSpace.from_dict(space.to_dict()) == space
+    assert pickle.loads(pickle.dumps(space)) == space
+    assert space.palette.shape == (space.num_classes, 3) and space.palette.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_space_knows_every_cityscapes_value(name):
+    space = shipped(name)
+    ids = np.array([*range(34), 255], np.uint8)
+    direct = space.decode(ids, "cityscapes_ids", "f")
+    train_ids = np.array([TRAIN_ID.get(i, 255) for i in ids.tolist()], np.uint8)
+    assert direct.tolist() == space.decode(train_ids, "cityscapes19", "f").tolist()
+
+
+def test_cityscapes_ids_follow_the_published_table():
+    ids = np.array([*range(34), 255], np.uint8)
+    expected = [TRAIN_ID.get(i, 255) for i in ids.tolist()]
+    assert shipped("cityscapes19").decode(ids, "cityscapes_ids", "f").tolist() == expected
+
+
+def test_thirteen_classes_merge_riders_and_vehicles_and_ignore_trains():
+    space = shipped("outdoor13")
+    expected = [*range(12), 11, 12, 12, 12, IGNORE, 12, 12, IGNORE]
+    assert space.mapping_from(shipped("cityscapes19"))[[*range(19), 255]].tolist() == expected
+
+
+def test_synpass_ids_into_thirteen_classes():
+    space = shipped("outdoor13")
+    first = ["building", "fence", None, "person", "pole", "road", "road", "sidewalk", "vegetation", "car", "wall"]
+    second = ["traffic sign", "sky", None, None, None, None, "traffic light", None, None, None, "terrain"]
+    classes = [None, *first, *second, None]  # of the raw values 0, 1..22, 255
+    expected = [IGNORE if name is None else space.classes.index(name) for name in classes]
+    assert space.decode(np.array([*range(23), 255], np.uint8), "synpass_ids", "f").tolist() == expected
+
+
+def test_decode_looks_values_up_in_eight_and_sixteen_bits():
+    space = LabelSpace.from_dict(SMALL)
+    assert space.decode(np.array([[0, 7], [3, 3]], np.uint8), "raw", "f").tolist() == [[255, 0], [1, 1]]
+    wide = space.decode(np.array([[300, 7]], np.uint16), "raw", "f")
+    assert wide.tolist() == [[1, 0]] and wide.dtype == np.uint8
+
+
+def test_own_name_is_the_identity():
+    space = LabelSpace.from_dict(SMALL)
+    assert space.decode(np.array([0, 1, 255], np.uint8), "small", "f").tolist() == [0, 1, 255]
+    with pytest.raises(DataError, match="label value 2 in f"):
+        space.decode(np.array([2], np.uint8), "small", "f")
+
+
+def test_unlisted_value_names_value_file_space_and_mend():
+    with pytest.raises(DataError) as error:
+        LabelSpace.from_dict(SMALL).decode(np.array([7, 34, 99, 34], np.uint8), "raw", "x_labelIds.png")
+    for word in ("34, 99", "x_labelIds.png", "labels/small", "'raw'", "`ignored`", "configs/labels/small.yaml"):
+        assert word in str(error.value)
+
+
+def test_unknown_encoding_names_those_there_are():
+    with pytest.raises(ConfigError, match=r"needs the encoding 'nyu40'.*\['raw', 'small'\]"):
+        LabelSpace.from_dict(SMALL).decode(np.array([0], np.uint8), "nyu40", "f")
+
+
+def test_mapping_is_a_byte_table_that_ignores_what_has_no_class():
+    table = shipped("toy11").mapping_from(shipped("cityscapes19"))
+    assert table.shape == (256,) and table.dtype == np.uint8
+    assert table[:19].tolist() == [0, 1, 2, 3, 255, 4, 255, 5, 6, 7, 8, 9, 255, 10, *[255] * 5]
+    assert (table[19:] == 255).all()
+    space = shipped("outdoor13")
+    assert space.mapping_from(space)[:14].tolist() == [*range(13), 255]
+
+
+def test_mapping_that_is_not_defined_is_refused_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"labels/toy11 cannot be mapped into labels/cityscapes19.*'cityscapes19'"):
+        shipped("cityscapes19").mapping_from(shipped("toy11"))
+
+
+def test_mapping_from_a_space_that_does_not_fit_its_encoding_is_refused():
+    space = LabelSpace.from_dict(encoded({"road": [1], "traffic light": [2]}))
+    other = LabelSpace.from_dict(small(name="raw", encodings={}))  # train ids 0 and 1
+    with pytest.raises(ConfigError, match=r"'raw' must list the train ids 0..1 .*look at \[0, 2\]"):
+        space.mapping_from(other)
+    with pytest.raises(ConfigError, match="two label spaces are named 'small'"):
+        space.mapping_from(LabelSpace.from_dict(small(classes={"sky": [0, 0, 0]}, encodings={})))
+
+
+def test_spaces_with_another_order_of_classes_differ():
+    swapped = small(classes=dict(reversed(SMALL["classes"].items())))
+    assert LabelSpace.from_dict(swapped) != LabelSpace.from_dict(SMALL)
+
+
+def test_colorize_paints_ignored_black():
+    colours = LabelSpace.from_dict(SMALL).colorize(np.array([[0, 1, 255]], np.uint8))
+    assert colours.tolist() == [[[1, 2, 3], [4, 5, 6], [0, 0, 0]]] and colours.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        (encoded({"rode": [1]}), "'rode' is not one of the classes"),
+        (encoded({"road": [1], "ignored": [1]}), "raw value 1 is listed twice, for 'road' and 'ignored'"),
+        (encoded({"road": [1, 1]}), "raw value 1 is listed twice"),
+        (encoded({"road": [-1]}), "-1 of 'road' is not a raw label value"),
+        (encoded({"road": [65536]}), "65536 of 'road'"),
+        (encoded({"road": ["1"]}), "'1' of 'road'"),
+        (encoded({"road": 1}), "encoding 'raw': expected"),
+        (small(classes={"road": [0, 0, 256]}), r"colour \[0, 0, 256\] of 'road'"),
+        (small(classes={"road": [0, 0]}), r"colour \[0, 0\] of 'road'"),
+        (small(classes={"road": "red"}), "colour red of 'road'"),
+        (small(classes={"ignored": [0, 0, 0]}), "'ignored' cannot be a class's name"),
+        (small(classes={True: [0, 0, 0]}), "True cannot be a class's name"),
+        (small(classes={}), "0 classes"),
+        (small(classes=["road"]), "`classes` is"),
+        (small(encodings={"small": {}}), "'small' is built in"),
+        (small(colours={}), "colours"),
+        ({"name": "x"}, "has the keys"),
+        ("outdoor13", "has the keys"),
+    ],
+)
+def test_contradictions_are_refused_by_name(mapping, words):
+    with pytest.raises(ConfigError, match=words):
+        LabelSpace.from_dict(mapping)
+
+
+def test_duplicate_classes_are_refused():
+    with pytest.raises(ConfigError, match="'road' is there twice"):
+        LabelSpace("x", ("road", "road"), [[0, 0, 0], [1, 1, 1]], {})
+
+
+def test_a_key_repeated_in_the_file_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\nclasses:\n  road: [0, 0, 0]\n  road: [1, 1, 1]\nencodings: {}\n")
+    with pytest.raises(ConfigError, match="'road' occurs twice"):
+        LabelSpace.from_yaml(path)
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "not valid YAML"), (None, "cannot read")])
+def test_unreadable_file_is_named(tmp_path, text, words):
+    path = tmp_path / "x.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=words) as error:
+        LabelSpace.from_yaml(path)
+    assert "x.yaml" in str(error.value)

@@ -1,0 +1,181 @@
+"""Trained networks put to use: score a checkpoint on a data set, predict a folder of images."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor, nn
+
+from trans4pass import dist
+from trans4pass.data import EvalTransform, Item, SegmentationDataset
+from trans4pass.errors import ConfigError, DataError, WeightsError
+from trans4pass.labels import LabelSpace
+from trans4pass.models import create_model
+from trans4pass.models.weights import identify, load_weights, read_state_dict
+
+from . import checkpoint
+from .build import build
+from .evaluation import Predictor, TestTime, evaluate, predict_all
+from .interrupt import Interrupts
+from .log import console
+from .metrics import Scores
+from .pictures import colour_picture, overlay_picture, save, write_label
+from .report import number
+from .run import build_network, write_json
+from .stage import part
+from .trainer import PRECISIONS
+
+log = logging.getLogger(__name__)
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple[nn.Module, LabelSpace]:
+    """The network and label space that a checkpoint holds; published weights need `model_labels` named.
+
+    Raises:
+        WeightsError: the file is no checkpoint, or fits no model.
+        ConfigError: it does not say what its classes are, and `model_labels` does not either.
+    """
+    state = checkpoint.load(path) if path.suffix != ".safetensors" else {}
+    if {"model", "labels", "method"} <= state.keys():
+        labels = LabelSpace.from_dict(state["labels"])
+        network = build_network(state["model"], labels)
+        network.load_state_dict(part(state["method"], "network"))
+        return network, labels
+    variant = identify(read_state_dict(path))
+    if variant is None:
+        raise WeightsError(f"{path} holds no segmentation model: it may be an encoder alone")
+    if model_labels is None:
+        raise ConfigError(
+            f"{path} holds {variant.name} with {variant.num_classes} classes and does not say which they are: add "
+            f"labels@model_labels=<label space>, e.g. cityscapes19 or outdoor13"
+        )
+    labels = LabelSpace.from_dict(model_labels)
+    network = create_model(variant.name, labels.num_classes, embed_dim=variant.embed_dim)
+    load_weights(network, path)
+    return network, labels
+
+
+def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Predictor, LabelSpace]:
+    """The predictor that an eval or predict configuration describes, and its label space."""
+    network, labels = open_checkpoint(Path(config["checkpoint"]), config["model_labels"])
+    test_time = TestTime(config["scales"], config["flip"], config["yaw_rolls"])
+    if config["precision"] not in PRECISIONS:
+        raise ConfigError(f"precision={config['precision']} is not one of {', '.join(PRECISIONS)}")
+    return Predictor(network.to(device), device, test_time, PRECISIONS[config["precision"]]), labels
+
+
+def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> dict[str, Any]:
+    """Score a checkpoint as configs/eval.yaml describes; prints a table, writes metrics.json, returns its content."""
+    predictor, model_labels = make_predictor(config, device)
+    scored = LabelSpace.from_dict(config["labels"]) if config["labels"] else model_labels
+    size = config["size"] or config["data"]["eval_size"]
+    dataset = build(
+        config["data"]["dataset"],
+        "data.dataset",
+        split=config["split"],
+        labels=scored,
+        labelled=True,
+        transform=EvalTransform(size),
+    )
+    folder = Path(config["output"] or Path(config["checkpoint"]).parent / f"eval_{dataset.name}_{config['split']}")
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {item.name: item.image for item in dataset.items}
+
+    def keep(name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
+        write_prediction(folder, name, prediction, scored, sizes[name])
+
+    keep_or_not = keep if config["save_predictions"] else None
+    confusion = evaluate(predictor, dataset, model_labels, config["num_workers"], "evaluate", interrupts, keep_or_not)
+    scores = confusion.scores()
+    result = metrics(scores, scored, len(dataset), config, predictor.test_time, size)
+    if dist.is_main():
+        write_json(folder / "metrics.json", result)
+        console.print(scores_table(scores, scored, f"{config['checkpoint']} on {dataset.name} {config['split']}"))
+        console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
+        if config["save_predictions"]:
+            console.print(f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}", soft_wrap=True)
+    return result
+
+
+def metrics(
+    scores: Scores, labels: LabelSpace, images: int, config: Mapping[str, Any], test_time: TestTime, size: Any
+) -> dict[str, Any]:
+    """What metrics.json says; an IoU is null where the class occurs neither in labels nor in predictions."""
+    plain = {name: None if value != value else value for name, value in zip(labels.classes, scores.iou, strict=True)}
+    settings = {
+        "checkpoint": str(config["checkpoint"]),
+        "data": config["data"]["dataset"],
+        "split": config["split"],
+        "labels": labels.name,
+        "size": size,
+        "precision": config["precision"],
+        **test_time.settings(),
+    }
+    return {
+        "mIoU": None if scores.miou != scores.miou else scores.miou,
+        "IoU": plain,
+        "pixel_accuracy": None if scores.pixel_accuracy != scores.pixel_accuracy else scores.pixel_accuracy,
+        "classes_in_mean": scores.classes_in_mean,
+        "images": images,
+        "settings": settings,
+    }
+
+
+def scores_table(scores: Scores, labels: LabelSpace, title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("class")
+    table.add_column("IoU in %", justify="right")
+    for name, iou in zip(labels.classes, scores.iou, strict=True):
+        table.add_row(name, number(iou) if iou == iou else "never occurs")
+    table.add_section()
+    table.add_row(f"mIoU over {scores.classes_in_mean} classes", number(scores.miou))
+    table.add_row("pixel accuracy", number(scores.pixel_accuracy))
+    return table
+
+
+def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> int:
+    """Predict an image or all images under a folder as configs/predict.yaml describes; returns their number."""
+    predictor, labels = make_predictor(config, device)
+    dataset = SegmentationDataset(
+        find_input(Path(config["input"])), labels, labelled=False, transform=EvalTransform(config["size"])
+    )
+    folder = Path(config["output"])
+    paths = {item.name: item.image for item in dataset.items}
+    for batch, logits in predict_all(predictor, dataset, config["num_workers"], "predict", interrupts):
+        name = batch["name"][0]
+        write_prediction(folder, name, logits.argmax(1)[0].cpu(), labels, paths[name], overlay=config["opacity"])
+    if dist.is_main():
+        console.print(f"wrote labels, colour and overlay of {len(dataset)} images to {folder}", soft_wrap=True)
+    return len(dataset)
+
+
+def find_input(path: Path) -> list[Item]:
+    """The image at `path`, or all images under it."""
+    if path.is_file():
+        return [Item(path.stem, path)]
+    if not path.is_dir():
+        raise DataError(f"input={path} is neither an image nor a folder")
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES and not file.name.startswith("."))
+    if not found:
+        raise DataError(f"input={path} holds no image ({', '.join(IMAGES)})")
+    return [Item(str(file.relative_to(path).with_suffix("")), file) for file in found]
+
+
+def write_prediction(
+    folder: Path, name: str, prediction: Tensor, labels: LabelSpace, image: Path, overlay: float | None = None
+) -> None:
+    """Write `labels/<name>.png` (class indices) and `colour/<name>.png`, with a share for `overlay` also that, at the image's size."""
+    with Image.open(image) as picture:
+        picture = picture.convert("RGB")
+    label = write_label(folder / "labels" / f"{name}.png", prediction.numpy().astype(np.uint8), picture.size)
+    colour = colour_picture(label, labels)
+    save(folder / "colour" / f"{name}.png", colour)
+    if overlay is not None:
+        save(folder / "overlay" / f"{name}.png", overlay_picture(picture, colour, overlay))
