@@ -1,4 +1,4 @@
-"""Render the toy world, a small stand-in for Cityscapes and DensePASS: python tools/make_toy_world.py [setting=value ...]."""
+"""Render the toy world, a stand-in for real data: python tools/make_toy_world.py [setting=value ...]."""
 
 import sys
 from pathlib import Path

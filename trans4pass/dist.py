@@ -1,4 +1,4 @@
-"""Rank, world size and reductions that are no-ops in a single process: the ground floor for losses, banks and engine."""
+"""Rank, world size and reductions that are no-ops in a single process: the ground floor of the package."""
 
 import os
 

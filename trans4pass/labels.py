@@ -67,7 +67,8 @@ class LabelSpace:
     def from_yaml(cls, path: str | Path) -> "LabelSpace":
         """The space in one YAML file; a key that occurs twice is a ConfigError too."""
         try:
-            mapping = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
+            with Path(path).open(encoding="utf-8") as file:
+                mapping = yaml.load(file, _UniqueKeyLoader)
         except OSError as error:
             raise ConfigError(f"cannot read the label space {path}: {error.strerror}") from error
         except yaml.YAMLError as error:
@@ -162,7 +163,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = [key for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
-            raise ConfigError(f"{twice[0]!r} occurs twice{node.start_mark}; every name may be there once")
+            raise ConfigError(f"{twice[0]!r} occurs twice{node.start_mark}; keep one")
         return super().construct_mapping(node, deep)
 
 

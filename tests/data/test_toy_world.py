@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,9 @@ def test_the_layout_is_exactly_that_of_cityscapes_and_densepass(rendered):
     assert set(contents(rendered)) == FILES
 
 
-def test_a_second_rendering_is_equal_to_the_byte_whatever_the_number_of_workers(rendered, tmp_path):
-    ensure(tmp_path, workers=2, **TINY)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_second_rendering_is_equal_to_the_byte(rendered, tmp_path, workers):
+    ensure(tmp_path, workers=workers, **TINY)
     assert contents(tmp_path) == contents(rendered)
 
 
@@ -111,17 +113,17 @@ def scene_and_camera(heading: float, size=(96, 24)):
 
 
 def test_the_seam_of_a_panorama_is_a_column_like_any_other():
-    """Turning the camera by whole pixels rolls the panorama, so that what was at the seam comes to lie in its middle."""
-    look = toy_world.draw_look(np.random.default_rng(0), 1.0)
-    colours, labels = [], []
+    """Turning the camera by whole pixels rolls the panorama: what was at the seam comes to lie in its middle."""
+    look = replace(toy_world.draw_look(np.random.default_rng(0), 1.0), noise=0.0)
+    images, labels = [], []
     for heading in (0.3, 0.3 + 40 * 2 * np.pi / 96):
         scene, camera = scene_and_camera(heading)
-        shaded = toy_world.shade(scene, camera, *toy_world.trace(scene.shapes, camera), look)
-        colours.append(toy_world.develop(shaded[0], look, np.random.default_rng(0)).astype(int))
-        labels.append(shaded[1][1::2, 1::2])
-    noise = 12  # of the pixels, standard deviation 7 in 255, differs between the two
-    assert (np.roll(labels[0], -40, axis=1) == labels[1]).mean() > 0.995
-    assert np.abs(np.roll(colours[0], -40, axis=1) - colours[1]).mean() < noise
+        colours, label_ids = toy_world.shade(scene, camera, *toy_world.trace(scene.shapes, camera), look)
+        images.append(toy_world.develop(colours, look, np.random.default_rng(0)).astype(int))
+        labels.append(label_ids[1::2, 1::2])
+    rolled = np.roll(images[0], -40, axis=1), np.roll(labels[0], -40, axis=1)
+    assert (rolled[1] == labels[1]).mean() > 0.995  # rounding may move an edge across a pixel's centre
+    assert (np.abs(rolled[0] - images[1]).max(axis=-1) <= 2).mean() > 0.98
     assert (labels[0] == labels[1]).mean() < 0.9
 
 
@@ -140,20 +142,21 @@ def test_a_pixel_column_of_a_panorama_looks_along_its_centre():
 
 
 def test_a_ray_meets_the_nearest_of_box_ellipsoid_and_ground():
-    """A camera 2 m up looks along +y at a box whose near face is 4 m away, with a ball of radius 1 m before it."""
+    """A camera 2 m up looks along +y at a box 4 m away, with a ball of 1 m radius, 2 m away, before it."""
     shapes = np.zeros(2, toy_world.SHAPE)
     shapes["form"] = toy_world.BOX, toy_world.ELLIPSOID
     shapes["centre"] = (0, 5, 2), (0, 2, 2)
     shapes["half"] = (1, 1, 2), (1, 1, 1)
     camera = toy_world.pinhole_camera((2, 2), 90.0, np.array([0.0, 0.0, 2.0]), 0.0)
-    depth, hit = toy_world.trace(shapes, camera)  # samples at -1, -.5, 0, .5, 1 per unit forward, both ways
-    assert (hit[2, 2], depth[2, 2]) == (1, pytest.approx(1.0, abs=1e-4))
-    assert (hit[3, 3], hit[4, 2], depth[4, 2]) == (1, 2, pytest.approx(2.0))
-    assert (depth[3, 3] * np.array([0.5, 1.0, -0.5]) - [0, 2, 0]) @ (
-        depth[3, 3] * np.array([0.5, 1.0, -0.5]) - [0, 2, 0]
-    ) == (pytest.approx(1.0, abs=1e-4))
-    without_ball = toy_world.trace(shapes[:1], camera)
-    assert (without_ball[1][2, 2], without_ball[0][2, 2]) == (0, pytest.approx(4.0, abs=1e-4))
+    depth, hit = toy_world.trace(shapes, camera)  # 5 x 5 samples at slopes 1, .5, 0, -.5, -1 from top left
+    ball = {(2, 2): 1.0, (2, 3): 1.2}  # (2,3): (.5 t)^2 + (t - 2)^2 = 1
+    ground = {(4, 2): 2.0, (3, 3): 4.0}  # past the ball, and past both
+    for found, expected in ((1, ball), (2, ground)):
+        for sample, t in expected.items():
+            assert (hit[sample], depth[sample]) == (found, pytest.approx(t, abs=1e-4))
+    assert (hit[0] == 3).all()
+    depth, hit = toy_world.trace(shapes[:1], camera)
+    assert (hit[2, 2], depth[2, 2]) == (0, pytest.approx(4.0, abs=1e-4))
 
 
 def test_appearance_moves_colours_and_never_a_label():
@@ -206,11 +209,9 @@ def test_an_interrupted_rendering_is_done_anew_without_leftovers(rendered, tmp_p
 
 
 def test_a_world_of_other_settings_is_refused_by_name(rendered):
-    with pytest.raises(
-        ConfigError, match=r"appearance: 1\.0 there, 0\.5 asked for; target_val.*|target_val: 2 there, 3 asked"
-    ) as error:
+    changes = r"\(target_val: 2 there, 3 asked for; appearance: 1\.0 there, 0\.5 asked for\)"
+    with pytest.raises(ConfigError, match=changes) as error:
         ensure(rendered, **{**TINY, "target_val": 3, "appearance": 0.5})
-    assert "seed" not in str(error.value)
     assert "another root, or delete" in str(error.value)
     assert set(contents(rendered)) == FILES
 

@@ -54,7 +54,9 @@ class Batches:
     def __iter__(self) -> Iterator[dict]:
         for batch in self.loader:
             if isinstance(batch, UserError):
-                raise batch
+                # A new one: raising what a local name holds makes a cycle of exception and frame, which also keeps
+                # the workers, and Python's cycle collector ends them in an order that takes seconds.
+                raise type(batch)(*batch.args)
             yield batch
 
 

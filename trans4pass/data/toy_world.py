@@ -464,9 +464,9 @@ class Builder:
         self.add(BOX, PLAIN, VEGETATION, place, (0.4, 0.4, height * 0.6), 0, self.pick(TRUNKS))
         colour = self.pick(GREENS)
         for _ in range(4):
-            blob = place.offset(*self.rng.uniform(-0.17, 0.17, 2) * height)
-            wide, high, bottom = self.rng.uniform((0.38, 0.38, 0.35), 0.55) * height
-            self.add(ELLIPSOID, LEAVES, VEGETATION, blob, (wide, wide, high), bottom, colour)
+            right, forward = (height * self.rng.uniform(-0.17, 0.17) for _ in range(2))
+            wide, high, bottom = (height * self.rng.uniform(low, 0.55) for low in (0.38, 0.38, 0.35))
+            self.add(ELLIPSOID, LEAVES, VEGETATION, place.offset(right, forward), (wide, wide, high), bottom, colour)
 
     def bush(self, place: Place) -> None:
         size, colour = self.rng.uniform(0.8, 1.5), self.pick(GREENS)
@@ -482,7 +482,7 @@ class Builder:
 
     def sign(self, place: Place) -> None:
         """A disc or a board on a pole, its face along the street."""
-        bottom, size = self.rng.uniform((2.2, 1.1), (2.8, 1.4))
+        bottom, size = self.rng.uniform(2.2, 2.8), self.rng.uniform(1.1, 1.4)
         self.add(BOX, PLAIN, POLE, place, (0.28, 0.28, bottom + 0.05), 0, self.pick(METALS))
         disc, board = (ELLIPSOID, (size, 0.4, size)), (BOX, (1.15 * size, 0.3, 0.8 * size))
         form, extent = disc if self.rng.random() < 0.5 else board
@@ -493,11 +493,12 @@ class Builder:
         for side in (-1, 1):
             leg = place.offset(side * 0.16, side * 0.14)
             self.add(BOX, PLAIN, PERSON, leg, (0.26 * size, 0.3 * size, 0.85 * size), 0, trousers)
-        self.add(ELLIPSOID, PLAIN, PERSON, place, np.array((0.7, 0.52, 1.0)) * size, 0.6 * size, self.pick(CLOTHES))
-        self.add(ELLIPSOID, PLAIN, PERSON, place, np.array((0.34, 0.34, 0.4)) * size, 1.46 * size, self.pick(SKINS))
+        torso, head = (0.7 * size, 0.52 * size, 1.0 * size), (0.34 * size, 0.34 * size, 0.4 * size)
+        self.add(ELLIPSOID, PLAIN, PERSON, place, torso, 0.6 * size, self.pick(CLOTHES))
+        self.add(ELLIPSOID, PLAIN, PERSON, place, head, 1.46 * size, self.pick(SKINS))
 
     def car(self, place: Place) -> None:
-        paint, (height, length) = self.pick(PAINTS), self.rng.uniform((1.4, 3.8), (1.7, 4.5))
+        paint, height, length = self.pick(PAINTS), self.rng.uniform(1.4, 1.7), self.rng.uniform(3.8, 4.5)
         cabin = place.offset(0, -0.2)
         self.add(BOX, CARBODY, CAR, place, (1.8, length, height * 0.58), 0, paint)
         self.add(BOX, PLAIN, CAR, cabin, (1.6, 2.3, height * 0.36), height * 0.58, self.pick(GLASS))
@@ -555,10 +556,10 @@ def _add_corners(builder: Builder, street: Street, storeys: Range) -> None:
 def _add_kerb(builder: Builder, street: Street, side: int, pitch: float, trees: float) -> None:
     rng = builder.rng
     for slot in np.arange(-REACH / 2, 0.75 * REACH, pitch):
-        along, beyond, kind = rng.uniform((slot - 0.3 * pitch, 0.4, 0), (slot + 0.3 * pitch, 0.8, 1))
+        along, kind = slot + pitch * rng.uniform(-0.3, 0.3), rng.random()
+        place = street.place(side, rng.uniform(0.4, 0.8), along)
         if street.crossed(along, 0.5):
             continue
-        place = street.place(side, beyond, along)
         if kind < trees:
             builder.tree(place, rng.uniform(4, 6.5))
         elif kind < trees + 0.6 * (1 - trees):
@@ -571,8 +572,9 @@ def _add_sidewalk(builder: Builder, street: Street, side: int, people: float, bu
     """People and bushes of one side, as many as `people` and `bushes` per 10 m of both sides ask for."""
     rng, start, length = builder.rng, -REACH / 2, REACH
     for _ in range(rng.poisson(people * length / 20)):
-        along, share, yaw = rng.uniform((start, 0.1, 0), (start + length, 0.9, 2 * np.pi))
-        builder.person(street.place(side, street.verge + share * street.sidewalk, along)._replace(yaw=yaw))
+        beyond = street.verge + rng.uniform(0.1, 0.9) * street.sidewalk
+        place = street.place(side, beyond, rng.uniform(start, start + length))
+        builder.person(place._replace(yaw=rng.uniform(0, 2 * np.pi)))
     for _ in range(rng.poisson(bushes * length / 20)):
         along = rng.uniform(start, start + length)
         if not street.crossed(along, street.front):
@@ -636,7 +638,7 @@ def pinhole_camera(size: tuple[int, int], fov: float, position: np.ndarray, head
 
 
 def panorama_camera(size: tuple[int, int], position: np.ndarray, heading: float) -> Camera:
-    """A level equirectangular camera of `size` (width, height) square pixels, 360 degrees wide, `heading` in the middle."""
+    """A level equirectangular camera of `size` (width, height) pixels, 360 degrees wide, centred on `heading`."""
     width, height = size
     # The first and the last sample both lie on the seam; the modulo makes their directions exactly equal.
     turns = np.arange(2 * width + 1) % (2 * width) / (2 * width) - 0.5
@@ -864,12 +866,12 @@ def _shade_shapes(
     height, fine = points[2], np.exp(-distance / 30)
     albedo = colour * (1 + 0.08 * fine * _noise((points[0] + points[1]) * 8, height * 8))
     for kind, paint in TEXTURES.items():
-        at = texture == kind
+        at = np.flatnonzero(texture == kind)
         surface = Surface(seed[at], local[:, at], unit[:, at], half[:, at], face[at], height[at], fine[at])
         albedo[:, at] = paint(albedo[:, at], surface)
 
     sun = np.stack([*_turn(*look.towards_sun[:2], shapes["yaw"]), np.full(len(shapes), look.towards_sun[2])])
-    direct = (normal * sun[:, index]).sum(axis=0).clip(0)
+    direct = (normal * np.take(sun, index, axis=1)).sum(axis=0).clip(0)
     return albedo * (look.ambient * (0.8 + 0.2 * normal[2]) + look.sun * direct)
 
 
@@ -920,26 +922,31 @@ TEXTURES = {FACADE: _facade, BRICKS: _bricks, LEAVES: _leaves, CARBODY: _carbody
 
 @functools.cache
 def _noise_map() -> np.ndarray:
-    """A cloudy random field with a 1/f spectrum, float32 (256,256), mean 0, standard deviation 1, without a seam."""
+    """A cloudy random field of 256 x 256 cells with a 1/f spectrum, mean 0, standard deviation 1, without a seam."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256)))
     frequency[0, 0] = np.inf
     field = np.fft.ifft2(np.fft.fft2(np.random.default_rng(0).standard_normal((256, 256))) / frequency).real
-    return (field / field.std()).astype(np.float32)
+    return (field / field.std()).astype(np.float32).ravel()
 
 
 @functools.cache
 def _chance_map() -> np.ndarray:
-    return np.random.default_rng(1).random((256, 256), np.float32)
+    return np.random.default_rng(1).random(256 * 256, np.float32)
+
+
+def _cell(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """The index of the cell at u, v in a map of 256 x 256 cells that repeats."""
+    return (np.floor(u).astype(np.int32) & 255) * 256 + (np.floor(v).astype(np.int32) & 255)
 
 
 def _noise(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Smooth noise, mean 0 and standard deviation 1, at positions u, v in cells."""
-    return _noise_map()[np.floor(u).astype(np.int32) & 255, np.floor(v).astype(np.int32) & 255]
+    return _noise_map()[_cell(u, v)]
 
 
 def _chance(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """A number in [0, 1) for each cell u, v, unrelated to its neighbours'."""
-    return _chance_map()[np.floor(u).astype(np.int32) & 255, np.floor(v).astype(np.int32) & 255]
+    return _chance_map()[_cell(u, v)]
 
 
 def _rotate_hue(colours: np.ndarray, degrees: float) -> np.ndarray:

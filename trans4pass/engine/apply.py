@@ -171,7 +171,7 @@ def find_input(path: Path) -> list[Item]:
 def write_prediction(
     folder: Path, name: str, prediction: Tensor, labels: LabelSpace, image: Path, overlay: float | None = None
 ) -> None:
-    """Write `labels/<name>.png` (class indices) and `colour/<name>.png`, with a share for `overlay` also that, at the image's size."""
+    """Write `<folder>/{labels,colour}/<name>.png` at the image's size, and with an opacity for `overlay` that one too."""
     with Image.open(image) as picture:
         picture = picture.convert("RGB")
     label = write_label(folder / "labels" / f"{name}.png", prediction.numpy().astype(np.uint8), picture.size)

@@ -38,16 +38,21 @@ def find_target(name: Any, where: str) -> Any:
     """The class or function called `name`, if configs may name it."""
     if not isinstance(name, str):
         raise ConfigError(f"{where} needs `_target_`, the class to build, and has {name!r}")
-    own = name.startswith(PACKAGES) and not any(part.startswith("_") for part in name.split("."))
+    refused = ConfigError(
+        f"{where}._target_ is {name}: configs may name the package's own classes ({', '.join(PACKAGES)}...) "
+        f"and {', '.join(NAMES)} only"
+    )
+    own = name.startswith(PACKAGES)
     if not own and name not in NAMES:
-        raise ConfigError(
-            f"{where}._target_ is {name}: configs may name the package's own classes ({', '.join(PACKAGES)}...) "
-            f"and {', '.join(NAMES)} only"
-        )
+        raise refused
     try:
-        return get_object(name)
+        target = get_object(name)
     except Exception as error:
         raise ConfigError(f"{where}._target_ is {name}, which does not exist") from error
+    # A module's own imports can be reached through it (trans4pass.data.base.Path): where it is defined decides.
+    if own and not getattr(target, "__module__", "").startswith("trans4pass."):
+        raise refused
+    return target
 
 
 def check_arguments(target: Any, values: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> None:

@@ -33,7 +33,8 @@ def save(state: dict[str, Any], path: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise OSError(
-            f"cannot write {path} ({error}); the checkpoint before it is intact. Free some space, then go on with resume=true"
+            f"cannot write {path} ({error}); the checkpoint before it is intact. "
+            "Free some space, then go on with resume=true"
         ) from error
     if path.exists():
         path.replace(previous(path))

@@ -124,7 +124,7 @@ def evaluate(
     """Score a network on a labelled data set, over all ranks.
 
     Args:
-        model_labels: the label space of the network's logits; where the data set has another one, predictions are mapped.
+        model_labels: of the network's logits; where the data set has another label space, predictions are mapped.
         keep: called with (name, image uint8 (3,H,W), label (H,W), prediction (H,W)) of each image, on the CPU.
     Raises:
         ConfigError: the model's label space has no mapping into the data set's.

@@ -31,8 +31,8 @@ class Scores:
 class Confusion:
     """Counts (label, prediction) pairs over a whole set, as cityscapesScripts does.
 
-    IoU = tp / (tp + fp + fn). A pixel labelled 255 does not count; a pixel predicted 255 (a class that the label space of
-    the evaluation ignores) is a miss of its label's class and a false positive of none.
+    IoU = tp / (tp + fp + fn). A pixel labelled 255 does not count; a pixel predicted 255 (a class that the evaluation's
+    label space ignores) is a miss of its label's class and a false positive of none.
 
     Args:
         num_classes: K.

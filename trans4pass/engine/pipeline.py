@@ -157,7 +157,8 @@ def refuse_or_clear(folder: Path, resume: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(
-            f"{folder} holds a run: resume=true continues it, overwrite=true deletes it and starts over, name=... makes another"
+            f"{folder} holds a run: resume=true continues it, overwrite=true deletes it and starts over, "
+            "name=... makes another"
         )
     for child in folder.iterdir():
         if (child / "settings.json").exists():

@@ -35,7 +35,7 @@ class Run:
     interrupts: Interrupts
 
     def network(self, **extra: Any) -> nn.Module:
-        """A freshly initialised network on the CPU, the same for the same seed; `extra` goes over the model's config."""
+        """A fresh network on the CPU, the same for the same seed; `extra` overrides the model's config."""
         torch.manual_seed(self.seed("network"))
         return build_network({**self.config["model"], **extra}, self.labels)
 

@@ -108,7 +108,8 @@ class TrainStage(Stage):
         )
         if set(method.domains) != set(self.config["domains"]):
             raise ConfigError(
-                f"{self.where}.domains has {', '.join(self.config['domains'])}; the method reads {', '.join(method.domains)}"
+                f"{self.where}.domains has {', '.join(self.config['domains'])}; "
+                f"the method reads {', '.join(method.domains)}"
             )
         return method
 

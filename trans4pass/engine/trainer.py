@@ -149,7 +149,7 @@ class Trainer:
                 raise
 
     def between_steps(self) -> None:
-        """Evaluate, then save, then stop if asked to: a checkpoint never misses its step's evaluation unless it says so."""
+        """Stop if asked to, else evaluate and save where due: a checkpoint says whether its step was evaluated."""
         self.interrupts.check(self.device)
         final = self.step == self.settings.steps
         if self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every)):
@@ -183,7 +183,7 @@ class Trainer:
         if not finite or not self.gradients_are_finite(values, micro_batches):
             self.skip_step(before)
         else:
-            for name, optimizer in self.optimizers.items():
+            for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
@@ -197,7 +197,7 @@ class Trainer:
     def forward_backward(
         self, phase: str, batch: dict[str, Any], norms: Mapping[str, Tensor], values: dict[str, Tensor]
     ) -> bool:
-        """Add one micro-batch's gradient and values; False, without a backward, where a loss is not finite on any rank."""
+        """Add one micro-batch's gradient and values; False, without a backward, where any rank's loss is not finite."""
         dtype = PRECISIONS[self.settings.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             losses, extra = self._call(phase, batch, norms)
@@ -244,7 +244,7 @@ class Trainer:
 
     @torch.no_grad()
     def normalisers(self, phase: str, micro_batches: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The phase's normalisers, averaged over micro-batches and ranks: the mean of means is the whole batch's mean."""
+        """The phase's normalisers, averaged over micro-batches and ranks."""
         each = [self.method.normalisers(phase, batch) for batch in micro_batches]
         return {name: dist.mean_(torch.stack([norms[name] for norms in each]).mean()) for name in each[0]}
 

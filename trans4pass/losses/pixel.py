@@ -68,8 +68,8 @@ class CrossEntropy(nn.Module):
 class Focal(CrossEntropy):
     """The official source loss: alpha * (1 - exp(-m))^gamma * m, with m the batch's MEAN cross-entropy.
 
-    It is not the per-pixel focal loss (Lin et al. 2017): the factor is one number per batch. Under DDP that number comes
-    from the mean over all ranks; with accumulation, from each micro-batch alone.
+    It is not the per-pixel focal loss (Lin et al. 2017): the factor is one number per batch. Under DDP that number
+    comes from the mean over all ranks; with accumulation, from each micro-batch alone.
 
     Args:
         gamma: exponent of the factor, >= 0.

@@ -50,7 +50,7 @@ def prototype_distillation(
     Args:
         features: f, (B,E,h,w).
         labels: (B,h,w) at the features' size; 255 = no label.
-        prototypes: (K,E); a row with a non-finite number is a class without a prototype, whose pixels count as unlabelled.
+        prototypes: (K,E); a row with a non-finite number is a class without one, whose pixels count as unlabelled.
         temperature: T > 0.
         alpha: a in [0,1], the share of the KL term.
         over: `all` takes the means over all pixels, as the official code does (an unlabelled pixel is its own target);

@@ -1,4 +1,4 @@
-"""Methods: what one training step computes. None of them knows data sets, devices, optimisers or other processes' files."""
+"""Methods: what one training step computes; they know no data set, device or optimiser."""
 
 from .adaptation import Adaptation
 from .base import Method

@@ -1,6 +1,6 @@
 """Unsupervised adaptation of a source-trained network to a target domain without labels.
 
-One step of every stage of Trans4PASS (arXiv 2203.01452, section 3.3) is a sum of terms, so that each stage is a setting:
+One step of every stage of Trans4PASS (arXiv 2203.01452, section 3.3) is a sum of terms, so each stage is a setting:
 
     warm-up  source CE + adversarial
     SSL      source CE + target CE on pseudo-labels

@@ -1,4 +1,6 @@
-"""The domain discriminator on class-probability maps (AdaptSegNet's, arXiv 1802.10349, as the official code uses it)."""
+"""The domain discriminator on class-probability maps (AdaptSegNet's, arXiv 1802.10349)."""
+
+from itertools import pairwise
 
 from torch import nn
 
@@ -14,6 +16,6 @@ class Discriminator(nn.Sequential):
     def __init__(self, num_classes: int, width: int = 64):
         channels = [num_classes, width, 2 * width, 4 * width, 8 * width]
         layers: list[nn.Module] = []
-        for inside, outside in zip(channels[:-1], channels[1:], strict=True):
+        for inside, outside in pairwise(channels):
             layers += [nn.Conv2d(inside, outside, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(channels[-1], 1, 4, stride=2, padding=1))

@@ -21,8 +21,8 @@ class PrototypeBank(nn.Module):
     - `fixed` (default): the per-channel mean; the collection is emptied after each update; a class of which nothing was
       collected keeps its prototype.
     - `paper`: the per-channel mean of everything collected so far.
-    - `official`: as the released code does it: one number, the mean over everything collected AND all channels, stands for
-      all channels; a class with fewer than two collected means moves towards 0.
+    - `official`: as the released code does it: one number, the mean over everything collected AND all channels, stands
+      for all channels; a class with fewer than two collected means moves towards 0.
 
     A class seen in no domain has a row of NaN until something is collected of it.
 
@@ -56,7 +56,7 @@ class PrototypeBank(nn.Module):
             per_image: domain -> (features (1,E,h,w), labels (1,h,w)) of each image of this rank; labels are 255 where
                 the prediction differs from the label.
         """
-        num_classes, channels = self.prototypes.shape
+        num_classes = len(self.prototypes)
         domain_sum = torch.zeros_like(self.prototypes)
         domains = self.prototypes.new_zeros(num_classes, 1)
         for images in per_image.values():

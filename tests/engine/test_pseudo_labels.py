@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trans4pass.engine import pseudo_labels
+from trans4pass.errors import ConfigError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "pseudo_labels.npz"
+
+
+def test_equal_to_the_official_code() -> None:
+    with np.load(GOLDEN) as golden:
+        num_classes = len(golden["thresholds"])
+        maps = list(zip(golden["label"], golden["prob"], golden["pseudo"], strict=True))
+        counts = sum(pseudo_labels.histogram(label, prob, num_classes) for label, prob, _ in maps)
+        limits = pseudo_labels.thresholds(counts)
+        assert np.array_equal(limits, golden["thresholds"])
+        for label, prob, expected in maps:
+            assert np.array_equal(pseudo_labels.pseudo_label(label, prob, limits), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 1001])
+@pytest.mark.parametrize("keep", [0.0, 0.2, 0.5, 1.0])
+def test_thresholds_equal_sorting(count: int, keep: float) -> None:
+    values = np.random.RandomState(count).uniform(0.1, 0.9, count).astype(np.float16)
+    counts = pseudo_labels.histogram(np.zeros(count, np.uint8), values, 2)
+    index = min(round((1 - keep) * count), count - 1)
+    expected = [min(float(np.sort(values)[index]), 0.9), 0.0]  # class 1 has no pixel
+    assert pseudo_labels.thresholds(counts, keep).tolist() == expected
+
+
+def test_cap() -> None:
+    counts = pseudo_labels.histogram(np.zeros(4, np.uint8), np.full(4, 1.0, np.float16), 1)
+    assert pseudo_labels.thresholds(counts, cap=0.7).tolist() == [0.7]
+
+
+def test_confidence_is_the_class_and_its_probability() -> None:
+    logits = torch.tensor([[[[0.0, 2.0]], [[1.0, 0.0]]]])
+    label, probability = pseudo_labels.confidence(logits)
+    assert label.tolist() == [[1, 0]]
+    assert probability.dtype == np.float16
+    assert probability.ravel() == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2))], abs=1e-3)
+
+
+def test_spill_round_trip(tmp_path: Path) -> None:
+    label, probability = np.array([[3, 4]], np.uint8), np.array([[0.5, 0.25]], np.float16)
+    pseudo_labels.spill(tmp_path / "folder" / "a.npz", label, probability)
+    back = pseudo_labels.unspill(tmp_path / "folder" / "a.npz")
+    assert np.array_equal(back[0], label)
+    assert np.array_equal(back[1], probability)
+
+
+def test_bad_shares_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1\.2"):
+        pseudo_labels.thresholds(np.zeros((1, pseudo_labels.BINS), np.int64), keep=1.2)
