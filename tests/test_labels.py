@@ -45,8 +45,8 @@ def test_shipped_space_is_named_like_its_file_and_round_trips(name):
     assert space.palette.shape == (space.num_classes, 3) and space.palette.dtype == np.uint8
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_space_knows_every_cityscapes_value(name):
+@pytest.mark.parametrize("name", ["cityscapes19", "outdoor13", "toy11"])
+def test_both_cityscapes_encodings_agree_in_every_street_space(name):
     space = shipped(name)
     ids = np.array([*range(34), 255], np.uint8)
     direct = space.decode(ids, "cityscapes_ids", "f")

@@ -24,7 +24,6 @@ def main(config: DictConfig) -> None:
             world = toy_world.ensure(
                 root,
                 lambda done, total: bar.update(task, completed=done, total=total),
-                plain["workers"],
                 **plain["world"],
             )
     except UserError as error:

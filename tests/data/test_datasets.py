@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, label_map, picture, save
 from PIL import Image
+from tiny_images import SIZE, label_map, picture, save
 
 from trans4pass.data import Cityscapes, DensePASS, EvalTransform, Item, SegmentationDataset, TrainTransform
 from trans4pass.errors import ConfigError, DataError

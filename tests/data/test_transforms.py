@@ -47,8 +47,8 @@ def test_image_and_label_stay_aligned(settings):
         assert image.shape == (3, height, width) and label.shape == (height, width)
         assert image.dtype == label.dtype == torch.uint8
         difference = offsets(image, label)
-        # Half a source pixel each way, twice that where the label's nearest pixel ties; not more, and no drift.
-        assert difference.abs().max() <= 5 and difference.mean().abs() <= 1.1
+        # Rounding alone may part them. A label resized by plain "nearest" lags by up to 2 here.
+        assert difference.abs().max() <= 1 and difference.mean().abs() <= 0.25
 
 
 def test_downscaled_label_takes_the_pixels_at_the_cells_centres():
@@ -113,7 +113,7 @@ def test_flip_and_blur_come_as_often_as_they_should():
         flipped = bool(label[0, 0] > label[0, -1])
         flips += flipped
         blurs += not image.equal(noise.flip(-1) if flipped else noise)
-    assert 30 <= flips <= 70 and 130 <= blurs <= 170
+    assert 30 <= flips <= 70 and 100 <= blurs <= 160  # the weakest blurs change no byte
 
 
 def test_jitter_changes_colours_and_no_label():

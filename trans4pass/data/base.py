@@ -156,7 +156,7 @@ def find_images(dataset: str, root: str | Path, split_folder: str, pattern: str)
     """Files under `root/split_folder` that match `pattern`, sorted; DataError if folder or files are missing."""
     root = Path(root)
     folder = root / split_folder
-    settings = f"set data_root=... or this data set's own root (now {root}); {HELP}"
+    settings = f"set data_root=... or data.<source or target>.dataset.root=... (now {root}); {HELP}"
     if not root.is_dir():
         raise DataError(f"{dataset}: there is no folder {root.absolute()}; {settings}")
     if not folder.is_dir():

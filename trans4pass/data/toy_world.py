@@ -124,19 +124,19 @@ SOURCE_STREETS = Streets(
     heading=(-5, 5),
 )
 TARGET_STREETS = Streets(
-    road=(4.0, 5.4),
+    road=(4.2, 5.6),
     verge=(0.6, 1.8),
     sidewalk=(2.4, 4.0),
     lawn=(0.7, 2.2),
     bend=(0.0, 6.0),
-    storeys=(2, 5),
+    storeys=(2, 6),
     walls=(0.3, 0.6),
     pitch=(4.0, 6.0),
     trees=(0.2, 0.5),
     bushes=(0.5, 1.5),
     cars=(1.2, 2.2),
     people=(3.0, 5.0),
-    camera=(1.8, 2.2),
+    camera=(2.0, 2.5),
     heading=(-180, 180),
 )
 
@@ -145,14 +145,14 @@ TARGET_STREETS = Streets(
 class Shift:
     """How the target's look moves at strength 1; at strength s gains act to the power of s, all others s times."""
 
-    sun: float = 0.55  # gain of the direct light: dim and soft
-    ambient: float = 0.95  # gain of the sky's light
-    cast: tuple[float, float, float] = (1.16, 1.0, 0.80)  # gains of red, green and blue
-    contrast: float = 0.80  # gain around middle grey
-    saturation: float = 0.70  # gain
-    haze: float = 0.010  # added share of the light lost per metre
-    noise: float = 0.020  # added standard deviation of the pixels' noise, full scale 1
-    hue: float = 25.0  # rotation of the materials' colours, degrees
+    sun: float = 0.45  # gain of the direct light: dim and soft
+    ambient: float = 0.92  # gain of the sky's light
+    cast: tuple[float, float, float] = (1.22, 1.0, 0.74)  # gains of red, green and blue
+    contrast: float = 0.72  # gain around middle grey
+    saturation: float = 0.62  # gain
+    haze: float = 0.014  # added share of the light lost per metre
+    noise: float = 0.025  # added standard deviation of the pixels' noise, full scale 1
+    hue: float = 35.0  # rotation of the materials' colours, degrees
 
 
 SHIFT = Shift()

@@ -64,7 +64,7 @@ def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple
 
 def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that an eval or predict configuration describes, and its label space."""
-    network, labels = open_checkpoint(Path(config["checkpoint"]), config["model_labels"])
+    network, labels = open_checkpoint(Path(config["checkpoint"]), config.get("model_labels"))
     test_time = TestTime(config["scales"], config["flip"], config["yaw_rolls"])
     if config["precision"] not in PRECISIONS:
         raise ConfigError(f"precision={config['precision']} is not one of {', '.join(PRECISIONS)}")
@@ -73,8 +73,10 @@ def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Pre
 
 def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> dict[str, Any]:
     """Score a checkpoint as configs/eval.yaml describes; prints a table, writes metrics.json, returns its content."""
+    if "data" not in config:
+        raise ConfigError("choose what to score on with data=<name>, e.g. data=densepass. Help: --help")
     predictor, model_labels = make_predictor(config, device)
-    scored = LabelSpace.from_dict(config["labels"]) if config["labels"] else model_labels
+    scored = LabelSpace.from_dict(config["labels"]) if config.get("labels") else model_labels
     size = config["size"] or config["data"]["eval_size"]
     dataset = build(
         config["data"]["dataset"],

@@ -31,11 +31,15 @@ from .train_stage import TrainStage
 log = logging.getLogger(__name__)
 
 KINDS: dict[str, type[Stage]] = {"train": TrainStage, "labels": LabelStage}
+EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiment"
 PANORAMAS = 4  # in the final picture
 
 
 def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Run or resume all stages of a composed configuration (configs/train.yaml)."""
+    if "stages" not in config:
+        known = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+        raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
     environment.set_switches(config["threads"], config["deterministic"])
     folder = Path(config["run_dir"])
     with claimed(folder, config["resume"], config["overwrite"]):
@@ -60,7 +64,7 @@ def run_stages(run: Run) -> None:
     run.check_validation()
     results = {stage.name: stage.run_or_skip() for stage in stages}
     if dist.is_main():
-        report(run, [stage for stage in stages if isinstance(stage, TrainStage)], results)
+        report(run, {stage.name: stage for stage in stages if isinstance(stage, TrainStage)}, results)
 
 
 def prepare_data(config: Mapping[str, Any]) -> None:
@@ -81,8 +85,13 @@ def make_stages(run: Run) -> list[Stage]:
             raise ConfigError(f"stages.{name}.kind is {kind!r}, it must be one of {', '.join(KINDS)}")
         labelling = {key: stage for key, stage in stages.items() if isinstance(stage, LabelStage)}
         stages[name] = KINDS[kind](run, name, config, find_init(name, config, stages), labelling)
-    if not stages:
-        raise ConfigError("no stage is enabled: set stages.<name>.enabled=true for at least one")
+    trained = [name for name, stage in stages.items() if isinstance(stage, TrainStage)]
+    if not trained:
+        raise ConfigError("no training stage is enabled: set stages.<name>.enabled=true for at least one")
+    if run.config["final_stage"] not in (None, *trained):
+        raise ConfigError(
+            f"final_stage={run.config['final_stage']} is none of the training stages {', '.join(trained)}"
+        )
     return list(stages.values())
 
 
@@ -153,16 +162,16 @@ def refuse_or_clear(folder: Path, resume: bool, overwrite: bool) -> None:
     """Let a run into an empty folder, into its own with resume, into a cleared one with overwrite."""
     if resume and overwrite:
         raise ConfigError("resume=true continues a run and overwrite=true deletes it: set one of them")
-    if not (folder / "config.yaml").exists() or resume:
+    begun = [child for child in folder.iterdir() if (child / "settings.json").exists()]
+    if not begun or resume:
         return
     if not overwrite:
         raise ConfigError(
             f"{folder} holds a run: resume=true continues it, overwrite=true deletes it and starts over, "
             "name=... makes another"
         )
-    for child in folder.iterdir():
-        if (child / "settings.json").exists():
-            shutil.rmtree(child)
+    for child in begun:
+        shutil.rmtree(child)
     for name in ("config.yaml", "environment.json", "git.diff", "run.log", "summary.json", "panoramas.png"):
         (folder / name).unlink(missing_ok=True)
 
@@ -182,16 +191,17 @@ def keep_settings(folder: Path, config: Mapping[str, Any]) -> None:
 # ---- the report ----
 
 
-def report(run: Run, trained: list[Stage], results: Mapping[str, Mapping[str, Any]]) -> None:
+def report(run: Run, trained: dict[str, Stage], results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the table, write summary.json and the picture, and say where they are."""
-    summary = summarise(run.config["name"], run.config["seed"], results)
+    final = run.config["final_stage"] or list(trained)[-1]
+    summary = summarise(run.config["name"], run.config["seed"], results, final)
     write_json(run.folder / "summary.json", summary)
     console.print(table(summary))
     written = [run.folder / "summary.json", run.folder / "run.log"]
     sets = dict(run.validation())
     side = "target" if "target" in sets else next(iter(sets), None)
-    if side is not None and trained:
-        picture = comparison(predictions(run, sets[side], trained), run.labels)
+    if side is not None:
+        picture = comparison(predictions(run, sets[side], [next(iter(trained.values())), trained[final]]), run.labels)
         picture.save(run.folder / "panoramas.png")
         written.insert(0, run.folder / "panoramas.png")
     console.print(*(f"wrote {path}" for path in written), sep="\n", soft_wrap=True)
@@ -199,7 +209,7 @@ def report(run: Run, trained: list[Stage], results: Mapping[str, Mapping[str, An
 
 def predictions(run: Run, dataset: Any, trained: list[Stage]) -> dict[str, list[torch.Tensor]]:
     """Headings and pictures of a few images: the image, the first and the last stage's prediction, the truth."""
-    chosen = {stage.name: stage for stage in (trained[0], trained[-1])}
+    chosen = {stage.name: stage for stage in trained}
     gallery = Gallery(dataset.labels, PANORAMAS)
     step = max(1, len(dataset) // PANORAMAS)
     samples = [dataset[index] for index in range(0, len(dataset), step)][:PANORAMAS]

@@ -92,11 +92,11 @@ def draw_legend(labels: LabelSpace, width: int, font: ImageFont.ImageFont) -> Im
     return legend
 
 
-def summarise(name: str, seed: int, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(name: str, seed: int, results: Mapping[str, Mapping[str, Any]], final: str) -> dict[str, Any]:
     """The run's figures: per training stage mIoU (percent) by side, and `gain` in points on the target.
 
-    `gain` is the last training stage's target mIoU minus the first one's, both after their last step; None for a run
-    of one training stage or without a target.
+    `gain` is the target mIoU of the stage called `final` minus the first training stage's, both after their last step;
+    None for a run of one training stage or without a target.
     """
     stages = {}
     for stage, result in results.items():
@@ -104,8 +104,8 @@ def summarise(name: str, seed: int, results: Mapping[str, Mapping[str, Any]]) ->
             stages[stage] = {**result["last"], "best": result["best"], "steps": result["steps"]}
         stages.setdefault(stage, {})["seconds"] = result["seconds"]
         stages[stage] |= {key: result[key] for key in ("kept",) if key in result}
-    scored = [values["target"] for values in stages.values() if "target" in values]
-    gain = scored[-1] - scored[0] if len(scored) > 1 else None
+    scored = {stage: values["target"] for stage, values in stages.items() if "target" in values}
+    gain = scored[final] - next(iter(scored.values())) if len(scored) > 1 else None
     return {"name": name, "seed": seed, "gain": gain, "stages": stages}
 
 

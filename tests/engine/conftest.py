@@ -1,0 +1,105 @@
+"""A tiny toy world, and runs of the whole pipeline on it: in this process, or as a user would start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from trans4pass.data import toy_world
+from trans4pass.engine import checkpoint
+from trans4pass.engine.command import run_command
+from trans4pass.engine.pipeline import train
+
+ROOT = Path(__file__).parents[2]
+WORLD = {
+    "source_train": 6, "source_val": 2, "target_train": 4, "target_val": 3,
+    "pinhole_size": [64, 32], "panorama_size": [160, 32],
+}  # fmt: skip
+STEPS = {"source": 4, "warmup": 3, "mpa": 4}
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that serves as data_root, with the tiny toy world rendered."""
+    root = tmp_path_factory.mktemp("data")
+    toy_world.ensure(root / "toy", **WORLD)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_data: Path) -> list[str]:
+    """Overrides that make experiment=pin2pan_toy a matter of seconds."""
+    size, pan = "[64,32]", "[160,32]"
+    overrides = [
+        "experiment=pin2pan_toy", f"data_root={tiny_data}", "num_workers=0", "threads=1", "device=cpu",
+        "model.embed_dim=16", "checkpoint_every=2", "log_every=1",
+        f"stages.pseudo_labels.size={pan}", "stages.pseudo_labels.scales=[1.0,0.5]",
+        "stages.mpa.method.prototypes.update_every=2", "stages.mpa.method.prototypes.momentum=0.5",
+        *(f"prepare_data.{key}={value}".replace(" ", "") for key, value in WORLD.items()),
+        *(f"stages.{name}.steps={steps}" for name, steps in STEPS.items()),
+        *(f"stages.{name}.eval_every=2" for name in STEPS),
+    ]  # fmt: skip
+    for stage in STEPS:
+        for domain in ("source",) if stage == "source" else ("source", "target"):
+            overrides += [f"stages.{stage}.domains.{domain}.{x}" for x in (f"transform.size={size}", "batch_size=2")]
+    return overrides
+
+
+@pytest.fixture
+def run_here(tiny: list[str]) -> Callable[..., int]:
+    """Run the pipeline in this process; returns the exit status."""
+
+    def run(folder: Path, *overrides: str) -> int:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            config = compose("train", [*tiny, f"run_dir={folder}", *overrides])
+        return run_command(train, config)
+
+    return run
+
+
+def command(*arguments: str, tool: str = "train.py", launcher: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *launcher, str(ROOT / "tools" / tool), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def call(*arguments: str, tool: str = "train.py", launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Run a tool as a user would, from the repository's folder."""
+    return subprocess.run(
+        command(*arguments, tool=tool, launcher=launcher),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def kill_when(condition: Callable[[], bool], arguments: list[str], number: int = signal.SIGKILL) -> int:
+    """Start a run, send it a signal as soon as the condition holds; returns its exit status."""
+    process = subprocess.Popen(
+        command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"the run ended by itself ({process.returncode}) before it could be stopped"
+        assert time.monotonic() < until, "the condition never came"
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(60)
+
+
+def weights(folder: Path, stage: str = "mpa") -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / stage / "last.pt")["method"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key].nan_to_num(), second[key].nan_to_num())]
+    assert not different

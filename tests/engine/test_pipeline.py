@@ -1,0 +1,195 @@
+"""The four stages on a tiny toy world: what they leave, how they go on, what they refuse."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trans4pass.engine import checkpoint
+from trans4pass.engine.stage import part
+
+from .conftest import assert_same_weights, call, kill_when, weights
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, started as a user would."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = call(*tiny, f"run_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gain over source-only" in done.stdout
+    return folder
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "run.log").read_text()
+
+
+def points(folder: Path, stage: str, tag: str) -> list[int]:
+    accumulator = EventAccumulator(str(folder / stage / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return [event.step for event in accumulator.Scalars(tag)]
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert list(summary["stages"]) == ["source", "warmup", "pseudo_labels", "mpa"]
+    last, first = (summary["stages"][name]["target"] for name in ("mpa", "source"))
+    assert summary["gain"] == pytest.approx(last - first)
+    assert 0 < summary["stages"]["pseudo_labels"]["kept"] <= 1
+    for name in ("panoramas.png", "config.yaml", "environment.json", "run.log"):
+        assert (finished / name).stat().st_size > 0
+    assert points(finished, "source", "source/loss") == [1, 2, 3, 4]
+    assert points(finished, "mpa", "miou/target") == [2, 4]
+    tags = EventAccumulator(str(finished / "mpa" / "tensorboard")).Reload().Tags()["images"]
+    assert any("pseudo-label" in tag for tag in tags)
+
+
+def test_pseudo_labels_cover_the_target_set(finished: Path, tiny_data: Path) -> None:
+    images = sorted((tiny_data / "toy/DensePASS/leftImg8bit/train").rglob("*.png"))
+    labels = sorted((finished / "pseudo_labels/labels").rglob("*.png"))
+    assert len(labels) == len(images) == 4
+    assert {Image.open(path).size for path in labels} == {(160, 32)}
+    assert not (finished / "pseudo_labels/maps").exists()
+
+
+def test_a_checkpoint_describes_its_model(finished: Path) -> None:
+    state = checkpoint.load(finished / "mpa" / "best.pt")
+    assert state["model"]["name"] == "trans4pass_micro"
+    assert state["labels"]["name"] == "toy11"
+
+
+def test_stages_start_from_the_stage_before(finished: Path, run_here: Run, tmp_path: Path) -> None:
+    """With lr 0 and no steps' effect, warm-up's network is the source's."""
+    assert run_here(tmp_path / "r", "stages.warmup.optim.network.lr=0", "stages.warmup.optim.network.weight_decay=0") == 0
+    source, warm = (part(weights(tmp_path / "r", stage), "network") for stage in ("source", "warmup"))
+    names = [name for name in source if "running" not in name and "tracked" not in name]
+    assert all(torch.equal(source[name], warm[name]) for name in names)
+    discriminators = [part(weights(tmp_path / "r", stage), "discriminator") for stage in ("warmup", "mpa")]
+    assert not torch.equal(discriminators[0]["0.weight"], discriminators[1]["0.weight"])
+
+
+def test_a_finished_run_is_kept_and_reported_again(finished: Path, tiny: list[str]) -> None:
+    before = (finished / "mpa" / "last.pt").stat().st_mtime_ns
+    again = call(*tiny, f"run_dir={finished}", "resume=true")
+    assert again.returncode == 0
+    assert "gain over source-only" in again.stdout
+    assert (finished / "mpa" / "last.pt").stat().st_mtime_ns == before
+
+
+def test_a_folder_that_holds_a_run_is_refused(finished: Path, run_here: Run, capsys: pytest.CaptureFixture) -> None:
+    assert run_here(finished) == 2
+    shown = capsys.readouterr().out
+    assert "resume=true" in shown
+    assert "overwrite=true" in shown
+
+
+def test_changed_settings_are_named(finished: Path, run_here: Run, capsys: pytest.CaptureFixture) -> None:
+    assert run_here(finished, "resume=true", "stages.mpa.method.lambda_adv=0.5") == 2
+    shown = capsys.readouterr().out
+    assert "method.lambda_adv: 0.001 -> 0.5" in shown
+    assert run_here(finished, "resume=true", "log_every=7") == 0  # changes nothing of the result
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [("source", "source/last.pt"), ("pseudo_labels", "pseudo_labels/maps"), ("mpa", "mpa/last.pt")],
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    stage: str, file: str, finished: Path, tiny: list[str], run_here: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    status = kill_when(lambda: (folder / file).exists(), [*tiny, f"run_dir={folder}"])
+    assert status == -signal.SIGKILL
+    assert not (folder / stage / "done.json").exists(), "killed too late to prove anything"
+    assert run_here(folder, "resume=true") == 0
+    assert_same_weights(finished, folder)
+    for tag in ("source/seg", "miou/target"):
+        steps = points(folder, "mpa", tag)
+        assert steps == sorted(set(steps))
+
+
+def test_sigterm_saves_and_asks_to_be_requeued(finished: Path, tiny: list[str], run_here: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    begun = folder / "warmup" / "settings.json"
+    status = kill_when(begun.exists, [*tiny, f"run_dir={folder}"], signal.SIGTERM)
+    assert status == 75
+    assert "resume=true" in log_of(folder)
+    assert run_here(folder, "resume=true") == 0
+    assert_same_weights(finished, folder)
+
+
+def test_no_target_label_reaches_training(finished: Path, tiny_data: Path, run_here: Run, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    shutil.rmtree(data / "toy/DensePASS/gtFine/train")
+    for number, path in enumerate((data / "toy/DensePASS/gtFine/val").rglob("*.png")):
+        label = np.asarray(Image.open(path))
+        scrambled = np.random.RandomState(number).choice([0, 2, 10], label.shape).astype(np.uint8)
+        Image.fromarray(scrambled).save(path)
+    assert run_here(tmp_path / "blind", f"data_root={data}") == 0
+    assert_same_weights(finished, tmp_path / "blind")
+
+
+def test_a_stage_can_start_from_a_file_and_others_be_off(finished: Path, run_here: Run, tmp_path: Path) -> None:
+    start = finished / "source" / "last.pt"
+    status = run_here(tmp_path / "r", "stages.source.enabled=false", f"stages.warmup.init={start}")
+    assert status == 0
+    warm = [part(weights(folder, "warmup"), "network") for folder in (finished, tmp_path / "r")]
+    assert all(torch.equal(warm[0][name], warm[1][name]) for name in warm[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["stages.source.enabled=false"], ["stages.warmup.init", "path of a checkpoint"]),
+        (["stages.warmup.init=nowhere.pth"], ["nowhere.pth", "file that exists"]),
+        (["stages.warmup.init=stages.mpa"], ["stages.mpa", "stages.source"]),
+        (["stages.pseudo_labels.enabled=false"], ["stages.mpa", "pseudo_labels", "labelling stage"]),
+        (["+stages.mpa.optim.lrr=1"], ["stages.mpa.optim.lrr", "network"]),
+        (["+stages.mpa.lrr=1"], ["stages.mpa.lrr has no effect"]),
+        (["+stages.mpa.optim.network.lrr=1"], ["stages.mpa.optim.network.lrr has no effect", "lr"]),
+        (["+stages.mpa.domains.target.batch=1"], ["stages.mpa.domains.target", "batch_size"]),
+        (["stages.source.domains.source.transform.yaw_roll=true"], ["yaw_roll", "panoramas"]),
+        (["stages.source.steps=null"], ["stages.source", "steps", "epochs"]),
+        (["precision=fp8"], ["fp8", "bf16"]),
+        (["device=tpu9"], ["tpu9"]),
+        (["data.target.dataset.root=/nowhere"], ["/nowhere", "datasets_layout.md", "pin2pan_toy"]),
+        (["source_class_weights=[1.0,2.0]"], ["2", "11 classes"]),
+    ],
+)
+def test_bad_settings_are_named_before_anything_runs(
+    overrides: list[str], words: list[str], run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_here(tmp_path / "r", *overrides) == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    for word in words:
+        assert word in shown
+    assert not (tmp_path / "r" / "source" / "last.pt").exists()
+
+
+def test_counted_class_weights(run_here: Run, tmp_path: Path) -> None:
+    off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
+    assert run_here(tmp_path / "r", "stages.source.method.loss.class_weights=auto", *off) == 0
+    counted = json.loads((tmp_path / "r" / "source" / "class_weights.json").read_text())
+    assert counted["road"] < counted["person"]
+    assert len(counted) == 11
+
+
+def test_two_processes(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    halved = [f"stages.{stage}.domains.source.batch_size=1" for stage in ("source", "warmup", "mpa")]
+    halved += [f"stages.{stage}.domains.target.batch_size=1" for stage in ("warmup", "mpa")]
+    done = call(*tiny, *halved, f"run_dir={tmp_path / 'two'}", launcher=launcher)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert list(summary["stages"]) == ["source", "warmup", "pseudo_labels", "mpa"]
+    assert len(list((tmp_path / "two/pseudo_labels/labels").rglob("*.png"))) == 4
