@@ -1,5 +1,4 @@
 import pytest
-import torch
 from torch import nn
 
 from trans4pass.engine.build import build

@@ -69,7 +69,9 @@ def test_a_checkpoint_describes_its_model(finished: Path) -> None:
 
 def test_stages_start_from_the_stage_before(finished: Path, run_here: Run, tmp_path: Path) -> None:
     """With lr 0 and no steps' effect, warm-up's network is the source's."""
-    assert run_here(tmp_path / "r", "stages.warmup.optim.network.lr=0", "stages.warmup.optim.network.weight_decay=0") == 0
+    assert (
+        run_here(tmp_path / "r", "stages.warmup.optim.network.lr=0", "stages.warmup.optim.network.weight_decay=0") == 0
+    )
     source, warm = (part(weights(tmp_path / "r", stage), "network") for stage in ("source", "warmup"))
     names = [name for name in source if "running" not in name and "tracked" not in name]
     assert all(torch.equal(source[name], warm[name]) for name in names)

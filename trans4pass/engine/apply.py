@@ -1,5 +1,6 @@
 """Trained networks put to use: score a checkpoint on a data set, predict a folder of images."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from .interrupt import Interrupts
 from .log import console
 from .metrics import Scores
 from .pictures import colour_picture, overlay_picture, save, write_label
-from .report import number
+from .report import compare, number
 from .run import build_network, write_json
 from .stage import part
 from .trainer import PRECISIONS
@@ -158,6 +159,18 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
     return len(dataset)
 
 
+def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Print the mean and range of several runs' summaries (configs/compare.yaml)."""
+    paths = [Path(run) / "summary.json" for run in config["runs"]]
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"there is no {path}: name folders of finished runs, e.g. runs=[runs/a,runs/b]")
+    summaries = [json.loads(path.read_text()) for path in paths]
+    if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
+        raise ConfigError("the runs have different stages: compare runs of one experiment")
+    console.print(compare(summaries))
+
+
 def find_input(path: Path) -> list[Item]:
     """The image at `path`, or all images under it."""
     if path.is_file():
@@ -173,7 +186,7 @@ def find_input(path: Path) -> list[Item]:
 def write_prediction(
     folder: Path, name: str, prediction: Tensor, labels: LabelSpace, image: Path, overlay: float | None = None
 ) -> None:
-    """Write `<folder>/{labels,colour}/<name>.png` at the image's size, and with an opacity for `overlay` that one too."""
+    """Write `<folder>/{labels,colour}/<name>.png` at the image's size, with an opacity also the overlay."""
     with Image.open(image) as picture:
         picture = picture.convert("RGB")
     label = write_label(folder / "labels" / f"{name}.png", prediction.numpy().astype(np.uint8), picture.size)

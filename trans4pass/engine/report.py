@@ -114,7 +114,7 @@ def table(summary: Mapping[str, Any]) -> Table:
     shown = Table(title=f"{summary['name']}, seed {summary['seed']}: mIoU in %")
     for column in ("stage", "source val", "target val, last", "target val, best*", "gain over source-only", "minutes"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
-    base = next((values["target"] for values in summary["stages"].values() if "target" in values), None)
+    base = first_target(summary)
     for stage, values in summary["stages"].items():
         best = values.get("best", {})
         kept = f"{values['kept']:.0%} of pixels kept" if "kept" in values else ""
@@ -128,6 +128,39 @@ def table(summary: Mapping[str, Any]) -> Table:
         )
     shown.caption = "* best was selected on the target's validation labels; all other columns use none of the target's"
     return shown
+
+
+def compare(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Several runs of one experiment (other seeds) in one table: mean and range of each stage's figures."""
+    base = {index: first_target(summary) for index, summary in enumerate(summaries)}
+    seeds = ", ".join(str(summary["seed"]) for summary in summaries)
+    shown = Table(title=f"{len(summaries)} runs, seeds {seeds}: mean (lowest to highest), mIoU in %")
+    for column in ("stage", "source val", "target val", "gain over source-only", "minutes"):
+        shown.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in summaries[0]["stages"]:
+        rows = [summary["stages"][stage] for summary in summaries]
+        gains = [row["target"] - base[index] for index, row in enumerate(rows) if "target" in row]
+        shown.add_row(
+            stage,
+            spread([row["source"] for row in rows if "source" in row]),
+            spread([row["target"] for row in rows if "target" in row]),
+            spread(gains, "+.1f"),
+            spread([row["seconds"] / 60 for row in rows]),
+        )
+    return shown
+
+
+def first_target(summary: Mapping[str, Any]) -> float | None:
+    """The first training stage's target mIoU: what gains are measured from."""
+    return next((values["target"] for values in summary["stages"].values() if "target" in values), None)
+
+
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """Mean and range; nothing where there are no values."""
+    if not values:
+        return ""
+    mean = sum(values) / len(values)
+    return f"{mean:{form}} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else f"{mean:{form}}"
 
 
 def number(value: float | None) -> str:

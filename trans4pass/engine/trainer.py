@@ -147,6 +147,11 @@ class Trainer:
             except Interrupted:
                 self.save()
                 raise
+            except RuntimeError:
+                # A scheduler's SIGTERM also ends the data workers, whose death is raised here, perhaps inside a step:
+                # the last checkpoint stands, this half-done step is not saved.
+                self.interrupts.check_alone()
+                raise
 
     def between_steps(self) -> None:
         """Stop if asked to, else evaluate and save where due: a checkpoint says whether its step was evaluated."""

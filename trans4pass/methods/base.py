@@ -31,7 +31,7 @@ class Method(nn.Module):
         """Called once before step 0 with one finite loader of un-augmented training samples per domain."""
 
     def normalisers(self, phase: str, batch: Batch) -> dict[str, Tensor]:
-        """What this phase's losses divide by, float scalars by name; the trainer averages over micro-batches and ranks."""
+        """What this phase's losses divide by, by name; the trainer averages it over micro-batches and ranks."""
         return {}
 
     def forward(

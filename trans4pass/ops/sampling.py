@@ -1,6 +1,10 @@
-"""Bilinear sampling in pixel units, tile by tile: where the neighbours of a sample lie, and how to read them fast.
+"""Bilinear sampling in pixel units: where the neighbours of a sample lie, and how to read them fast.
 
-Sizes in the shapes below: n images of a tile, G offset groups, K = k*k taps, P output positions of a tile, C channels.
+The work is cut into blocks (some images, or some output positions of one; a block is one matrix product) and these into
+tiles (some offset groups of a block), so that a tile's temporaries stay in the processor's cache.
+
+Sizes in the shapes below: n images and P output positions of a block, g offset groups of a tile, K = k*k taps, C
+channels.
 """
 
 from collections.abc import Iterator
@@ -12,41 +16,44 @@ from torch import Tensor
 
 BORDER = 2  # pixels around the map: positions are clamped to [-2, size], where all four neighbours exist
 TILE_SAMPLES = 1 << 16  # 256 KiB for each float32 temporary
-TILE_POSITIONS = 256  # at least, for matrix products worth their overhead
+BLOCK_TILES = 32  # at most
+BLOCK_POSITIONS = 256  # at least, for matrix products worth their overhead
 
 
 class Corners(NamedTuple):
-    """Where the samples of a tile lie."""
+    """Where the samples of a tile lie, and how much each counts."""
 
-    index: Tensor  # [n, G, K, P] of the upper left neighbour in the flattened, bordered map
-    fraction: Tensor  # [n, G, K, 2, P] of a pixel, below and right of it
+    index: Tensor  # [n, g, K, P] of the upper left neighbour in the flattened, bordered map
+    fraction: Tensor  # [n, g, K, 2, P] of a pixel, below and right of it
+    mask: Tensor | None  # [n, g, K, P]
 
-    def weights(self, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights [n, G, K, P] of the upper left, upper right, lower left and lower right neighbours, times `mask`."""
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights [n, g, K, P] of the upper left, upper right, lower left and lower right neighbours, mask included."""
         fy, fx = self.fraction.unbind(3)
-        lower = fy if mask is None else fy * mask
-        upper = 1 - fy if mask is None else mask - lower
+        lower = fy if self.mask is None else fy * self.mask
+        upper = (1 if self.mask is None else self.mask) - lower
         upper_right, lower_right = upper * fx, lower * fx
         return upper.sub_(upper_right), upper_right, lower - lower_right, lower_right
 
-    def grads(self, dots: list[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients [n, G, K, P] of the samples' y, x and modulator.
+    def grads(self, dots: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients [n, g, K, P] of the samples' y, x and mask.
 
-        `dots` holds, for each neighbour, the dot product over channels of its values and the samples' gradient.
+        `dots` holds, for each neighbour, the dot product over channels of its values and the samples' gradient; it is
+        overwritten.
         """
         fy, fx = self.fraction.unbind(3)
         upper, lower = torch.lerp(dots[0], dots[1], fx), torch.lerp(dots[2], dots[3], fx)
         dy, dx = lower - upper, torch.lerp(dots[1].sub_(dots[0]), dots[3].sub_(dots[2]), fy)
-        if mask is not None:
-            dy, dx = dy.mul_(mask), dx.mul_(mask)
+        if self.mask is not None:
+            dy, dx = dy.mul_(self.mask), dx.mul_(self.mask)
         return dy, dx, torch.lerp(upper, lower, fy)
 
 
 class Sampler(NamedTuple):
     """The sizes of one deformable convolution, and what follows from them; the subclasses add a memory layout.
 
-    A layout keeps samples [S, channels, ...] in the order in which they are read fastest. `lay` brings one number per
-    sample into that order, ready to be multiplied with samples; `unlay` brings it back to [n, G, K, P].
+    A layout keeps samples in the order in which they are read and written fastest. `lay` brings one number per sample,
+    [n, g, K, P], into that order, ready to be multiplied with samples; `unlay` brings it back.
     """
 
     batch: int
@@ -80,23 +87,25 @@ class Sampler(NamedTuple):
         """How far each neighbour lies behind the upper left one in a flattened, bordered map."""
         return 0, 1, self.row, self.row + 1
 
-    def tiles(self) -> Iterator[tuple[slice, list[slice]]]:
+    def blocks(self) -> Iterator[tuple[slice, list[slice]]]:
         """Slices of the batch, each with the slices of the flattened output positions that cover it."""
         count = self.out_height * self.out_width
-        positions = max(TILE_POSITIONS, TILE_SAMPLES // (self.channels * self.taps))
+        samples = TILE_SAMPLES * min(self.groups, BLOCK_TILES)
+        positions = max(BLOCK_POSITIONS, samples // (self.channels * self.taps))
         images = max(1, positions // count)
         parts = [slice(i, min(i + positions, count)) for i in range(0, count, positions)]
         return ((slice(i, i + images), parts) for i in range(0, self.batch, images))
 
-    def corners(self, offset: Tensor, positions: slice) -> Corners:
-        """Neighbours and fractions at `offset` [n, G, K, 2, P]."""
-        device = offset.device
-        tap = torch.arange(self.kernel, device=device) - self.padding
-        position = torch.arange(positions.start, positions.stop, device=device)
-        y = tap[:, None, None] + position.div(self.out_width, rounding_mode="floor") * self.stride
-        x = tap[:, None] + position.remainder(self.out_width) * self.stride
-        grid = torch.stack(torch.broadcast_tensors(y, x), 2).flatten(0, 1)  # 2 x [k, k, P] -> [K, 2, P]
-        point = offset + grid.to(offset.dtype)
+    def grid(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the samples lie at zero offset: the taps [K, 2, 1] plus the positions [2, Ho*Wo], both (y, x)."""
+        kind = {"device": like.device, "dtype": like.dtype}
+        tap = torch.arange(self.kernel, **kind) - self.padding
+        row, column = torch.arange(self.out_height, **kind), torch.arange(self.out_width, **kind)
+        return torch.cartesian_prod(tap, tap).unsqueeze(2), torch.cartesian_prod(row, column).t() * self.stride
+
+    def corners(self, offset: Tensor, mask: Tensor | None, grid: Tensor) -> Corners:
+        """Corners at `offset` [n, g, K, 2, P] from `grid` [K, 2, P]."""
+        point = offset + grid
         point[:, :, :, 0].clamp_(-BORDER, self.height)
         if self.wrap:
             point[:, :, :, 1].remainder_(self.width)
@@ -106,9 +115,8 @@ class Sampler(NamedTuple):
         top, left = corner.int().unbind(3)
         index = torch.add(left, top, alpha=self.row).add_(BORDER * self.row + BORDER)
         # A NaN position gets an arbitrary index; its fraction, and so its sample, is NaN.
-        return Corners(
-            index.clamp_(0, (self.height + BORDER) * self.row + self.width + BORDER).long(), point.sub_(corner)
-        )
+        index.clamp_(0, (self.height + BORDER) * self.row + self.width + BORDER)
+        return Corners(index.long(), point.sub_(corner), mask)
 
     def bordered(self, x: Tensor) -> Tensor:
         """[n, C, H, W] -> [n, C, H+4, W+4], zeros around; a wrapped map goes on sideways instead."""
@@ -129,34 +137,42 @@ class Sampler(NamedTuple):
 
 
 class PlaneSampler(Sampler):
-    """Samples as [n*G, C/G, K*P], a plane per channel: fast for few channels per offset group."""
+    """Samples as [n, g, C/G, K*P], a plane per channel: fast for few channels per offset group."""
+
+    def tiles(self, block: Tensor) -> list[slice]:
+        """Slices of the offset groups for a `block` [n, O, P] of the result."""
+        step = max(1, TILE_SAMPLES // (len(block) * self.depth * self.taps * block.shape[2]))
+        return [slice(i, i + step) for i in range(0, self.groups, step)]
+
+    def part(self, x: Tensor | None, groups: slice) -> Tensor | None:
+        """A tile of laid samples, or of a laid map."""
+        return None if x is None else x[:, groups]
+
+    def new_samples(self, block: Tensor) -> Tensor:
+        return block.new_zeros(len(block), self.groups, self.depth, self.taps * block.shape[2])
 
     def lay_map(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, self.depth, x.shape[2] * x.shape[3])  # [n, C, h, w] -> [n*G, C/G, h*w]
+        return x.reshape(len(x), self.groups, self.depth, -1)  # [n, C, h, w] -> [n, G, C/G, h*w]
 
     def unlay_map(self, x: Tensor) -> Tensor:
-        return x.view(-1, self.channels, self.height + 2 * BORDER, self.row)  # [n*G, C/G, h*w] -> [n, C, h, w]
+        return x.view(len(x), self.channels, -1, self.row)  # [n, G, C/G, h*w] -> [n, C, h, w]
 
     def lay(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, 1, x.shape[2] * x.shape[3])  # [n, G, K, P] -> [n*G, 1, K*P]
+        return x.flatten(2).unsqueeze(2)  # [n, g, K, P] -> [n, g, 1, K*P]
 
     lay_index = lay
 
     def unlay(self, x: Tensor, shape: torch.Size) -> Tensor:
-        return x.view(shape)  # [n*G, 1, K*P] -> [n, G, K, P]
+        return x.view(shape)  # [n, g, 1, K*P] -> [n, g, K, P]
 
     def gather(self, source: Tensor, shift: int, index: Tensor) -> Tensor:
-        return source[..., shift:].gather(2, index.expand(-1, self.depth, -1))
+        return source[..., shift:].gather(3, index.expand(-1, -1, self.depth, -1))
 
     def scatter_add(self, target: Tensor, shift: int, index: Tensor, samples: Tensor) -> None:
-        target[..., shift:].scatter_add_(2, index.expand(-1, self.depth, -1), samples)
+        target[..., shift:].scatter_add_(3, index.expand(-1, -1, self.depth, -1), samples)
 
-    def columns(self, samples: Tensor, shape: torch.Size) -> Tensor:
-        return samples.view(shape[0], -1, shape[3])  # [n*G, C/G, K*P] -> [n, C*K, P]
-
-    def grad_samples(self, matrix: Tensor, grad: Tensor) -> Tensor:
-        grad_columns = torch.matmul(matrix.t(), grad)
-        return grad_columns.view(-1, self.depth, self.taps * grad.shape[2])  # [n, C*K, P] -> [n*G, C/G, K*P]
+    def sum_channels(self, samples: Tensor) -> Tensor:
+        return samples if self.depth == 1 else samples.sum(2, keepdim=True)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)  # [O, C, k, k] -> [O, C*K]
@@ -164,29 +180,42 @@ class PlaneSampler(Sampler):
     def unmatrix(self, matrix: Tensor) -> Tensor:
         return matrix.view(-1, self.channels, self.kernel, self.kernel)  # [O, C*K] -> [O, C, k, k]
 
+    def columns(self, samples: Tensor, block: Tensor) -> Tensor:
+        return samples.view(len(samples), -1, block.shape[2])  # [n, G, C/G, K*P] -> [n, C*K, P]
+
+    def uncolumns(self, columns: Tensor) -> Tensor:
+        return columns.reshape(len(columns), self.groups, self.depth, -1)  # [n, C*K, P] -> [n, G, C/G, K*P]
+
 
 class RowSampler(Sampler):
-    """Samples as [n*P*G*K, C/G], a row of channels per sample: fast for many channels per offset group."""
+    """Samples as [n*P*K, C], a row of channels per sample: fast for many channels and one offset group."""
+
+    def tiles(self, block: Tensor) -> list[slice]:
+        return [slice(None)]
+
+    def part(self, x: Tensor | None, groups: slice) -> Tensor | None:
+        return x
+
+    def new_samples(self, block: Tensor) -> Tensor:
+        return block.new_zeros(len(block) * block.shape[2] * self.taps, self.channels)
 
     def lay_map(self, x: Tensor) -> Tensor:
-        x = x.unflatten(1, (self.groups, self.depth)).permute(0, 1, 3, 4, 2)  # [n, C, h, w] -> [n, G, h, w, C/G]
-        return x.reshape(-1, self.depth)  # -> [n*G*h*w, C/G]
+        return x.permute(0, 2, 3, 1).contiguous().view(-1, self.channels)  # [n, C, h, w] -> [n*h*w, C]
 
     def unlay_map(self, x: Tensor) -> Tensor:
-        x = x.view(-1, self.groups, self.height + 2 * BORDER, self.row, self.depth)  # -> [n, G, h, w, C/G]
-        return x.permute(0, 1, 4, 2, 3).flatten(1, 2)  # -> [n, C, h, w]
+        x = x.view(-1, self.height + 2 * BORDER, self.row, self.channels)  # [n*h*w, C] -> [n, h, w, C]
+        return x.permute(0, 3, 1, 2)  # -> [n, C, h, w]
 
     def lay(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2).reshape(-1, 1)  # [n, G, K, P] -> [n*P*G*K, 1]
+        return x.transpose(1, 3).reshape(-1, 1)  # [n, 1, K, P] -> [n*P*K, 1]
 
     def lay_index(self, index: Tensor) -> Tensor:
-        start = torch.arange(index.shape[0] * self.groups, device=index.device)
-        start = start.view(-1, self.groups, 1, 1) * ((self.height + 2 * BORDER) * self.row)
-        return self.lay(index + start).squeeze(1)
+        start = torch.arange(len(index), device=index.device) * ((self.height + 2 * BORDER) * self.row)
+        return self.lay(index + start.view(-1, 1, 1, 1)).squeeze(1)
 
     def unlay(self, x: Tensor, shape: torch.Size) -> Tensor:
         n, groups, taps, positions = shape
-        return x.view(n, positions, groups, taps).permute(0, 2, 3, 1)  # [n*P*G*K, 1] -> [n, G, K, P]
+        return x.view(n, positions, taps, groups).transpose(1, 3)  # [n*P*K, 1] -> [n, 1, K, P]
 
     def gather(self, source: Tensor, shift: int, index: Tensor) -> Tensor:
         return source[shift:].index_select(0, index)
@@ -194,17 +223,18 @@ class RowSampler(Sampler):
     def scatter_add(self, target: Tensor, shift: int, index: Tensor, samples: Tensor) -> None:
         target[shift:].index_add_(0, index, samples)
 
-    def columns(self, samples: Tensor, shape: torch.Size) -> Tensor:
-        return samples.view(shape[0], shape[3], -1).transpose(1, 2)  # [n*P*G*K, C/G] -> [n, G*K*C/G, P]
-
-    def grad_samples(self, matrix: Tensor, grad: Tensor) -> Tensor:
-        grad_columns = torch.matmul(grad.transpose(1, 2), matrix)
-        return grad_columns.view(-1, self.depth)  # [n, P, G*K*C/G] -> [n*P*G*K, C/G]
+    def sum_channels(self, samples: Tensor) -> Tensor:
+        return samples.sum(1)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        weight = weight.view(-1, self.groups, self.depth, self.taps)  # [O, C, k, k] -> [O, G, C/G, K]
-        return weight.transpose(2, 3).flatten(1)  # -> [O, G*K*C/G]
+        return weight.permute(0, 2, 3, 1).flatten(1)  # [O, C, k, k] -> [O, K*C]
 
     def unmatrix(self, matrix: Tensor) -> Tensor:
-        matrix = matrix.view(-1, self.groups, self.taps, self.depth).transpose(2, 3)  # -> [O, G, C/G, K]
-        return matrix.reshape(-1, self.channels, self.kernel, self.kernel)  # -> [O, C, k, k]
+        matrix = matrix.view(-1, self.kernel, self.kernel, self.channels)  # [O, K*C] -> [O, k, k, C]
+        return matrix.permute(0, 3, 1, 2)  # -> [O, C, k, k]
+
+    def columns(self, samples: Tensor, block: Tensor) -> Tensor:
+        return samples.view(len(block), block.shape[2], -1).transpose(1, 2)  # [n*P*K, C] -> [n, K*C, P]
+
+    def uncolumns(self, columns: Tensor) -> Tensor:
+        return columns.transpose(1, 2).reshape(-1, self.channels)  # [n, K*C, P] -> [n*P*K, C]

@@ -1,0 +1,188 @@
+"""From a folder to image and label files, and from a file to pixels; nothing that a file holds is trusted."""
+
+import os.path
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags
+from PIL import Image as PILImage
+from torch import Tensor
+
+from trans4pass.errors import DataError, UserError
+
+HELP = "datasets_layout.md shows the expected folders; `experiment=pin2pan_toy` needs no data at all"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+# Of PIL's forty formats only those of data sets: some of the others start programs or are hardly ever tested.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+LABEL_MODES = ("L", "P", "I;16", "I")  # one raw value per pixel; in a paletted file the indices are the values
+COLOUR_LABEL_MODES = ("RGB", "RGBA")
+
+# What a header may claim before anything is decoded. PIL itself refuses from 1.79e8 pixels on.
+MAX_PIXELS = 2**27  # 16384x8192
+MAX_ASPECT = 100  # longer side over shorter side
+MIN_SIDE = 8
+
+
+def find_images(dataset: str, root: str | Path, folder: str, pattern: str) -> list[Path]:
+    """Files under `root/folder` that match `pattern`, sorted; DataError if folder or files are missing."""
+    root = Path(root)
+    searched = root / folder
+    settings = f"set data_root=... or data.<source or target>.dataset.root=... (now {root}); {HELP}"
+    if not root.is_dir():
+        raise DataError(f"{dataset}: there is no folder {root.absolute()}; {settings}")
+    if not searched.is_dir():
+        parent = searched.parent
+        siblings = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+        found = f"{parent} has only {siblings}" if siblings else f"{parent} is missing or empty"
+        raise DataError(f"{dataset}: there is no folder {searched.absolute()}; {found}; {settings}")
+    # Archives packed on a Mac leave a "._x.png" beside every "x.png".
+    images = sorted(path for path in searched.glob(pattern) if not path.name.startswith("."))
+    if not images:
+        raise DataError(f"{dataset}: no image matches {searched.absolute()}/{pattern}, so it is empty; {settings}")
+    return images
+
+
+def read_path_list(dataset: str, root: str | Path, path: str | Path) -> set[Path]:
+    """The files named in a text file, one path relative to `root` a line; blank lines and # comments are skipped.
+
+    Raises DataError if the list cannot be read or is empty, or for an entry that leaves `root` or does not exist.
+    """
+    root, path = Path(root), Path(root) / path
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{dataset}: cannot read the list {path} ({error})") from error
+    entries = {number: line for number, line in enumerate(lines, start=1) if line and not line.startswith("#")}
+    if not entries:
+        raise DataError(f"{dataset}: the list {path} names no file")
+    return {_listed(f"{dataset}: {path}, line {number}: {entry!r}", root, entry) for number, entry in entries.items()}
+
+
+def _listed(where: str, root: Path, entry: str) -> Path:
+    try:
+        target = (root / entry).resolve()
+        inside = not Path(entry).is_absolute() and target.is_relative_to(root.resolve())
+        exists = inside and target.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, a loop of links
+        raise DataError(f"{where} is no path ({error})") from error
+    if not inside:
+        raise DataError(f"{where} leads out of {root}; a list holds paths relative to the data set's root, inside it")
+    if not exists:
+        raise DataError(f"{where} is no file under {root}; copy it there, or remove the line")
+    return Path(os.path.normpath(root / entry))
+
+
+def read_image(path: Path) -> Tensor:
+    """An RGB picture of any common PIL mode as uint8 (3,H,W); 16-bit grey keeps its upper 8 bits, alpha is dropped."""
+    return _opened(path, lambda picture: _to_rgb(path, picture))
+
+
+def _to_rgb(path: Path, picture: PILImage.Image) -> Tensor:
+    if picture.mode.startswith("I"):
+        picture = PILImage.fromarray((_sixteen_bits(path, picture) >> 8).astype(np.uint8))
+    elif picture.mode == "F":
+        raise DataError(f"the image {path} holds floating-point values, whose range is unknown; save it as 8-bit RGB")
+    picture.info.pop("transparency", None)  # else PIL warns about every palette with alpha
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()  # (H,W,3) -> (3,H,W)
+
+
+def read_label(path: Path) -> np.ndarray:
+    """Raw label values (H,W), uint8 or uint16."""
+    return _opened(path, lambda picture: _to_values(path, picture))
+
+
+def _to_values(path: Path, picture: PILImage.Image) -> np.ndarray:
+    _refuse_lossy(path, picture)
+    if picture.mode not in LABEL_MODES:
+        raise DataError(
+            f"the label {path} has {len(picture.getbands())} channel(s) of mode {picture.mode}; a label is a grey or "
+            "paletted PNG (8 or 16 bits) whose values are class ids, so this may be a coloured picture of the label"
+        )
+    return np.asarray(picture) if picture.mode in ("L", "P") else _sixteen_bits(path, picture)
+
+
+def read_colour_label(path: Path) -> np.ndarray:
+    """A label whose colours are the values: (H,W,3) uint8; alpha is dropped."""
+    return _opened(path, lambda picture: _to_colours(path, picture))
+
+
+def _to_colours(path: Path, picture: PILImage.Image) -> np.ndarray:
+    _refuse_lossy(path, picture)
+    if picture.mode not in COLOUR_LABEL_MODES:
+        raise DataError(f"the label {path} has mode {picture.mode}; this data set's labels are RGB PNGs of 8 bits")
+    return np.asarray(picture)[..., :3]
+
+
+def _refuse_lossy(path: Path, picture: PILImage.Image) -> None:
+    if picture.format in ("JPEG", "MPO"):
+        raise DataError(f"the label {path} is a JPEG, which changes values; a label is a PNG: write it anew")
+
+
+def _sixteen_bits(path: Path, picture: PILImage.Image) -> np.ndarray:
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > 2**16 - 1:
+        raise DataError(f"{path} holds values {values.min()} to {values.max()}; at most 16 bits (0..65535) can be read")
+    return values.astype(np.uint16)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(W,H) in pixels as the file's header says; nothing is decoded."""
+    return _guarded(path, lambda: _header(path))
+
+
+def _header(path: Path) -> tuple[int, int]:
+    with PILImage.open(path, formats=FORMATS) as picture:
+        _check_header(path, picture)
+        return picture.size
+
+
+def _opened(path: Path, use: Callable[[PILImage.Image], object]):
+    """What `use` makes of the picture at `path`, which is fully decoded and within the bounds."""
+    return _guarded(path, lambda: use(_decoded(path)))
+
+
+def _decoded(path: Path) -> PILImage.Image:
+    with PILImage.open(path, formats=FORMATS) as picture:
+        _check_header(path, picture)
+        if picture.format == "PNG":
+            picture.verify()  # checksums, some of which `load` skips; it uses the picture up
+    with PILImage.open(path, formats=FORMATS) as picture:
+        picture.load()
+        return picture
+
+
+def _guarded(path: Path, read: Callable[[], object]):
+    # Opening a pipe would wait for ever.
+    if not path.is_file():
+        raise DataError(f"{path} is gone; it was there, or expected, when the data set was made")
+    try:
+        return read()
+    except UserError:
+        raise
+    except Exception as error:  # PIL's decoders let nearly every type through for a damaged file
+        raise DataError(
+            f"cannot decode {path} ({error or type(error).__name__}); the file is truncated, damaged or no picture, so "
+            "copy it anew"
+        ) from error
+
+
+def _check_header(path: Path, picture: PILImage.Image) -> None:
+    """Raise DataError for what cannot be meant: sizes out of bounds, several pictures in one file, a turned one."""
+    short, long = sorted(picture.size)
+    if short < MIN_SIDE or long > MAX_ASPECT * short or short * long > MAX_PIXELS:
+        raise DataError(
+            f"{path} claims {picture.size[0]}x{picture.size[1]} pixels; sides of at least {MIN_SIDE}, at most "
+            f"{MAX_ASPECT}:1 and {MAX_PIXELS} pixels can be read, so resize it if it is right"
+        )
+    # A camera's MPO is a JPEG with a preview behind it.
+    if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
+        raise DataError(f"{path} holds {picture.n_frames} pictures; save the one that is meant in a file of its own")
+    # Turning the image would part it from its label and its prediction, which are stored as the pixels are.
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation in range(2, 9):
+        raise DataError(
+            f"{path} is stored turned or mirrored (EXIF orientation {orientation}), so it is unclear which way a label "
+            "or a prediction belongs; turn its pixels for good, e.g. `mogrify -auto-orient`"
+        )
