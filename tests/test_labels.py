@@ -75,6 +75,50 @@ def test_synpass_ids_into_thirteen_classes():
     assert space.decode(np.array([*range(23), 255], np.uint8), "synpass_ids", "f").tolist() == expected
 
 
+SYNPASS = (
+    "building, fence, other, pedestrian, pole, road line, road, sidewalk, vegetation, vehicles, wall, traffic sign, sky, "
+    "ground, bridge, rail track, ground rail, traffic light, static, dynamic, water, terrain"
+).split(", ")
+
+
+def test_synpass_has_its_published_classes_in_the_order_of_its_values():
+    space = shipped("synpass22")
+    assert list(space.classes) == SYNPASS
+    ids = space.decode(np.array([*range(23), 255], np.uint8), "synpass_ids", "f")
+    assert ids.tolist() == [IGNORE, *range(22), IGNORE]
+
+
+def test_synpass_predictions_become_the_thirteen_classes_that_its_files_become():
+    space = shipped("outdoor13")
+    from_files = space.decode(np.arange(1, 23, dtype=np.uint8), "synpass_ids", "f")
+    assert space.mapping_from(shipped("synpass22"))[:22].tolist() == from_files.tolist()
+
+
+def test_eight_indoor_classes_keep_their_names_and_ignore_the_rest():
+    thirteen, eight = shipped("indoor13"), shipped("indoor8")
+    assert len(thirteen.classes) == 13 and len(eight.classes) == 8
+    table = eight.mapping_from(thirteen)
+    for i, name in enumerate(thirteen.classes):
+        assert table[i] == (eight.classes.index(name) if name in eight.classes else IGNORE)
+        if name in eight.classes:
+            assert (thirteen.palette[i] == eight.palette[eight.classes.index(name)]).all()
+
+
+def test_nyu_ids_into_eight_indoor_classes():
+    space = shipped("indoor8")
+    classes = {1: "wall", 2: "floor", 5: "chair", 6: "sofa", 7: "table", 8: "door", 9: "window", 22: "ceiling"}
+    expected = [space.classes.index(classes[i]) if i in classes else IGNORE for i in range(41)]
+    assert space.decode(np.arange(41, dtype=np.uint8), "nyu40", "f").tolist() == expected
+    with pytest.raises(DataError, match="label value 41"):
+        space.decode(np.array([41], np.uint8), "nyu40", "f")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_two_classes_of_a_shipped_space_share_a_colour(name):
+    colours = shipped(name).palette.tolist()
+    assert len({tuple(colour) for colour in colours}) == len(colours) and [0, 0, 0] not in colours
+
+
 def test_decode_looks_values_up_in_eight_and_sixteen_bits():
     space = LabelSpace.from_dict(SMALL)
     assert space.decode(np.array([[0, 7], [3, 3]], np.uint8), "raw", "f").tolist() == [[255, 0], [1, 1]]

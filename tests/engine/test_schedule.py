@@ -1,15 +1,35 @@
-import pytest
+import math
+from pathlib import Path
 
-from trans4pass.engine.schedule import make_schedule
+import pytest
+import yaml
+
+from trans4pass.engine.schedule import POLICIES, make_schedule
 from trans4pass.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"
 
-def test_poly_by_hand() -> None:
-    factor = make_schedule("poly", 100, power=0.9)
-    assert factor(0) == 1
-    assert factor(50) == pytest.approx(0.5**0.9)
-    assert factor(99) == pytest.approx(0.01**0.9)
-    assert factor(100) == factor(150) == 0
+
+@pytest.mark.parametrize(
+    ("policy", "parameters", "expected"),
+    [
+        ("fixed", {}, {0: 1, 50: 1, 100: 1}),
+        ("step", {"size": 10}, {0: 1, 9: 1, 10: 0.1, 19: 0.1, 20: 0.01}),
+        ("step", {"size": 10, "gamma": 0.5}, {9: 1, 10: 0.5, 35: 0.125}),
+        ("exp", {"gamma": 0.5}, {0: 1, 1: 0.5, 3: 0.125}),
+        ("inv", {"gamma": 0.5, "power": 2}, {0: 1, 2: 0.25, 6: 0.0625}),
+        ("multistep", {"milestones": [10, 12]}, {0: 1, 9: 1, 10: 0.1, 11: 0.1, 12: 0.01, 100: 0.01}),
+        ("multistep", {"milestones": [12, 10], "gamma": 0.5}, {9: 1, 11: 0.5, 12: 0.25}),
+        ("poly", {"power": 0.9}, {0: 1, 50: 0.5**0.9, 99: 0.01**0.9, 100: 0, 150: 0}),
+        ("sigmoid", {"gamma": -0.1, "middle": 20}, {0: 1 / (1 + math.exp(-2)), 20: 0.5, 30: 1 / (1 + math.e)}),
+        ("sigmoid", {"gamma": 0.1, "middle": 20}, {20: 0.5, 30: 1 / (1 + 1 / math.e)}),
+        ("sigmoid", {"gamma": -9.0, "middle": 1000}, {0: 1, 2000: 0}),
+        ("cosine", {}, {0: 1, 25: (1 + math.sqrt(0.5)) / 2, 50: 0.5, 100: 0, 150: 0}),
+    ],
+)
+def test_policies_by_hand(policy: str, parameters: dict, expected: dict[int, float]) -> None:
+    factor = make_schedule(policy, 100, **parameters)
+    assert {step: factor(step) for step in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def test_warmup_is_a_line_to_the_policy() -> None:
@@ -25,8 +45,22 @@ def test_warmup_is_a_line_to_the_policy() -> None:
         ({"policy": "poly", "total_steps": 0}, "total_steps"),
         ({"policy": "poly", "total_steps": 10, "warmup_steps": -1}, "warmup_steps"),
         ({"policy": "poly", "total_steps": 10, "gamma": 0.1}, "gamma"),
+        ({"policy": "step", "total_steps": 10}, "size"),
+        ({"policy": "step", "total_steps": 10, "size": 0}, "step"),
+        ({"policy": "exp", "total_steps": 10**6, "gamma": 2.0}, "exp"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         make_schedule(**settings)
+
+
+def test_every_policy_has_a_config_that_falls() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == POLICIES.keys()
+    for policy in POLICIES:
+        settings = yaml.safe_load((CONFIGS / f"{policy}.yaml").read_text())
+        assert settings["policy"] == policy
+        factor = make_schedule(**settings | {"total_steps": 100_000})
+        factors = [factor(step) for step in range(0, 100_001, 1000)]
+        assert factors == sorted(factors, reverse=True)
+        assert factors[0] > 0.99 and (policy == "fixed" or factors[-1] < 0.2)

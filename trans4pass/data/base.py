@@ -1,27 +1,26 @@
-"""What every data set shares: items, reading, decoding, seeded augmentation, and errors that name the file."""
+"""What every data set shares: items, decoding, seeded augmentation, and errors that name the file."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from trans4pass.data.cache import DecodeCache
+from trans4pass.data.files import HELP, read_image, read_label
+from trans4pass.data.transforms import Transform
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE, LabelSpace
 
 LABEL_SUFFIX = "_labelTrainIds.png"
-LABEL_MODES = ("L", "P", "I;16", "I")  # one raw value per pixel; in a paletted file the indices are the values
-HELP = "datasets_layout.md shows the expected folders; `experiment=pin2pan_toy` needs no data at all"
 LABEL_MEND = f"add it, remove the image, or use this split with labelled=false; {HELP}"
-
-Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[tv_tensors.Image, tv_tensors.Mask]]
 
 
 @dataclass(frozen=True)
@@ -29,25 +28,33 @@ class Item:
     """One image and its label file; `encoding` says what the raw values in `label` mean.
 
     `name` is unique in its data set and a relative path without extension: predictions and pseudo-labels use it.
+    `alternatives` are other files that could have been the label.
     """
 
     name: str
     image: Path
     label: Path | None = None
     encoding: str | None = None
+    alternatives: tuple[Path, ...] = ()
+
+    def without_label(self) -> "Item":
+        return Item(self.name, self.image)
 
 
 class SegmentationDataset(Dataset):
     """Items read as {"image": uint8 (3,H,W), "label": uint8 (H,W) with 255 = ignored, "name": str}.
 
-    A family finds its items and hands them to this constructor. With `labelled` false every label is all 255 and no
-    label file is opened. `transform` maps (Image, Mask) to (Image, Mask); its randomness depends on (`seed`, position)
-    only. Raises DataError where items are missing, doubled or lack a label, ConfigError where `labels` lacks one
-    of the items' encodings or the transform needs a panorama and `panorama` is false.
+    A family finds its items, each with the label file that it should have, and hands them to this constructor. With
+    `labelled` false every label is all 255 and no label file is opened. `transform` maps (Image, Mask) to (Image,
+    Mask); its randomness depends on (`seed`, position) only. `cache` is a folder for decoded samples, of `cache_size`
+    (W,H) pixels or, unset, of the files' own size. Raises DataError where items are missing, doubled or lack a label,
+    ConfigError where `labels` lacks one of the items' encodings, the transform needs a panorama and `panorama` is
+    false, or the cache cannot be.
     """
 
     name = "dataset"
     panorama = False  # the image's left and right borders meet
+    black_is_ignored = False  # all-black pixels of an image are holes, whatever their label says
 
     def __init__(
         self,
@@ -56,12 +63,22 @@ class SegmentationDataset(Dataset):
         labelled: bool = True,
         transform: Transform | None = None,
         seed: int = 0,
+        cache: str | Path | None = None,
+        cache_size: Sequence[int] | None = None,
     ):
+        if cache is None and cache_size is not None:
+            raise ConfigError(f"cache_size={list(cache_size)} has no effect without cache=<folder>")
         self.labels = labels
         self.labelled = labelled
         self.seed = seed
-        self.items = self._checked(items)
+        self.found = list(items)  # with the labels that they should have, there or not
+        self.items = self._checked(self.found if labelled else [item.without_label() for item in self.found])
+        if labelled:
+            self.prepare_labels()
         self._set_transform(transform)
+        self.cache = None if cache is None else DecodeCache(cache, cache_size)
+        if self.cache is not None:
+            self.cache.announce(self.name, [item.image for item in self.items], labelled)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -70,7 +87,7 @@ class SegmentationDataset(Dataset):
         """The item at `key`, an index or (index, position); an index alone is its own position."""
         index, position = key if isinstance(key, tuple) else (key, key)
         item = self.items[index]
-        image, label = self.load(item)
+        image, label = self._cached(item)
         if self.transform is not None:
             with torch.random.fork_rng(devices=[]):
                 # Not torch.manual_seed: it would reseed the accelerators of a process that loads and trains.
@@ -79,16 +96,41 @@ class SegmentationDataset(Dataset):
         return {"image": image.as_subclass(Tensor), "label": label.as_subclass(Tensor), "name": item.name}
 
     def load(self, item: Item) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """The untransformed image and its decoded label, both at the file's size."""
+        """The untransformed image and its decoded label, both at the file's size, from the files."""
         image = read_image(item.image)
+        label = self.load_label(item) if self.labelled else torch.full(image.shape[-2:], IGNORE, dtype=torch.uint8)
+        return tv_tensors.Image(image), tv_tensors.Mask(self.fit_label(item, image, label))
+
+    def load_label(self, item: Item) -> Tensor:
+        """The label file as train ids (H,W) uint8, not yet compared with its image."""
+        return self.decode(self.read_raw(item), item)
+
+    def read_raw(self, item: Item) -> np.ndarray:
+        """The label file's raw values (H,W), uint8 or uint16, in the item's encoding; families may read other files."""
+        return read_label(item.label)
+
+    def decode(self, raw: np.ndarray, item: Item) -> Tensor:
+        """An item's raw values as train ids; DataError for a value that the label space does not know."""
+        return torch.from_numpy(self.labels.decode(raw, item.encoding, str(item.label)))
+
+    def fit_label(self, item: Item, image: Tensor, label: Tensor) -> Tensor:
+        """The label (H,W), with what the image (3,H,W) has no pixels for ignored; DataError unless of one size."""
         size = image.shape[-2:]
-        label = self._load_label(item) if self.labelled else torch.full(size, IGNORE, dtype=torch.uint8)
         if label.shape != size:
             raise DataError(
                 f"label {item.label} is {label.shape[1]}x{label.shape[0]} and its image {item.image} is "
                 f"{size[1]}x{size[0]} (width x height); they must be of one size, so one of the files is wrong"
             )
-        return tv_tensors.Image(image), tv_tensors.Mask(label)
+        return label.masked_fill(image.amax(dim=0) == 0, IGNORE) if self.black_is_ignored else label
+
+    def prepare_labels(self) -> None:
+        """Get ready to read labels; ConfigError for an encoding that the label space lacks, DataError for a lacking list."""
+        for encoding in sorted({item.encoding for item in self.found if item.encoding}):
+            self.labels.check_encoding(encoding, self.name)
+
+    def label_files(self) -> Iterator[Path]:
+        """The label files that lie in this split's folders, with or without an image; for tools/check_data.py."""
+        return iter(())
 
     def with_transform(self, transform: Transform | None) -> "SegmentationDataset":
         """A copy of this data set that applies `transform`."""
@@ -104,9 +146,8 @@ class SegmentationDataset(Dataset):
         other = copy.copy(self)
         other.labelled = True
         paths = [(item, Path(folder) / f"{item.name}{LABEL_SUFFIX}") for item in self.items]
-        other.items = other._checked(replace(i, label=path, encoding=self.labels.name) for i, path in paths)
-        for item in other.items:
-            require_label(item, self.name, [item.label], "the folder must hold one for every image: write them anew")
+        items = [Item(item.name, item.image, path, self.labels.name) for item, path in paths]
+        other.items = other._checked(items, "the folder must hold one for every image: write them anew")
         return other
 
     def class_counts(self) -> Tensor:
@@ -117,10 +158,19 @@ class SegmentationDataset(Dataset):
             return sum(pool.map(self._count_classes, self.items))
 
     def _count_classes(self, item: Item) -> Tensor:
-        return torch.bincount(self._load_label(item).flatten(), minlength=IGNORE + 1)[: self.labels.num_classes]
+        label = self.load(item)[1] if self.black_is_ignored else self.load_label(item)
+        return torch.bincount(label.flatten(), minlength=IGNORE + 1)[: self.labels.num_classes]
 
-    def _load_label(self, item: Item) -> Tensor:
-        return torch.from_numpy(self.labels.decode(read_label(item.label), item.encoding, str(item.label)))
+    def settings(self) -> list[Any]:
+        """Plain values that a decoded sample depends on, besides its files and its encoding."""
+        return [type(self).__qualname__, self.labels.to_dict() if self.labelled else None]
+
+    def _cached(self, item: Item) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        if self.cache is None or not self.cache.serves(self.transform):
+            return self.load(item)
+        files = [item.image, item.label] if self.labelled else [item.image]
+        settings = [*self.settings(), item.encoding]
+        return self.cache.fetch(settings, files, self.labelled, lambda: self.load(item))
 
     def _set_transform(self, transform: Transform | None) -> None:
         if getattr(transform, "yaw_roll", False) and not self.panorama:
@@ -130,7 +180,7 @@ class SegmentationDataset(Dataset):
             )
         self.transform = transform
 
-    def _checked(self, items: Iterable[Item]) -> list[Item]:
+    def _checked(self, items: list[Item], mend: str = LABEL_MEND) -> list[Item]:
         seen: dict[str, Item] = {}
         for item in items:
             if item.name in seen:
@@ -142,72 +192,25 @@ class SegmentationDataset(Dataset):
             seen[item.name] = item
         if not seen:
             raise DataError(f"{self.name}: the split has no images; {HELP}")
-        for encoding in sorted({item.encoding for item in seen.values()} if self.labelled else ()):
-            self.labels.check_encoding(encoding, self.name)
-        return list(seen.values())
+        if self.labelled:
+            check_labels_exist(items, self.name, mend)
+        return items
+
+
+def check_labels_exist(items: Iterable[Item], dataset: str, mend: str) -> None:
+    """Raise DataError unless every item's label file exists; it names the first and tells how many are missing."""
+    missing = [item for item in items if not has_label(item)]
+    if missing:
+        item = missing[0]
+        looked = " and ".join(map(str, [*item.alternatives, item.label])) if item.label else "none"
+        more = f" (nor have {len(missing) - 1} more, which tools/check_data.py lists)" if len(missing) > 1 else ""
+        raise DataError(f"{dataset}: the image {item.image} has no label{more}; looked for {looked}; {mend}")
+
+
+def has_label(item: Item) -> bool:
+    return item.label is not None and item.label.is_file()
 
 
 def derive_seed(*numbers: int) -> int:
     """A 64-bit seed from whole numbers, well mixed: neighbouring numbers give unrelated seeds."""
     return int(np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0])
-
-
-def find_images(dataset: str, root: str | Path, split_folder: str, pattern: str) -> list[Path]:
-    """Files under `root/split_folder` that match `pattern`, sorted; DataError if folder or files are missing."""
-    root = Path(root)
-    folder = root / split_folder
-    settings = f"set data_root=... or data.<source or target>.dataset.root=... (now {root}); {HELP}"
-    if not root.is_dir():
-        raise DataError(f"{dataset}: there is no folder {root.absolute()}; {settings}")
-    if not folder.is_dir():
-        siblings = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-        found = f"{folder.parent} has only {siblings}" if siblings else f"{folder.parent} is missing or empty"
-        raise DataError(f"{dataset}: there is no split {folder.absolute()}; {found}; {settings}")
-    # Archives packed on a Mac leave a "._x.png" beside every "x.png".
-    images = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
-    if not images:
-        raise DataError(f"{dataset}: no image matches {folder.absolute()}/{pattern}, so the split is empty; {settings}")
-    return images
-
-
-def require_label(item: Item, dataset: str, looked_for: Sequence[Path], mend: str = LABEL_MEND) -> None:
-    """Raise DataError unless the item's label file exists; `looked_for` names all files that could have been it."""
-    if item.label is None or not item.label.is_file():
-        looked = " and ".join(map(str, looked_for))
-        raise DataError(f"{dataset}: the image {item.image} has no label; looked for {looked}; {mend}")
-
-
-def read_image(path: Path) -> Tensor:
-    """An RGB picture of any common PIL mode as uint8 (3,H,W); 16-bit grey keeps its upper 8 bits."""
-    picture = _open(path)
-    if picture.mode.startswith("I"):
-        picture = PILImage.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    elif picture.mode == "F":
-        raise DataError(f"the image {path} holds floating-point values, whose range is unknown; save it as 8-bit RGB")
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def read_label(path: Path) -> np.ndarray:
-    """Raw label values (H,W), uint8 or uint16."""
-    picture = _open(path)
-    if picture.mode not in LABEL_MODES:
-        raise DataError(
-            f"the label {path} has {len(picture.getbands())} channel(s) of mode {picture.mode}; a label is a grey or "
-            "paletted PNG (8 or 16 bits) whose values are class ids, so this may be a coloured picture of the label"
-        )
-    raw = np.asarray(picture)
-    return raw if raw.dtype == np.uint8 else raw.astype(np.uint16)
-
-
-def _open(path: Path) -> PILImage.Image:
-    """The picture, fully decoded: PIL alone would report a truncated file at the first use of its pixels."""
-    try:
-        with PILImage.open(path) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is gone; it was there, or expected, when the data set was made") from error
-    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-        raise DataError(
-            f"cannot decode {path} ({error}); the file is truncated or no picture, so copy it anew"
-        ) from error

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
@@ -99,7 +97,7 @@ class DecodeCache:
                 try:
                     np.save(file, planes)
                     file.close()
-                    os.replace(temporary, path)  # noqa: PTH105 - named for what it is: atomic
+                    temporary.replace(path)  # whole or not there, whoever else writes it
                 except BaseException:
                     temporary.unlink(missing_ok=True)
                     raise

@@ -1,8 +1,11 @@
 """Cityscapes: street scenes from a pinhole camera, 2048x1024."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trans4pass.data.base import Item, SegmentationDataset, Transform, find_images, require_label
+from trans4pass.data.base import Item, SegmentationDataset
+from trans4pass.data.files import find_images
+from trans4pass.data.transforms import Transform
 from trans4pass.labels import LabelSpace
 
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -23,17 +26,20 @@ class Cityscapes(SegmentationDataset):
         labelled: bool = True,
         transform: Transform | None = None,
         seed: int = 0,
+        cache: str | Path | None = None,
+        cache_size: Sequence[int] | None = None,
     ):
         images = find_images(self.name, root, f"leftImg8bit/{split}", f"*/*{IMAGE_SUFFIX}")
-        items = [self._item(image, Path(root) / "gtFine" / split, labelled) for image in images]
-        super().__init__(items, labels, labelled, transform, seed)
+        self.label_root = Path(root) / "gtFine" / split
+        super().__init__(map(self._item, images), labels, labelled, transform, seed, cache, cache_size)
 
-    def _item(self, image: Path, label_root: Path, labelled: bool) -> Item:
+    def _item(self, image: Path) -> Item:
         name = f"{image.parent.name}/{image.name.removesuffix(IMAGE_SUFFIX)}"
-        if not labelled:
-            return Item(name, image)
-        candidates = {label_root / f"{name}{suffix}": encoding for suffix, encoding in ENCODINGS.items()}
-        label = next((path for path in candidates if path.is_file()), None)
-        item = Item(name, image, label, candidates.get(label))
-        require_label(item, self.name, list(candidates))
-        return item
+        candidates = {self.label_root / f"{name}{suffix}": encoding for suffix, encoding in ENCODINGS.items()}
+        label = next((path for path in candidates if path.is_file()), list(candidates)[-1])
+        others = tuple(path for path in candidates if path != label)
+        return Item(name, image, label, candidates[label], others)
+
+    def label_files(self) -> Iterator[Path]:
+        for suffix in ENCODINGS:
+            yield from self.label_root.glob(f"*/*{suffix}")

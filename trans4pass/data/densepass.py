@@ -1,8 +1,11 @@
 """DensePASS: street panoramas, 2048x400, about 360x70 degrees; its unlabelled train images come from WildPASS."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trans4pass.data.base import LABEL_SUFFIX, Item, SegmentationDataset, Transform, find_images, require_label
+from trans4pass.data.base import LABEL_SUFFIX, Item, SegmentationDataset
+from trans4pass.data.files import find_images
+from trans4pass.data.transforms import Transform
 from trans4pass.errors import DataError
 from trans4pass.labels import LabelSpace
 
@@ -25,18 +28,22 @@ class DensePASS(SegmentationDataset):
         labelled: bool | None = None,
         transform: Transform | None = None,
         seed: int = 0,
+        cache: str | Path | None = None,
+        cache_size: Sequence[int] | None = None,
     ):
-        labelled = split != "train" if labelled is None else labelled
         images = find_images(self.name, root, f"leftImg8bit/{split}", "*/*.png")
-        items = [self._item(image, Path(root) / "gtFine" / split, labelled) for image in images]
-        super().__init__(items, labels, labelled, transform, seed)
+        self.label_root = Path(root) / "gtFine" / split
+        items = map(self._item, images)
+        if not labelled and split == "train":
+            items = (item.without_label() for item in items)
+        labelled = split != "train" if labelled is None else labelled
+        super().__init__(items, labels, labelled, transform, seed, cache, cache_size)
 
-    def _item(self, image: Path, label_root: Path, labelled: bool) -> Item:
+    def _item(self, image: Path) -> Item:
         if image.name.endswith(LABEL_SUFFIX):
-            raise DataError(f"{self.name}: the label {image} lies among the images; move it to {label_root}")
+            raise DataError(f"{self.name}: the label {image} lies among the images; move it to {self.label_root}")
         name = f"{image.parent.name}/{image.stem.removesuffix('_')}"
-        if not labelled:
-            return Item(name, image)
-        item = Item(name, image, label_root / f"{name}{LABEL_SUFFIX}", "cityscapes19")
-        require_label(item, self.name, [item.label])
-        return item
+        return Item(name, image, self.label_root / f"{name}{LABEL_SUFFIX}", "cityscapes19")
+
+    def label_files(self) -> Iterator[Path]:
+        return self.label_root.glob(f"*/*{LABEL_SUFFIX}")

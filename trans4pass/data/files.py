@@ -40,7 +40,9 @@ def find_images(dataset: str, root: str | Path, folder: str, pattern: str) -> li
     # Archives packed on a Mac leave a "._x.png" beside every "x.png".
     images = sorted(path for path in searched.glob(pattern) if not path.name.startswith("."))
     if not images:
-        raise DataError(f"{dataset}: no image matches {searched.absolute()}/{pattern}, so it is empty; {settings}")
+        raise DataError(
+            f"{dataset}: no image matches {searched.absolute()}/{pattern}, so the split is empty; {settings}"
+        )
     return images
 
 
@@ -71,7 +73,7 @@ def _listed(where: str, root: Path, entry: str) -> Path:
         raise DataError(f"{where} leads out of {root}; a list holds paths relative to the data set's root, inside it")
     if not exists:
         raise DataError(f"{where} is no file under {root}; copy it there, or remove the line")
-    return Path(os.path.normpath(root / entry))
+    return root / os.path.normpath(entry)
 
 
 def read_image(path: Path) -> Tensor:
@@ -149,6 +151,9 @@ def _decoded(path: Path) -> PILImage.Image:
         if picture.format == "PNG":
             picture.verify()  # checksums, some of which `load` skips; it uses the picture up
     with PILImage.open(path, formats=FORMATS) as picture:
+        if picture.format != "TIFF":  # which turns itself while it is loaded, and forgets it
+            picture.load()
+        _refuse_turned(path, picture)
         picture.load()
         return picture
 
@@ -169,7 +174,7 @@ def _guarded(path: Path, read: Callable[[], object]):
 
 
 def _check_header(path: Path, picture: PILImage.Image) -> None:
-    """Raise DataError for what cannot be meant: sizes out of bounds, several pictures in one file, a turned one."""
+    """Raise DataError for what cannot be meant: a size out of bounds, several pictures in one file."""
     short, long = sorted(picture.size)
     if short < MIN_SIDE or long > MAX_ASPECT * short or short * long > MAX_PIXELS:
         raise DataError(
@@ -179,8 +184,14 @@ def _check_header(path: Path, picture: PILImage.Image) -> None:
     # A camera's MPO is a JPEG with a preview behind it.
     if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
         raise DataError(f"{path} holds {picture.n_frames} pictures; save the one that is meant in a file of its own")
+
+
+def _refuse_turned(path: Path, picture: PILImage.Image) -> None:
     # Turning the image would part it from its label and its prediction, which are stored as the pixels are.
-    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # many cameras write broken EXIF data, which says nothing
+        return
     if orientation in range(2, 9):
         raise DataError(
             f"{path} is stored turned or mirrored (EXIF orientation {orientation}), so it is unclear which way a label "

@@ -124,14 +124,15 @@ def _batches(dataset: Dataset, num_workers: int, **batching) -> Batches:
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             generator=torch.Generator(),  # else each start would draw from, and shift, the global RNG
             **batching,
         )
     )
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """What every process that reads files does first."""
     torch.set_num_threads(1)
     # Terminals and schedulers signal the whole process group; the main process alone decides when to stop.
     # SIGTERM stays as it is: a DataLoader ends its workers with it.

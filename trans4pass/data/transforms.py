@@ -1,7 +1,7 @@
 """Augmentation and resizing of an image together with its label; all randomness comes from torch's global RNG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torchvision import tv_tensors
@@ -12,6 +12,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 
 Image, Mask = tv_tensors.Image, tv_tensors.Mask
+Transform = Callable[[Image, Mask], tuple[Image, Mask]]
 FITS = ("resize", "cover_crop", "scale_crop")
 MIN_SIDE = 32  # the encoder's coarsest stride
 
@@ -38,7 +39,7 @@ class TrainTransform:
         jitter: float = 0.0,
         yaw_roll: bool = False,
     ):
-        self.width, self.height = _checked_size(size)
+        self.width, self.height = checked_size(size)
         if fit not in FITS:
             raise ConfigError(f"fit={fit!r} is none of {', '.join(FITS)}")
         if (fit == "scale_crop") != (base is not None):
@@ -97,7 +98,7 @@ class EvalTransform:
     """Image and label at the evaluation size (W,H) in pixels; None keeps every image's own size."""
 
     def __init__(self, size: Sequence[int] | None = None):
-        self.size = None if size is None else _checked_size(size)
+        self.size = None if size is None else checked_size(size)
 
     def __call__(self, image: Image, label: Mask) -> tuple[Image, Mask]:
         return (image, label) if self.size is None else resize(image, label, self.size)
@@ -118,7 +119,8 @@ def roll(image: Image, label: Mask, shift: int) -> tuple[Image, Mask]:
     return Image(torch.roll(image, shift, dims=-1)), Mask(torch.roll(label, shift, dims=-1))
 
 
-def _checked_size(size: Sequence[int]) -> tuple[int, int]:
+def checked_size(size: Sequence[int]) -> tuple[int, int]:
+    """(W,H) in pixels; ConfigError for anything else, or for a side shorter than the encoder's stride."""
     if isinstance(size, str) or len(size) != 2 or any(side != math.floor(side) or side < MIN_SIDE for side in size):
         raise ConfigError(f"size={size} is not [width, height] with at least {MIN_SIDE} pixels each")
     return int(size[0]), int(size[1])

@@ -49,13 +49,15 @@ class Run:
     def validation(self) -> Iterator[tuple[str, SegmentationDataset]]:
         """The labelled sets that models are scored on, by side, at their evaluation size."""
         for side, split in self.config["evaluate"].items():
+            if split is None:
+                continue
             size = self.config["data"][side]["eval_size"]
             yield side, self.dataset(side, split, "evaluate", labelled=True, transform=EvalTransform(size))
 
     def check_validation(self) -> None:
         """Raise for validation sets that cannot be read, before anything is trained."""
-        for side in self.config["evaluate"]:
-            if side not in self.config["data"]:
+        for side, split in self.config["evaluate"].items():
+            if split is not None and side not in self.config["data"]:
                 raise ConfigError(f"evaluate names {side!r}, and the run has data for {', '.join(self.config['data'])}")
         dict(self.validation())
 

@@ -1,13 +1,14 @@
-"""Learning-rate policies: pure functions of the step, handed to `LambdaLR`."""
+"""Learning-rate policies: pure functions of the step, handed to `LambdaLR`.
 
-from collections.abc import Callable
+Each is a function of the step (from 0), the step at which it ends, and its own parameters, and returns the factor on
+the learning rate. All but cosine and the line of `make_schedule` are Caffe's.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from math import cos, pi, tanh
 
 from trans4pass.errors import ConfigError
-
-
-def poly(step: int, total: int, power: float = 0.9) -> float:
-    """(1 - step/total)^power, 0 from `total` on."""
-    return max(0.0, 1 - step / total) ** power
 
 
 def fixed(step: int, total: int) -> float:
@@ -15,10 +16,56 @@ def fixed(step: int, total: int) -> float:
     return 1.0
 
 
-POLICIES = {"fixed": fixed, "poly": poly}
+def step_(step: int, total: int, size: int, gamma: float = 0.1) -> float:
+    """gamma^floor(step/size): one drop every `size` steps."""
+    return gamma ** (step // size)
 
 
-def make_schedule(policy: str, total_steps: int, warmup_steps: int = 0, **parameters: float) -> Callable[[int], float]:
+def exp(step: int, total: int, gamma: float) -> float:
+    """gamma^step."""
+    return gamma**step
+
+
+def inv(step: int, total: int, gamma: float, power: float) -> float:
+    """(1 + gamma*step)^-power."""
+    return (1 + gamma * step) ** -power
+
+
+def multistep(step: int, total: int, milestones: Sequence[int], gamma: float = 0.1) -> float:
+    """gamma^n, with n the number of milestones reached."""
+    return gamma ** bisect_right(sorted(milestones), step)
+
+
+def poly(step: int, total: int, power: float = 0.9) -> float:
+    """(1 - step/total)^power, 0 from `total` on."""
+    return max(0.0, 1 - step / total) ** power
+
+
+def sigmoid(step: int, total: int, gamma: float, middle: int) -> float:
+    """1/(1 + exp(-gamma*(step - middle))): falls where gamma is negative, rises where it is positive."""
+    return (1 + tanh(gamma * (step - middle) / 2)) / 2  # the same number, without exp's overflow
+
+
+def cosine(step: int, total: int) -> float:
+    """(1 + cos(pi*step/total))/2, 0 from `total` on."""
+    return (1 + cos(pi * min(step / total, 1))) / 2
+
+
+POLICIES = {
+    "cosine": cosine,
+    "exp": exp,
+    "fixed": fixed,
+    "inv": inv,
+    "multistep": multistep,
+    "poly": poly,
+    "sigmoid": sigmoid,
+    "step": step_,
+}
+
+
+def make_schedule(
+    policy: str, total_steps: int, warmup_steps: int = 0, **parameters: float | Sequence[int]
+) -> Callable[[int], float]:
     """A function from the step (from 0) to the factor on the learning rate.
 
     Args:
@@ -33,8 +80,9 @@ def make_schedule(policy: str, total_steps: int, warmup_steps: int = 0, **parame
         raise ConfigError(f"total_steps must be >= 1 and warmup_steps >= 0, got {total_steps} and {warmup_steps}")
     function = POLICIES[policy]
     try:
-        function(0, total_steps, **parameters)
-    except TypeError as error:
+        for step in (0, total_steps):
+            function(step, total_steps, **parameters)
+    except (TypeError, ArithmeticError) as error:
         raise ConfigError(f"schedule policy {policy!r}: {error}") from None
 
     def factor(step: int) -> float:

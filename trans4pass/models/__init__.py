@@ -4,14 +4,20 @@ from trans4pass.models.output import HeadOutput, SegOutput
 from trans4pass.models.pyramid import PyramidTransformer
 from trans4pass.models.registry import MODELS, create_model
 from trans4pass.models.segmentor import Segmentor
+from trans4pass.models.weights import LoadReport, Variant, identify, load_weights, read_state_dict
 
 __all__ = [
     "MODELS",
     "DMLPHead",
     "DMLPv2Head",
     "HeadOutput",
+    "LoadReport",
     "PyramidTransformer",
     "SegOutput",
     "Segmentor",
+    "Variant",
     "create_model",
+    "identify",
+    "load_weights",
+    "read_state_dict",
 ]

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.ops import deform_conv2d
+from trans4pass.ops import check_backend, deform_conv2d
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that falls back on its running statistics, unchanged, where a batch has one value per channel.
+    """Batch normalisation that uses its running statistics, unchanged, where a batch has one value per channel.
 
     One value has no variance, and the library raises; the coarsest map of a 32 x 32 image at batch 1 is such a case.
     `SyncBatchNorm.convert_sync_batchnorm` replaces it like any other BatchNorm.
@@ -45,7 +45,7 @@ class DeformableProjection(nn.Module):
         super().__init__()
         shape = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
         self.proj = nn.Conv2d(in_dim, out_dim, **shape)
-        self.deform, self.backend = deform, backend
+        self.deform, self.backend = deform, check_backend(backend)
         if deform:
             self.offset_conv = nn.Conv2d(in_dim, 2 * kernel * kernel, **shape)
             self.modulator_conv = nn.Conv2d(in_dim, kernel * kernel, **shape)
@@ -53,12 +53,20 @@ class DeformableProjection(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         if not self.deform:
             return self.proj(x)
-        limit = min(x.shape[-2:]) // 4
-        offset = self.offset_conv(x).clamp(-limit, limit)
-        modulator = 2 * torch.sigmoid(self.modulator_conv(x))
-        conv = self.proj
+        convs, limit = (self.offset_conv, self.modulator_conv), min(x.shape[-2:]) // 4
+        # One convolution for both: the input is unfolded once.
+        weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
+        both = F.conv2d(x, weight, bias, self.proj.stride, self.proj.padding)
+        offset, modulator = both.split([conv.out_channels for conv in convs], dim=1)
         return deform_conv2d(
-            x, offset, modulator, conv.weight, conv.bias, conv.stride[0], conv.padding[0], self.backend
+            x,
+            offset.clamp(-limit, limit),
+            2 * torch.sigmoid(modulator),
+            self.proj.weight,
+            self.proj.bias,
+            self.proj.stride[0],
+            self.proj.padding[0],
+            self.backend,
         )
 
 

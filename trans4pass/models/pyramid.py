@@ -52,7 +52,7 @@ class PatchEmbed(DeformableProjection):
 
 
 class Attention(nn.Module):
-    """Self-attention on tokens [B, N, C], with keys and values from a map reduced `reduction`-fold in each direction."""
+    """Self-attention on tokens [B, N, C], with keys and values from a map reduced `reduction`-fold each way."""
 
     def __init__(self, dim: int, heads: int, reduction: int) -> None:
         super().__init__()

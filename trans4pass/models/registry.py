@@ -11,6 +11,7 @@ from trans4pass.models.dmlp import DMLPHead
 from trans4pass.models.dmlp_v2 import DMLPv2Head
 from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidTransformer
 from trans4pass.models.segmentor import Segmentor
+from trans4pass.models.weights import load_weights
 
 HEADS: dict[str, type[nn.Module]] = {"trans4pass": DMLPHead, "trans4pass_plus": DMLPv2Head}
 MODELS = {f"{family}_{size}": (size, head) for family, head in HEADS.items() for size in PYRAMID_SIZES}
@@ -34,13 +35,11 @@ def create_model(
     """
     if name not in MODELS:
         near = get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"model {name!r} is not known{hint} Known: {', '.join(MODELS)}")
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ConfigError(f"model {name!r} is not known{hint} There are {', '.join(MODELS)}")
     size, head = MODELS[name]
     encoder = PyramidTransformer(size, deform, deform_backend, drop_path)
     model = Segmentor(encoder, head(encoder.channels, num_classes, embed_dim, deform_backend))
     if weights is not None:
-        from trans4pass.models.weights import load_weights
-
         load_weights(model, weights)
     return model

@@ -1,3 +1,3 @@
-from trans4pass.ops.deform_conv import BACKENDS, deform_conv2d
+from trans4pass.ops.deform_conv import BACKENDS, check_backend, deform_conv2d
 
-__all__ = ["BACKENDS", "deform_conv2d"]
+__all__ = ["BACKENDS", "check_backend", "deform_conv2d"]

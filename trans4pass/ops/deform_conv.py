@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (Zhu et al., Deformable ConvNets v2, arXiv 1811.11168) behind one function."""
+"""Modulated deformable convolution (Deformable ConvNets v2, arXiv 1811.11168) behind one function."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,22 @@ from trans4pass.ops import native
 
 
 def _torchvision(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    wrap: bool,
 ) -> Tensor:
+    if wrap:
+        raise ConfigError("deform_backend 'torchvision' cannot wrap around the map's sides; use 'native'")
     return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, mask=mask)
 
 
-Backend = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, int, int], Tensor]
-# A new backend is one function of (input, offset, mask, weight, bias, stride, padding), all of one floating dtype.
-BACKENDS: dict[str, Backend] = {"native": native.deform_conv2d, "torchvision": _torchvision}
+# A new backend is one function like these two: it gets tensors of one floating dtype, with autocast off.
+BACKENDS: dict[str, Callable[..., Tensor]] = {"native": native.deform_conv2d, "torchvision": _torchvision}
 
 
 def check_backend(name: str) -> str:
@@ -37,24 +45,46 @@ def deform_conv2d(
     stride: int = 1,
     padding: int = 0,
     backend: str = "auto",
+    wrap: bool = False,
 ) -> Tensor:
     """Convolve `input` [B, C, H, W], sampled bilinearly at a regular k x k grid plus `offset`, into [B, O, Ho, Wo].
 
     `offset` [B, 2*G*k*k, Ho, Wo] is in pixels, (y, x) interleaved tap by tap within each of the G offset groups;
     `mask` [B, G*k*k, Ho, Wo] multiplies the samples (None: ones); `weight` is [O, C, k, k], `bias` [O].
-    A neighbour outside the map counts 0. Positions are kept in float32 (float64 for a float64 input), under autocast
-    too; the result has the autocast dtype, or else the input's.
+    A neighbour outside the map counts 0; with `wrap` the map goes on sideways instead, as a full panorama does.
+    Positions are kept in float32 (float64 for a float64 input), under autocast too; the result has the autocast dtype,
+    or else the input's.
 
-    `auto` takes `native` on the CPU and `torchvision` elsewhere. Raises ConfigError for an unknown backend.
+    `auto` takes `native` on the CPU, and for `wrap`, and `torchvision` elsewhere. `native` keeps no samples for the
+    backward pass; `torchvision` holds all of them, B*C*k*k*Ho*Wo numbers, for a moment.
+    Raises ConfigError for an unknown backend, ValueError for shapes that do not fit together.
     """
+    _check_shapes(input, offset, mask, weight, stride, padding)
     device = input.device.type
     if check_backend(backend) == "auto":
-        # CUDA is not measured: torchvision's fused CUDA kernel.
-        backend = "native" if device == "cpu" else "torchvision"
+        # On CUDA the two are not measured against each other: torchvision's kernel is fused.
+        backend = "native" if wrap or device == "cpu" else "torchvision"
     work = torch.promote_types(input.dtype, torch.float32)
     result = input.dtype
     if torch.is_autocast_enabled(device) and work == torch.float32:
         result = torch.get_autocast_dtype(device)
     tensors = [t if t is None else t.to(work) for t in (input, offset, mask, weight, bias)]
     with torch.autocast(device, enabled=False):
-        return BACKENDS[backend](*tensors, stride, padding).to(result)
+        return BACKENDS[backend](*tensors, stride, padding, wrap).to(result)
+
+
+def _check_shapes(
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, stride: int, padding: int
+) -> None:
+    batch, channels, kernel = len(input), weight.shape[1], weight.shape[-1]
+    size = tuple((side + 2 * padding - kernel) // stride + 1 for side in input.shape[2:])
+    groups = offset.shape[1] // (2 * kernel**2)
+    fits = input.shape[1] == channels and weight.shape[2] == kernel and groups > 0 and channels % groups == 0
+    fits = fits and offset.shape == (batch, 2 * groups * kernel**2, *size)
+    fits = fits and (mask is None or mask.shape == (batch, groups * kernel**2, *size))
+    if not fits:
+        given = ", ".join(str(None if t is None else list(t.shape)) for t in (input, offset, mask, weight))
+        raise ValueError(
+            f"input, offset, mask and weight are {given}; expected [B, C, H, W], [B, 2*G*k*k, {size[0]}, {size[1]}], "
+            f"[B, G*k*k, {size[0]}, {size[1]}] or None, and [O, C, k, k] with G dividing C"
+        )

@@ -1,0 +1,98 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trans4pass.errors import ConfigError
+from trans4pass.losses.dice import dice_loss
+from trans4pass.losses.edges import EdgeLoss, edge_target, soft_edge
+
+CLASSES = 5
+
+
+def random_labels(size: tuple[int, int] = (17, 23)) -> Tensor:
+    """Blocks of 6 x 6, so that there is something within all masks, and some ignored pixels."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, CLASSES, (2, 4, 4), generator=generator)
+    labels = blocks.repeat_interleave(6, 1).repeat_interleave(6, 2)[:, : size[0], : size[1]].clone()
+    labels[0, 3, 4] = labels[1, -1, 9:12] = 255
+    return labels
+
+
+def eroded(mask: Tensor, radius: int) -> Tensor:
+    """Minimum filter of one mask (H,W) that is continued beyond the border, pixel by pixel."""
+    padded = F.pad(mask[None, None].double(), (radius,) * 4, mode="replicate")[0, 0]
+    side = 2 * radius + 1
+    rows = [[padded[i : i + side, j : j + side].min() for j in range(mask.shape[1])] for i in range(mask.shape[0])]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+def test_edges_are_the_union_of_all_classes_edges(radius: int) -> None:
+    labels = random_labels()
+    edges, known = edge_target(labels, radius)
+    for n, label in enumerate(labels):
+        union = torch.zeros(label.shape)
+        for k in range(CLASSES):
+            mask = (label == k).double()
+            union = torch.maximum(union, mask - eroded(mask, radius))
+        clear = eroded(label != 255, radius).bool()
+        assert torch.equal(known[n], clear)
+        assert torch.equal(edges[n], union * clear)
+    assert 0.1 < edges.mean() < 0.9
+
+
+def test_edges_by_hand() -> None:
+    labels = torch.tensor([[[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 255]]])
+    edges, known = edge_target(labels)
+    assert edges[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert known[0, 0].tolist() == [True] * 10 + [False] * 3
+
+
+def test_neither_the_border_nor_an_ignored_pixel_makes_an_edge() -> None:
+    labels = torch.full((1, 9, 11), 3, dtype=torch.uint8)
+    labels[0, 4, 4] = 255
+    assert not edge_target(labels)[0].any()
+
+
+def test_soft_edge_is_the_mask_minus_its_erosion() -> None:
+    masks = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(0)).double()
+    expected = torch.stack([mask - eroded(mask, 2) for mask in masks])
+    assert (soft_edge(masks) - expected).abs().max() < 1e-10
+
+
+def test_loss_sums_the_levels_at_the_labels_size() -> None:
+    labels = random_labels()
+    generator = torch.Generator().manual_seed(0)
+    levels = {f"edge{s}": torch.randn(2, 1, *size, generator=generator) for s, size in ((1, (17, 23)), (2, (5, 6)))}
+    edges, known = edge_target(labels)
+    fine = dice_loss(levels["edge1"][:, 0], edges, known)
+    resized = F.interpolate(levels["edge2"], (17, 23), mode="bilinear", align_corners=False)
+    loss = EdgeLoss()
+    assert loss(levels, labels).item() == pytest.approx((fine + dice_loss(resized[:, 0], edges, known)).item())
+    assert loss.normaliser(labels).item() == 2
+
+
+def test_parts_with_the_common_normaliser_add_up_to_the_whole() -> None:
+    labels, loss = random_labels(), EdgeLoss()
+    labels[0] = 255
+    logits = torch.randn(2, 1, 17, 23, generator=torch.Generator().manual_seed(0))
+    mean = torch.stack([loss.normaliser(labels[n : n + 1]) for n in range(2)]).mean()
+    parts = [loss({"edge1": logits[n : n + 1]}, labels[n : n + 1], mean) for n in range(2)]
+    assert sum(parts).item() / 2 == pytest.approx(loss({"edge1": logits}, labels).item())
+
+
+def test_unknown_pixels_give_no_gradient_and_no_labels_zero() -> None:
+    labels = random_labels()
+    logits = torch.randn(2, 1, 17, 23, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    known = edge_target(labels)[1]
+    (gradient,) = torch.autograd.grad(EdgeLoss()({"edge1": logits}, labels), logits)
+    assert (gradient[:, 0][~known] == 0).all() and (gradient[:, 0][known] != 0).all()
+    nothing = EdgeLoss()({"edge1": logits}, torch.full_like(labels, 255))
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert nothing.item() == 0 and not gradient.any()
+
+
+def test_a_bad_radius_is_refused() -> None:
+    with pytest.raises(ConfigError, match="0"):
+        EdgeLoss(radius=0)

@@ -1,0 +1,65 @@
+"""Images of your own: a folder of pictures and, if there are labels, a folder of label maps of the same names."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trans4pass.data.base import Item, SegmentationDataset
+from trans4pass.data.files import IMAGE_SUFFIXES, find_images
+from trans4pass.data.transforms import Transform
+from trans4pass.errors import ConfigError, DataError
+from trans4pass.labels import LabelSpace
+
+
+class Folder(SegmentationDataset):
+    """`<root>/<images>/<name><image_suffix>` and `<root>/<annotations>/<name><label_suffix>`.
+
+    Names may have folders in them. "{split}" in `images` and `annotations` stands for the split. `annotations` unset:
+    there are no labels. `image_suffix` unset: every common type of picture. `encoding` says what the label files'
+    values are, by default the label space's own train ids. `panorama`: the left and right borders meet. `labelled`
+    unset: as there are annotations. Raises ConfigError for labels without annotations.
+    """
+
+    name = "folder"
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        labels: LabelSpace,
+        labelled: bool | None = None,
+        images: str = "images/{split}",
+        annotations: str | None = "annotations/{split}",
+        image_suffix: str | None = None,
+        label_suffix: str = ".png",
+        encoding: str | None = None,
+        panorama: bool = False,
+        transform: Transform | None = None,
+        seed: int = 0,
+        cache: str | Path | None = None,
+        cache_size: Sequence[int] | None = None,
+    ):
+        if labelled and annotations is None:
+            raise ConfigError(f"labels are needed, and annotations of {root} is null; set it to the labels' folder")
+        labelled = annotations is not None if labelled is None else labelled
+        self.panorama, self.encoding, self.label_suffix = panorama, encoding or labels.name, label_suffix
+        self.suffixes = IMAGE_SUFFIXES if image_suffix is None else (image_suffix,)
+        self.label_root = None if annotations is None else Path(root) / annotations.replace("{split}", split)
+        folder = images.replace("{split}", split)
+        found = find_images(self.name, root, folder, "**/*" if image_suffix is None else f"**/*{image_suffix}")
+        items = [self._item(path, Path(root) / folder) for path in found if self._suffix(path)]
+        if not items:
+            raise DataError(f"{self.name}: {Path(root) / folder} holds no picture ({', '.join(self.suffixes)})")
+        super().__init__(items, labels, labelled, transform, seed, cache, cache_size)
+
+    def _suffix(self, path: Path) -> str | None:
+        """The suffix by which a file is an image."""
+        return next((path.name[-len(x) :] for x in self.suffixes if path.name.lower().endswith(x.lower())), None)
+
+    def _item(self, image: Path, folder: Path) -> Item:
+        name = image.relative_to(folder).as_posix().removesuffix(self._suffix(image))
+        if self.label_root is None:
+            return Item(name, image)
+        return Item(name, image, self.label_root / f"{name}{self.label_suffix}", self.encoding)
+
+    def label_files(self) -> Iterator[Path]:
+        return iter(()) if self.label_root is None else self.label_root.glob(f"**/*{self.label_suffix}")

@@ -1,0 +1,130 @@
+"""Checks a data set against what it should be, and shows it: counts, class frequencies, faults."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from trans4pass.data import check
+from trans4pass.errors import ConfigError, DataError
+from trans4pass.labels import LabelSpace
+
+from .build import build
+from .log import console, track
+
+TOTAL = "total"  # the key of `published` that holds the sum over all splits
+BAR_HEIGHT, BAR_WIDTH, NAME_WIDTH, NUMBER_WIDTH, MARGIN = 18, 480, 130, 80, 8  # pixels
+
+
+def check_data(config: Mapping[str, Any]) -> bool:
+    """Check the data set that configs/check_data.yaml describes and print what is found; True if nothing is wrong."""
+    for key, example in {"data": "cityscapes", "labels": "cityscapes19"}.items():
+        if config.get(key) is None:
+            raise ConfigError(f"choose the {key} to check with {key}=<name>, e.g. {key}={example}. Help: --help")
+    labels = LabelSpace.from_dict(config["labels"])
+    published = config["data"].get("published") or {}
+    splits = config["splits"] or [split for split in published if split != TOTAL] or ["train", "val"]
+    summaries = {split: check_split(config, split, labels) for split in splits}
+    console.print(counts_table(summaries, published))
+    if any(summary.counts.any() for summary in summaries.values()):
+        console.print(frequency_table(summaries, labels))
+        path = Path(config["plot"] or f"class_frequencies_{labels.name}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frequency_picture(summaries, labels).save(path)
+        console.print(f"class frequencies as a picture: {path.absolute()}", soft_wrap=True)
+    return print_faults(summaries, config["limit"])
+
+
+def check_split(config: Mapping[str, Any], split: str, labels: LabelSpace) -> check.Summary:
+    """All findings of one split; one that cannot be read at all is a fault by itself."""
+    workers = os.cpu_count() if config["num_workers"] is None else config["num_workers"]
+    try:
+        # Without labels, so that a missing one is a finding and not the end.
+        dataset = build(config["data"]["dataset"], "data.dataset", split=split, labels=labels, labelled=False)
+        summary = check.begin(dataset)
+    except DataError as error:
+        return check.Summary(0, 0, np.zeros(labels.num_classes + 1, np.int64), faults=[(check.SPLIT, str(error))])
+    for finding in track(check.examine(dataset, workers), len(dataset), f"check {split}"):
+        summary.add(finding)
+    return summary
+
+
+def counts_table(summaries: Mapping[str, check.Summary], published: Mapping[str, int | None]) -> Table:
+    table = Table(title="images", title_justify="left")
+    for column in ("split", "images", "published", "labels", "sizes (width x height: images)"):
+        table.add_column(column, justify="left" if column[:2] in ("sp", "si") else "right")
+    for split, summary in summaries.items():
+        sizes = [f"{w}x{h}: {n}" for (w, h), n in summary.sizes.most_common(3)]
+        sizes += [f"{len(summary.sizes) - 3} more sizes"] if len(summary.sizes) > 3 else []
+        count = beside(summary.images, published.get(split))
+        table.add_row(split, *count, str(summary.labelled), ", ".join(sizes))
+    if published.get(TOTAL):
+        images = sum(summary.images for summary in summaries.values())
+        labelled = sum(summary.labelled for summary in summaries.values())
+        table.add_row(TOTAL, *beside(images, published[TOTAL]), str(labelled), "")
+    return table
+
+
+def beside(count: int, published: int | None) -> tuple[str, str]:
+    """Both numbers as text; a difference is pointed out, and no fault: subsets are made on purpose, too."""
+    if published is None:
+        return str(count), "-"
+    return str(count), str(published) if count == published else f"[yellow]{published} (differs)[/yellow]"
+
+
+def shares(summary: check.Summary) -> np.ndarray:
+    """The classes' shares of the labelled pixels in %, and that of the ignored pixels of all pixels: (K + 1,)."""
+    classes, ignored = summary.counts[:-1], summary.counts[-1]
+    return 100 * np.append(classes / max(1, classes.sum()), ignored / max(1, summary.counts.sum()))
+
+
+def frequency_table(summaries: Mapping[str, check.Summary], labels: LabelSpace) -> Table:
+    table = Table(title="class frequencies in % of the labelled pixels", title_justify="left")
+    table.add_column("class")
+    columns = [shares(summary) for summary in summaries.values()]
+    for split in summaries:
+        table.add_column(split, justify="right")
+    for i, name in enumerate((*labels.classes, "ignored, of all pixels")):
+        if i == labels.num_classes:
+            table.add_section()
+        table.add_row(name, *(f"{column[i]:.3f}" for column in columns))
+    return table
+
+
+def frequency_picture(summaries: Mapping[str, check.Summary], labels: LabelSpace) -> Image.Image:
+    """One panel of bars per split, in the classes' colours; a panel's longest bar is its commonest class."""
+    panel = (labels.num_classes + 1) * BAR_HEIGHT + 2 * MARGIN
+    size = NAME_WIDTH + BAR_WIDTH + NUMBER_WIDTH + 2 * MARGIN, panel * len(summaries)
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default()
+    for row, (split, summary) in enumerate(summaries.items()):
+        top = row * panel + MARGIN
+        draw.text((MARGIN, top), f"{split}: % of the labelled pixels", "black", font)
+        values = shares(summary)[:-1]
+        for i, (name, value) in enumerate(zip(labels.classes, values)):
+            y, left = top + (i + 1) * BAR_HEIGHT, MARGIN + NAME_WIDTH
+            right = left + value / max(values.max(), 1e-9) * BAR_WIDTH
+            draw.text((MARGIN, y), name, "black", font)
+            draw.rectangle((left, y, right, y + BAR_HEIGHT - 4), tuple(labels.palette[i].tolist()), "grey")
+            draw.text((right + MARGIN, y), f"{value:.3f}", "black", font)
+    return picture
+
+
+def print_faults(summaries: Mapping[str, check.Summary], limit: int) -> bool:
+    """Print up to `limit` faults of each kind and split; True if there are none."""
+    for split, summary in summaries.items():
+        kinds: dict[str, list[str]] = {}
+        for kind, text in summary.faults:
+            kinds.setdefault(kind, []).append(text)
+        for kind, texts in kinds.items():
+            more = f", the first {limit} of them" if len(texts) > limit else ""
+            console.print(f"{split}: {kind}: {len(texts)}{more}", style="bold red")
+            for text in texts[:limit]:
+                console.print(f"  {text}", markup=False, soft_wrap=True)
+    faults = sum(len(summary.faults) for summary in summaries.values())
+    console.print(f"{faults} faults" if faults else "no faults", style="bold red" if faults else "bold green")
+    return not faults

@@ -1,0 +1,70 @@
+"""Edges of masks and of label maps, and the edge loss of OSFormer (arXiv 2207.02255) for semantic maps."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trans4pass.errors import ConfigError
+from trans4pass.labels import IGNORE
+
+from .dice import dice_loss, mask_counts
+
+
+def window_max(x: Tensor, radius: int) -> Tensor:
+    """Largest value of (B,H,W) within `radius` rows and columns; beyond the border nothing is seen.
+
+    That equals the map continued by its border pixels, as these are in the window themselves.
+    """
+    return F.max_pool2d(x[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0]  # B,H,W -> B,1,H,W and back
+
+
+def soft_edge(masks: Tensor, radius: int = 2) -> Tensor:
+    """The mask minus its minimum filter (erosion) over 2 * radius + 1 pixels: (B,H,W) in [0,1], hard or soft."""
+    return masks + window_max(-masks, radius)
+
+
+def edge_target(labels: Tensor, radius: int = 2) -> tuple[Tensor, Tensor]:
+    """Union over the classes of the edges of each class's mask, and where that is known.
+
+    A pixel is on its own class's edge if, and only if, the window around it has another label, so that no class needs a
+    mask of its own. The image's border makes no edge. A pixel whose window has an ignored one is unknown.
+
+    Args:
+        labels: (B,H,W) class indices; 255 is ignored.
+        radius: the window is 2 * radius + 1 pixels wide.
+    Returns:
+        edges (B,H,W), float 0 or 1, 0 where unknown; known (B,H,W), bool.
+    """
+    values = labels.float()
+    highest = window_max(values, radius)
+    known = highest != IGNORE  # the largest label there is
+    edges = (highest != -window_max(-values, radius)) & known
+    return edges.float(), known
+
+
+class EdgeLoss(nn.Module):
+    """Dice loss of edge logits against the labels' edges, averaged over the images and summed over the levels.
+
+    Every level is compared at the labels' size. An image without a known pixel is not in the mean.
+
+    Args:
+        radius: of the erosion that makes the edges, pixels >= 1; an edge is 2 * radius wide, half of it on each side.
+    """
+
+    def __init__(self, radius: int = 2):
+        super().__init__()
+        if radius < 1:
+            raise ConfigError(f"radius must be at least 1 pixel, got {radius}")
+        self.radius = radius
+
+    def normaliser(self, labels: Tensor) -> Tensor:
+        """Number of images with a known pixel, a float scalar."""
+        return mask_counts(edge_target(labels, self.radius)[1])
+
+    def forward(self, levels: Mapping[str, Tensor], labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
+        """Scalar loss of edge logits (B,1,h,w) by name; `normaliser` is the whole batch's, its own where None."""
+        edges, known = edge_target(labels, self.radius)
+        size = labels.shape[1:]
+        resized = [F.interpolate(x, size, mode="bilinear", align_corners=False)[:, 0] for x in levels.values()]
+        return sum(dice_loss(x, edges, known, normaliser) for x in resized)

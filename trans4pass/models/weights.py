@@ -1,0 +1,249 @@
+"""Weights from files: this project's, the official releases', and SegFormer's ImageNet encoders.
+
+The ImageNet encoders (mit_b0 fits micro, mit_b1 tiny, mit_b2 small) come under NVIDIA's non-commercial licence; none is
+shipped here.
+"""
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trans4pass.errors import WeightsError
+from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidSize
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+
+
+class Variant(NamedTuple):
+    """The model that a state dict belongs to, as `create_model` would be asked for it."""
+
+    name: str
+    num_classes: int
+    embed_dim: int
+    deform: tuple[bool, ...]
+
+    def __str__(self) -> str:
+        deform = f"deform={[int(stage) for stage in self.deform]}"
+        return f"{self.name} with {self.num_classes} classes, embed_dim={self.embed_dim} and {deform}"
+
+
+class LoadReport(NamedTuple):
+    format: str
+    matched: int  # tensors taken over
+    missing: list[str]  # tensors of the model that keep their initial values
+    dropped: list[str]  # tensors of the file that no model needs
+
+
+def load_weights(model: nn.Module, path: str | PathLike) -> LoadReport:
+    """Load `path` into `model`, strictly; what it may lack is told in the report and logged.
+
+    An encoder alone (SegFormer's) leaves the head and the deforming patch embeddings' offset and modulator
+    convolutions as they are. Raises WeightsError where the file cannot be read, or holds another model.
+    """
+    format, state, dropped = _convert(_read(Path(path)), path)
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    mismatched = [key for key in state.keys() & wanted.keys() if state[key].shape != wanted[key].shape]
+    encoder_only = not any(key.startswith("head.") for key in state)
+    needed = [key for key in missing if not (encoder_only and _may_be_missing(key))]
+    if needed or unexpected or mismatched:
+        raise WeightsError(f"{path} does not fit the model. {_explain(state, wanted, needed, unexpected, mismatched)}")
+    model.load_state_dict(state, strict=False)
+    report = LoadReport(format, len(state), missing, dropped)
+    log.info(
+        "%s: %s weights, %d tensors loaded, %d keep their initial values, %d dropped",
+        path,
+        format,
+        report.matched,
+        len(missing),
+        len(dropped),
+    )
+    return report
+
+
+def read_state_dict(path: str | PathLike) -> State:
+    """The tensors in `path`, in any format that `load_weights` reads, under this project's names.
+
+    Raises WeightsError where the file is not there, is no checkpoint, is damaged, or holds more than plain values.
+    """
+    return _convert(_read(Path(path)), path)[1]
+
+
+def identify(state: Mapping[str, Tensor]) -> Variant | None:
+    """The model that a whole state dict belongs to, told by names and shapes; None where there is none."""
+    _, state, _ = _convert(dict(state), "the state dict")
+    size, pred = _encoder_size(state), state.get("head.pred.weight")
+    families = [family for family, layer in FAMILIES.items() if f"head.head1.{layer}.weight" in state]
+    if size is None or pred is None or not families:
+        return None
+    deform = tuple(f"encoder.patch_embed{stage}.offset_conv.weight" in state for stage in STAGES)
+    return Variant(f"{families[0]}_{size}", pred.shape[0], pred.shape[1], deform)
+
+
+STAGES = (1, 2, 3, 4)
+FAMILIES = {"trans4pass": "h_mlp", "trans4pass_plus": "dmlp"}  # a layer that only this family's head has
+PREFIXES = {"dede_head.": "head.", "backbone.": "encoder.", "decode_head.": "head."}  # official -> here
+TRANSFORMERS = {  # inside a stage; longer names first
+    "attention.self.layer_norm": "attn.norm",
+    "attention.self.query": "attn.q",
+    "attention.self.sr": "attn.sr",
+    "attention.output.dense": "attn.proj",
+    "mlp.dense1": "mlp.fc1",
+    "mlp.dense2": "mlp.fc2",
+    "layer_norm_1": "norm1",
+    "layer_norm_2": "norm2",
+    "layer_norm": "norm",
+}
+TRANSFORMERS_STAGES = {"patch_embeddings": "patch_embed", "block": "block", "layer_norm": "norm"}
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}: give the path of a .pth, .pt or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is no PyTorch checkpoint, or holds Python objects, which could run code when read. If you trust "
+            f"where it comes from, load it with weights_only=False and save its state_dict alone. ({_first_line(error)})"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(
+            f"{path} cannot be read: it is cut off, damaged or no checkpoint; get it again. ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]:
+    """The format's name, the tensors under this project's names, and the file's names that were dropped."""
+    state, outside = _unwrap(content, path)
+    if any("patch_embeddings." in key for key in state):
+        encoder, dropped = _split(state, re.compile(r"(?:segformer\.)?encoder\."))
+        return "transformers", _from_transformers(encoder), outside + dropped
+    if "patch_embed1.proj.weight" in state:
+        dropped = [key for key in state if key.startswith("head.")]
+        encoder = {f"encoder.{key}": value for key, value in state.items() if not key.startswith("head.")}
+        return "SegFormer", encoder, outside + dropped
+    renamed = {_rename(key): value for key, value in state.items()}
+    return "Trans4PASS" if renamed.keys() == state.keys() else "official", renamed, outside
+
+
+def _unwrap(content: Any, path: str | PathLike) -> tuple[State, list[str]]:
+    """The network's flat state dict out of whatever surrounds it, and the names of the tensors left outside."""
+    while isinstance(content, Mapping):
+        content = {re.sub(r"^(module\.)+", "", str(key)): value for key, value in content.items()}
+        # A training checkpoint's "model" are settings, so that its "method" comes first.
+        nest = next(
+            (k for k in ("method", "state_dict", "model", "network") if isinstance(content.get(k), Mapping)), None
+        )
+        if nest is None:
+            break
+        content = content[nest]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise WeightsError(f"{path} holds no weights, but {_summary(content)}: give a model's checkpoint")
+    if any(key.startswith("network.") for key in tensors):
+        return _split(tensors, re.compile(r"network\.(?:module\.)?"))
+    return tensors, []
+
+
+def _summary(content: Any) -> str:
+    kind = f"a {type(content).__name__}"
+    return (
+        f"{kind} with {', '.join(map(str, list(content)[:5])) or 'nothing'}" if isinstance(content, Mapping) else kind
+    )
+
+
+def _split(state: State, prefix: re.Pattern) -> tuple[State, list[str]]:
+    """The tensors under `prefix`, which is taken off, and the names of all others."""
+    inside = {prefix.sub("", key, count=1): value for key, value in state.items() if prefix.match(key)}
+    return inside, [key for key in state if not prefix.match(key)]
+
+
+def _rename(key: str) -> str:
+    for official, here in PREFIXES.items():
+        if key.startswith(official):
+            return here + key.removeprefix(official)
+    return key
+
+
+def _from_transformers(state: State) -> State:
+    result = {}
+    for key, value in state.items():
+        if ".value." in key:
+            continue  # joined to its key
+        if ".key." in key:
+            value = torch.cat((value, state[key.replace(".key.", ".value.")]))
+            key = key.replace("attention.self.key", "attn.kv")
+        stem, stage, rest = key.split(".", 2)
+        for theirs, here in TRANSFORMERS.items():
+            rest = rest.replace(theirs, here)
+        result[f"encoder.{TRANSFORMERS_STAGES[stem]}{int(stage) + 1}.{rest}"] = value
+    return result
+
+
+def _may_be_missing(key: str) -> bool:
+    """Whether SegFormer's encoders lack `key` by nature."""
+    return key.startswith("head.") or ".offset_conv." in key or ".modulator_conv." in key
+
+
+def _encoder_size(state: State) -> str | None:
+    try:
+        channels = tuple(state[f"encoder.patch_embed{stage}.proj.weight"].shape[0] for stage in STAGES)
+    except KeyError:
+        return None
+    norms = [key for key in state if re.fullmatch(r"encoder\.block\d\.\d+\.norm1\.weight", key)]
+    depths = tuple(sum(key.startswith(f"encoder.block{stage}.") for key in norms) for stage in STAGES)
+    return {size: name for name, size in PYRAMID_SIZES.items()}.get(PyramidSize(channels, depths))
+
+
+def _explain(state: State, wanted: State, missing: list[str], unexpected: list[str], mismatched: list[str]) -> str:
+    """What the file holds instead, and the settings that would fit it."""
+    held, asked = identify(state), identify(wanted)
+    if held and asked and held != asked:
+        return f"It holds {held}; the model is {asked}. Use {_settings(held, asked)}, or another file"
+    held_size, asked_size = _encoder_size(state), _encoder_size(wanted)
+    if held is None and held_size and asked_size and held_size != asked_size:
+        return (
+            f"It holds an encoder of size {held_size}; the model's is {asked_size}. "
+            f"Use model=trans4pass_{held_size} or model=trans4pass_plus_{held_size}, or another file"
+        )
+    shapes = [f"{key} {list(state[key].shape)} instead of {list(wanted[key].shape)}" for key in mismatched]
+    parts = {"It lacks": missing, "It has unknown": unexpected, "Shapes differ:": shapes}
+    lines = [f"{what} {', '.join(keys[:4])}{_more(keys)}" for what, keys in parts.items() if keys]
+    return f"{'. '.join(lines)}. Is it a Trans4PASS or SegFormer checkpoint?"
+
+
+def _more(keys: list[str]) -> str:
+    return f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+
+
+def _settings(held: Variant, asked: Variant) -> str:
+    """The settings of `held` that differ from `asked`, as they would be typed."""
+    differ = []
+    if held.name != asked.name:
+        differ.append(f"model={held.name}")
+    if held.num_classes != asked.num_classes:
+        differ.append(f"labels with {held.num_classes} classes")
+    if held.embed_dim != asked.embed_dim:
+        differ.append(f"model.embed_dim={held.embed_dim}")
+    if held.deform != asked.deform:
+        differ.append(f"model.deform={str(list(held.deform)).lower().replace(' ', '')}")
+    return " and ".join(differ)
