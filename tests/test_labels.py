@@ -75,10 +75,11 @@ def test_synpass_ids_into_thirteen_classes():
     assert space.decode(np.array([*range(23), 255], np.uint8), "synpass_ids", "f").tolist() == expected
 
 
-SYNPASS = (
-    "building, fence, other, pedestrian, pole, road line, road, sidewalk, vegetation, vehicles, wall, traffic sign, sky, "
-    "ground, bridge, rail track, ground rail, traffic light, static, dynamic, water, terrain"
-).split(", ")
+SYNPASS = [
+    "building", "fence", "other", "pedestrian", "pole", "road line", "road", "sidewalk", "vegetation", "vehicles",
+    "wall", "traffic sign", "sky", "ground", "bridge", "rail track", "ground rail", "traffic light", "static",
+    "dynamic", "water", "terrain",
+]  # fmt: skip
 
 
 def test_synpass_has_its_published_classes_in_the_order_of_its_values():

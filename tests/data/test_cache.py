@@ -3,12 +3,12 @@
 import errno
 import logging
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_images import SIZE, label_map, picture, save
 
 from trans4pass.data import Cityscapes, DensePASS, EvalTransform, Stanford2D3D, TrainTransform, train_loader
@@ -105,12 +105,17 @@ def test_scores_do_not_depend_on_the_size_of_the_cache(build, tmp_path):
 @pytest.mark.parametrize("file", ["image", "label"])
 def test_a_changed_file_is_read_anew(build, file):
     dataset = build()
-    before = dataset[0]
     path = getattr(dataset.items[0], file)
-    save(path, picture(9) if file == "image" else label_map(9, [7, 25, 4]))
-    changed = time.time_ns() + 10**9
-    os.utime(path, ns=(changed, changed))
-    assert not same(dataset[0], before) and same(dataset[0], build(cache=None)[0])
+    lengths, before = [], None
+    for seed in (8, 9):
+        pixels = picture(seed) if file == "image" else label_map(seed, [7, 25, 4])
+        Image.fromarray(pixels).save(path, "bmp")  # uncompressed: only the time tells that the file is another
+        os.utime(path, ns=(seed * 10**9, seed * 10**9))
+        lengths.append(path.stat().st_size)
+        assert before is None or not same(dataset[0], before)
+        before = dataset[0]
+        assert same(before, build(cache=None)[0])
+    assert lengths[0] == lengths[1]
 
 
 def test_other_settings_are_other_entries(build, tmp_path, cityscapes19, outdoor13):

@@ -21,14 +21,21 @@ def written(tmp_path, pixels: Image.Image, name: str = "a.png", **settings):
     return tmp_path / name
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG header of any size with hardly any data behind it."""
+def png(width: int, height: int, rows: bytes, checksum_of: bytes | None = None) -> bytes:
+    """A grey PNG of 8 bits whose pixels are `rows`, one zero byte before each; its checksum may be another's."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(kind: bytes, data: bytes, summed: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + summed))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    data, summed = zlib.compress(rows), zlib.compress(rows if checksum_of is None else checksum_of)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header, header) + chunk(b"IDAT", data, summed) + chunk(b"IEND", b"", b"")
+    )
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    return png(width, height, b"\0")
 
 
 # ----------------------------------------------------------------------------------------------------- refused in words
@@ -108,6 +115,17 @@ def test_a_jpeg_is_no_label(tmp_path):
     for read in (read_label, read_colour_label):
         with pytest.raises(DataError, match="is a JPEG, which changes values"):
             read(path)
+
+
+@pytest.mark.parametrize("claimed", [b"\0" + 8 * b"\7", None])
+def test_checksums_of_a_png_are_verified(tmp_path, claimed):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(8, 8, 8 * (b"\0" + 8 * b"\1"), None if claimed is None else 8 * claimed))
+    if claimed is None:
+        assert (read_label(path) == 1).all()
+        return
+    with pytest.raises(DataError, match="cannot decode"):
+        read_label(path)
 
 
 def test_values_of_more_than_sixteen_bits_are_refused(tmp_path):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trans4pass.engine.metrics import Confusion
+from trans4pass.engine.metrics import Confusion, Regions
 
 LABELS = torch.tensor([[0, 0, 1], [1, 255, 1]])
 PREDICTIONS = torch.tensor([[0, 1, 1], [1, 0, 0]])
@@ -55,3 +55,18 @@ def test_nothing_labelled_has_no_score() -> None:
     scores = Confusion(2).scores()
     assert math.isnan(scores.miou)
     assert scores.classes_in_mean == 0
+
+
+def test_regions_of_a_panorama() -> None:
+    """20 columns and 10 rows: the seam is the outermost column on each side, a band is two rows."""
+    label = torch.zeros(10, 20, dtype=torch.long)
+    prediction = label.clone()
+    prediction[:, 0] = 1  # wrong in half of the seam
+    prediction[:2] = 1  # and in the whole top band
+    regions = Regions(2)
+    regions.update(label, prediction)
+    scores = regions.scores()
+    assert list(scores) == ["seam", *(f"latitude {band}/5" for band in range(1, 6))]
+    assert scores["seam"].iou[0] == pytest.approx(100 * 8 / 20)
+    assert scores["latitude 1/5"].iou[0] == 0
+    assert scores["latitude 5/5"].iou[0] == pytest.approx(100 * 38 / 40)

@@ -113,7 +113,7 @@ def test_gradient_reaches_every_parameter() -> None:
     head = with_gamma(DANetHead((64,), 5))
     _, logits, aux = head([random_map(2, 64, 3, 5)])
     sum(x.square().sum() for x in (logits, *aux.values())).backward()
-    # BatchNorm takes nothing from a key's bias, which shifts all of a row alike.
+    # The key's bias shifts all of a query's scores alike, which softmax takes no notice of.
     missing = {name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()}
     assert missing <= {"position.attention.key.bias"}
 

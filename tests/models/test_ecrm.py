@@ -1,7 +1,9 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as td
 from torch import Tensor
 
 from trans4pass.models.ecrm import ECRM, PrototypeRing, prototypes
@@ -170,3 +172,21 @@ def test_state_holds_the_bank(steps: int) -> None:
     module(maps(seed=9)), other(maps(seed=9))
     assert torch.equal(module.ring.bank, other.ring.bank)
     assert torch.equal(module.eval()(maps(seed=1))[0][-1], other.eval()(maps(seed=1))[0][-1])
+
+
+def write_as_rank(rank: int, folder: Path) -> None:
+    td.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    ring = PrototypeRing(5, 2, 3)
+    ring.write(entries(1 + rank, 3 + rank))
+    ring.write(entries(5 + rank))
+    torch.save(ring.state_dict(), folder / f"{rank}.pt")
+    td.destroy_process_group()
+
+
+def test_ranks_hold_the_same_ring(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(write_as_rank, (tmp_path,), nprocs=2)
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    # The ranks' entries follow one another; the sixth overwrites the first.
+    assert states[0]["bank"][:, 0, 0].tolist() == [6, 3, 2, 4, 5]
+    assert int(states[0]["written"]) == 6
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -124,7 +124,7 @@ class SegmentationDataset(Dataset):
         return label.masked_fill(image.amax(dim=0) == 0, IGNORE) if self.black_is_ignored else label
 
     def prepare_labels(self) -> None:
-        """Get ready to read labels; ConfigError for an encoding that the label space lacks, DataError for a lacking list."""
+        """Get ready to read labels; ConfigError for an encoding that the label space lacks."""
         for encoding in sorted({item.encoding for item in self.found if item.encoding}):
             self.labels.check_encoding(encoding, self.name)
 

@@ -76,6 +76,7 @@ class Stanford2D3D(SegmentationDataset):
             yield from folder.glob(f"*{LABEL_SUFFIX}")
 
     def prepare_labels(self) -> None:
+        """Read the list of label names, too; DataError if it is missing or wrong."""
         super().prepare_labels()
         self.class_ids = read_label_list(self.name, self.root, self.label_list)
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from .build import build
 from .evaluation import Predictor, TestTime, evaluate, predict_all
 from .interrupt import Interrupts
 from .log import console
-from .metrics import Scores
+from .metrics import Regions, Scores
 from .pictures import colour_picture, overlay_picture, save, write_label
 from .report import compare, number
 from .run import build_network, write_json
@@ -58,7 +59,7 @@ def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple
             f"labels@model_labels=<label space>, e.g. cityscapes19 or outdoor13"
         )
     labels = LabelSpace.from_dict(model_labels)
-    network = create_model(variant.name, labels.num_classes, embed_dim=variant.embed_dim)
+    network = create_model(variant.name, labels.num_classes, embed_dim=variant.embed_dim, deform=variant.deform)
     load_weights(network, path)
     return network, labels
 
@@ -91,16 +92,20 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {item.name: item.image for item in dataset.items}
 
-    def keep(name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
-        write_prediction(folder, name, prediction, scored, sizes[name])
+    regions = Regions(scored.num_classes, device)
 
-    keep_or_not = keep if config["save_predictions"] else None
-    confusion = evaluate(predictor, dataset, model_labels, config["num_workers"], "evaluate", interrupts, keep_or_not)
-    scores = confusion.scores()
-    result = metrics(scores, scored, len(dataset), config, predictor.test_time, size)
+    def keep(name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
+        if dataset.panorama:
+            regions.update(label, prediction)
+        if config["save_predictions"]:
+            write_prediction(folder, name, prediction, scored, sizes[name])
+
+    confusion = evaluate(predictor, dataset, model_labels, config["num_workers"], "evaluate", interrupts, keep)
+    scores, parts = confusion.scores(), regions.scores() if dataset.panorama else {}
+    result = metrics(scores, parts, scored, len(dataset), config, predictor.test_time, size)
     if dist.is_main():
         write_json(folder / "metrics.json", result)
-        console.print(scores_table(scores, scored, f"{config['checkpoint']} on {dataset.name} {config['split']}"))
+        console.print(scores_table(scores, parts, scored, f"{config['checkpoint']} on {dataset.name} {config['split']}"))
         console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
         if config["save_predictions"]:
             console.print(f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}", soft_wrap=True)
@@ -108,10 +113,15 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
 
 
 def metrics(
-    scores: Scores, labels: LabelSpace, images: int, config: Mapping[str, Any], test_time: TestTime, size: Any
+    scores: Scores,
+    regions: Mapping[str, Scores],
+    labels: LabelSpace,
+    images: int,
+    config: Mapping[str, Any],
+    test_time: TestTime,
+    size: Any,
 ) -> dict[str, Any]:
     """What metrics.json says; an IoU is null where the class occurs neither in labels nor in predictions."""
-    plain = {name: None if value != value else value for name, value in zip(labels.classes, scores.iou, strict=True)}
     settings = {
         "checkpoint": str(config["checkpoint"]),
         "data": config["data"]["dataset"],
@@ -122,24 +132,33 @@ def metrics(
         **test_time.settings(),
     }
     return {
-        "mIoU": None if scores.miou != scores.miou else scores.miou,
-        "IoU": plain,
-        "pixel_accuracy": None if scores.pixel_accuracy != scores.pixel_accuracy else scores.pixel_accuracy,
+        "mIoU": or_null(scores.miou),
+        "IoU": {name: or_null(value) for name, value in zip(labels.classes, scores.iou, strict=True)},
+        "pixel_accuracy": or_null(scores.pixel_accuracy),
         "classes_in_mean": scores.classes_in_mean,
         "images": images,
+        "regions": {name: {"mIoU": or_null(part.miou)} for name, part in regions.items()},
         "settings": settings,
     }
 
 
-def scores_table(scores: Scores, labels: LabelSpace, title: str) -> Table:
+def or_null(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value
+
+
+def scores_table(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace, title: str) -> Table:
     table = Table(title=title)
     table.add_column("class")
     table.add_column("IoU in %", justify="right")
     for name, iou in zip(labels.classes, scores.iou, strict=True):
-        table.add_row(name, number(iou) if iou == iou else "never occurs")
+        table.add_row(name, "never occurs" if math.isnan(iou) else number(iou))
     table.add_section()
     table.add_row(f"mIoU over {scores.classes_in_mean} classes", number(scores.miou))
     table.add_row("pixel accuracy", number(scores.pixel_accuracy))
+    table.add_section()
+    for name, part in regions.items():
+        table.add_row(f"mIoU, {name}", number(part.miou))
     return table
 
 

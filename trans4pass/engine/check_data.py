@@ -126,5 +126,6 @@ def print_faults(summaries: Mapping[str, check.Summary], limit: int) -> bool:
             for text in texts[:limit]:
                 console.print(f"  {text}", markup=False, soft_wrap=True)
     faults = sum(len(summary.faults) for summary in summaries.values())
-    console.print(f"{faults} faults" if faults else "no faults", style="bold red" if faults else "bold green")
+    text = f"{faults} fault{'s' * (faults > 1)}" if faults else "no faults"
+    console.print(text, style="bold red" if faults else "bold green")
     return not faults

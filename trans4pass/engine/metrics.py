@@ -65,3 +65,37 @@ class Confusion:
         return Scores(
             miou=iou.nanmean().item(), iou=iou.tolist(), pixel_accuracy=(100 * correct.sum() / labelled).item()
         )
+
+
+SEAM = 0.1  # share of a panorama's columns around its left and right border
+BANDS = 5  # bands of equal height, from the zenith down
+
+
+class Regions:
+    """Confusion matrices of parts of panoramas: the seam's columns, and bands of latitude.
+
+    Args:
+        num_classes: K.
+        device: where the counts live.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
+        self.device = device
+        bands = [f"latitude {band + 1}/{BANDS}" for band in range(BANDS)]
+        self.parts = {name: Confusion(num_classes, device) for name in ("seam", *bands)}
+
+    def update(self, label: Tensor, prediction: Tensor) -> None:
+        """Add one panorama: label and prediction (H,W)."""
+        label, prediction = label.to(self.device), prediction.to(self.device)
+        height, width = label.shape
+        edge = max(1, round(width * SEAM / 2))
+        seam, *bands = self.parts.values()
+        for columns in (slice(0, edge), slice(width - edge, width)):
+            seam.update(label[:, columns], prediction[:, columns])
+        for number, band in enumerate(bands):
+            rows = slice(number * height // BANDS, (number + 1) * height // BANDS)
+            band.update(label[rows], prediction[rows])
+
+    def scores(self) -> dict[str, Scores]:
+        """By region, over all ranks."""
+        return {name: part.reduce().scores() for name, part in self.parts.items()}

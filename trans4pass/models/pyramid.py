@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from trans4pass.errors import ConfigError
 from trans4pass.models.layers import DeformableProjection, DepthwiseConv, zero_deformation
 
 
@@ -120,6 +121,10 @@ class PyramidTransformer(nn.Module):
         drop_path: float = 0.1,
     ) -> None:
         super().__init__()
+        if size not in PYRAMID_SIZES:
+            raise ConfigError(f"encoder size {size!r} is not known; choose one of {', '.join(PYRAMID_SIZES)}")
+        if len(deform) != 4:
+            raise ConfigError(f"deform={list(deform)} has {len(deform)} values; there are 4 stages")
         self.channels, depths = PYRAMID_SIZES[size]
         rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
         in_dims = (3, *self.channels[:3])

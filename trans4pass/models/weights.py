@@ -34,8 +34,7 @@ class Variant(NamedTuple):
     deform: tuple[bool, ...]
 
     def __str__(self) -> str:
-        deform = f"deform={[int(stage) for stage in self.deform]}"
-        return f"{self.name} with {self.num_classes} classes, embed_dim={self.embed_dim} and {deform}"
+        return f"{self.name} with {self.num_classes} classes (embed_dim {self.embed_dim})"
 
 
 class LoadReport(NamedTuple):
@@ -119,7 +118,7 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no PyTorch checkpoint, or holds Python objects, which could run code when read. If you trust "
-            f"where it comes from, load it with weights_only=False and save its state_dict alone. ({_first_line(error)})"
+            f"it, load it with weights_only=False and save its state_dict alone. ({_first_line(error)})"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(
@@ -195,7 +194,7 @@ def _from_transformers(state: State) -> State:
         stem, stage, rest = key.split(".", 2)
         for theirs, here in TRANSFORMERS.items():
             rest = rest.replace(theirs, here)
-        result[f"encoder.{TRANSFORMERS_STAGES[stem]}{int(stage) + 1}.{rest}"] = value
+        result[f"encoder.{TRANSFORMERS_STAGES.get(stem, stem)}{int(stage) + 1}.{rest}"] = value
     return result
 
 

@@ -1,0 +1,150 @@
+"""What every model keeps to, how the models start, and what is refused."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trans4pass import SegOutput, create_model
+from trans4pass.errors import ConfigError
+from trans4pass.models import MODELS
+from trans4pass.models.dmlp import StageProjection
+from trans4pass.models.layers import BatchNorm2d
+from trans4pass.models.pyramid import PatchEmbed
+
+MICRO = [name for name in MODELS if name.endswith("micro")]
+
+
+@cache
+def model_of(name: str) -> nn.Module:
+    """A model with 13 classes, built once for all tests that leave its weights alone."""
+    return create_model(name, 13)
+
+
+def image(batch: int, height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [(33, 47), (32, 32), (64, 97)], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_contract(name: str, size: tuple[int, int], batch: int, training: bool) -> None:
+    model = model_of(name).train(training)
+    with torch.no_grad():
+        output = model(image(batch, *size))
+    assert isinstance(output, SegOutput)
+    assert output.logits.shape == (batch, 13, *size)
+    assert output.features.shape == (batch, 128, -(-size[0] // 4), -(-size[1] // 4))
+    assert output.aux == {}
+    assert output.logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MICRO)
+def test_bytes_and_unit_floats_are_one_image(name: str) -> None:
+    pixels = image(1, 33, 47)
+    with torch.no_grad():
+        from_bytes, from_floats = (model_of(name).eval()(x).logits for x in (pixels, pixels.float() / 255))
+    assert torch.equal(from_bytes, from_floats)
+
+
+@pytest.mark.parametrize("name", MICRO)
+def test_normalised_input_is_the_same_image(name: str) -> None:
+    pixels = torch.rand(1, 3, 32, 40)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = model_of(name).eval()(pixels).logits
+        assert torch.allclose(model_of(name).forward_normalised((pixels - mean) / std).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["native", "torchvision"])
+@pytest.mark.parametrize("name", MICRO)
+def test_gradients_reach_every_parameter(name: str, backend: str) -> None:
+    model = create_model(name, 19, deform=(True, True, True, True), deform_backend=backend, drop_path=0.0)
+    F.cross_entropy(model(image(2, 128, 160)).logits, torch.randint(0, 19, (2, 128, 160))).backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MICRO)
+def test_backends_agree_on_a_training_step(name: str) -> None:
+    pixels, labels, states = image(2, 64, 96), torch.randint(0, 13, (2, 64, 96)), []
+    for backend in ("native", "torchvision"):
+        torch.manual_seed(0)
+        model = create_model(name, 13, deform_backend=backend, drop_path=0.0)
+        loss = F.cross_entropy(model(pixels).logits, labels)
+        loss.backward()
+        states.append([loss, *(p.grad for p in model.parameters())])
+    for a, b in zip(*states, strict=True):
+        assert (a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6
+
+
+def test_a_deformable_convolution_starts_as_the_plain_one() -> None:
+    model = create_model("trans4pass_micro", 13, deform=(True, True, False, False))
+    layers = [m for m in model.modules() if isinstance(m, (PatchEmbed, StageProjection)) and m.deform]
+    assert len(layers) == 6
+    for layer in layers:
+        x = torch.rand(2, layer.proj.in_channels, 20, 20)
+        assert torch.allclose(layer.project(x), layer.proj(x), atol=1e-5)
+        for conv in (layer.offset_conv, layer.modulator_conv):
+            assert not conv.weight.any()
+            assert not conv.bias.any()
+
+
+def test_initial_values_follow_segformer() -> None:
+    encoder = create_model("trans4pass_micro", 13).encoder
+    block = encoder.block4[0]
+    assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert block.mlp.dwconv.dwconv.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
+    assert not block.mlp.fc1.bias.any()
+    assert (block.norm1.eps, encoder.norm4.eps, encoder.patch_embed1.norm.eps) == (1e-6, 1e-6, 1e-5)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("trans4pass_micro", 8), ("trans4pass_plus_micro", 4)])
+def test_the_deformable_mlps_own_offsets_do_not_start_at_zero(name: str, layers: int) -> None:
+    pointwise = [p for key, p in create_model(name, 13).named_parameters() if "pointwise" in key]
+    assert len(pointwise) == layers
+    assert all(p.std() > 0.01 for p in pointwise)
+
+
+def test_drop_path_rises_linearly() -> None:
+    encoder = create_model("trans4pass_tiny", 13, drop_path=0.7).encoder
+    rates = [block.drop_path.drop_prob for s in range(1, 5) for block in getattr(encoder, f"block{s}")]
+    assert rates == pytest.approx([0.1 * i for i in range(8)])
+
+
+def test_one_value_per_channel_uses_running_statistics() -> None:
+    norm, x = BatchNorm2d(4), torch.rand(1, 4, 1, 1, requires_grad=True)
+    norm.running_mean.fill_(0.5)
+    out = norm(x)
+    assert torch.allclose(out, (x - 0.5) / (1 + norm.eps) ** 0.5)
+    assert norm.running_mean.eq(0.5).all()
+    assert norm.num_batches_tracked == 0
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(norm), nn.SyncBatchNorm)
+
+
+def test_normalisation_is_not_saved() -> None:
+    assert not [key for key in create_model("trans4pass_micro", 13).state_dict() if "mean" in key and "norm" not in key]
+
+
+@pytest.mark.parametrize("size", [(31, 64), (64, 16)])
+def test_a_small_image_is_refused_with_its_size(size: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{size[1]}x{size[0]}.*32"):
+        model_of("trans4pass_micro")(image(1, *size))
+
+
+def test_an_unknown_name_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean trans4pass_plus_tiny\?.*trans4pass_micro"):
+        create_model("trans4pass_plus_tin", 13)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"deform_backend": "cuda"}, "auto, native, torchvision"), ({"deform": (True,)}, "4 stages")],
+)
+def test_a_wrong_setting_is_refused_when_built(setting: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_model("trans4pass_micro", 13, **setting)

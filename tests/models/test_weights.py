@@ -1,0 +1,254 @@
+"""Every checkpoint format in circulation, written here from a model's own weights; and what must not load."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trans4pass import create_model
+from trans4pass.errors import WeightsError
+from trans4pass.models import identify, load_weights, read_state_dict
+
+State = dict[str, Tensor]
+CLASSES = 13
+
+
+def random_state(name: str = "trans4pass_micro", num_classes: int = CLASSES, **settings) -> State:
+    """A state dict in which every tensor differs from its initial value."""
+    state = create_model(name, num_classes, **settings).state_dict()
+    return {k: torch.rand_like(v) if v.is_floating_point() else torch.tensor(7) for k, v in state.items()}
+
+
+def official(state: State) -> State:
+    return {re.sub("^head", "dede_head", key): value for key, value in state.items()}
+
+
+def older(state: State) -> State:
+    return {re.sub("^head", "decode_head", re.sub("^encoder", "backbone", key)): v for key, v in state.items()}
+
+
+def parallel(state: State) -> State:
+    return {f"module.{key}": value for key, value in state.items()}
+
+
+def training(state: State) -> dict:
+    method = {f"network.{key}": value for key, value in state.items()} | {"discriminator.0.weight": torch.rand(3)}
+    return {"method": method, "model": {"name": "trans4pass_micro"}, "labels": {"name": "x"}, "step": 3}
+
+
+WHOLE = {
+    "ours": lambda state: state,
+    "ours, in training": training,
+    "official": official,
+    "official, nested": lambda state: {"state_dict": official(state), "epoch": 3},
+    "official, parallel": lambda state: parallel(official(state)),
+    "official, both": lambda state: {"model": parallel(official(state))},
+    "official, parallel outside": lambda state: parallel({"state_dict": official(state)}),
+    "older": older,
+    "network": lambda state: {"network": state},
+}
+
+
+def segformer(state: State) -> State:
+    """SegFormer's names, with the classifier of its ImageNet training, and without what only Trans4PASS has."""
+    keep = {key: v for key, v in state.items() if key.startswith("encoder.") and not re.search("offset|modulator", key)}
+    head = {"head.weight": torch.rand(1000, 256), "head.bias": torch.rand(1000)}
+    return {key.removeprefix("encoder."): value for key, value in keep.items()} | head
+
+
+def transformers(state: State) -> State:
+    """The same under the names of the transformers library."""
+    names = {
+        "attn.q": "attention.self.query",
+        "attn.sr": "attention.self.sr",
+        "attn.norm": "attention.self.layer_norm",
+        "attn.proj": "attention.output.dense",
+        "mlp.fc1": "mlp.dense1",
+        "mlp.fc2": "mlp.dense2",
+        "norm1": "layer_norm_1",
+        "norm2": "layer_norm_2",
+    }
+    result = {"classifier.weight": torch.rand(1000, 256)}
+    for key, value in segformer(state).items():
+        if key.startswith("head."):
+            continue
+        stem, stage, rest = re.fullmatch(r"([a-z_]+)(\d)\.(.*)", key).groups()
+        stem = {"patch_embed": "patch_embeddings", "norm": "layer_norm"}.get(stem, stem)
+        rest = re.sub(r"^norm\.", "layer_norm.", rest) if stem == "patch_embeddings" else rest
+        for ours, theirs in names.items() if stem == "block" else ():
+            rest = re.sub(rf"(?<=\.){re.escape(ours)}(?=\.)", theirs, rest)
+        key = f"segformer.encoder.{stem}.{int(stage) - 1}.{rest}"
+        if "attn.kv" in key:
+            for half, part in zip(("key", "value"), value.chunk(2), strict=True):
+                result[key.replace("attn.kv", f"attention.self.{half}")] = part
+        else:
+            result[key] = value
+    return result
+
+
+def save(content: dict, path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({key: value.contiguous() for key, value in content.items()}, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("format", WHOLE)
+def test_a_whole_checkpoint_round_trips(format: str, tmp_path: Path) -> None:
+    state = random_state()
+    path = save(WHOLE[format](state), tmp_path / "weights.pth")
+    loaded = create_model("trans4pass_micro", CLASSES, path).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    assert identify(read_state_dict(path)) == ("trans4pass_micro", CLASSES, 128, (True, False, False, False))
+
+
+@pytest.mark.parametrize("format", [segformer, transformers])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_encoder_alone_round_trips(format, suffix: str, tmp_path: Path, caplog) -> None:
+    state, model = random_state(), create_model("trans4pass_micro", CLASSES)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    path = save(format(state), tmp_path / f"mit_b0{suffix}")
+    with caplog.at_level(logging.INFO):
+        report = load_weights(model, path)
+    after = model.state_dict()
+    for key, value in after.items():
+        assert torch.equal(value, before[key] if key in report.missing else state[key]), key
+    assert all(key.startswith("head.") or re.search("offset|modulator", key) for key in report.missing)
+    assert report.matched == len(after) - len(report.missing)
+    assert sorted(report.dropped) == (["head.bias", "head.weight"] if format is segformer else ["classifier.weight"])
+    assert f"{report.matched} tensors loaded" in caplog.text
+    assert identify(read_state_dict(path)) is None
+
+
+def test_the_training_state_around_the_network_is_dropped(tmp_path: Path) -> None:
+    path = save(training(random_state()), tmp_path / "last.pt")
+    report = load_weights(create_model("trans4pass_micro", CLASSES), path)
+    assert report.missing == []
+    assert report.dropped == ["discriminator.0.weight"]
+
+
+REFUSED = {
+    "another head": (
+        ("trans4pass_plus_micro", 13),
+        {},
+        "holds trans4pass_plus_micro.*Use model=trans4pass_plus_micro, or",
+    ),
+    "another size": (
+        ("trans4pass_tiny", 13),
+        {},
+        "holds trans4pass_tiny.*is trans4pass_micro.*Use model=trans4pass_tiny, or",
+    ),
+    "other classes": (("trans4pass_micro", 19), {}, "with 19 classes.*with 13 classes.*Use labels with 19 classes, or"),
+    "all of them": (
+        ("trans4pass_plus_tiny", 19),
+        {},
+        "Use model=trans4pass_plus_tiny and labels with 19 classes, or",
+    ),
+    "another width": (("trans4pass_micro", 13), {"embed_dim": 64}, "Use model.embed_dim=64, or"),
+    "other stages": (
+        ("trans4pass_micro", 13),
+        {"deform": (True, True, False, False)},
+        r"Use model.deform=\[true,true,false,false\], or",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_another_model_is_refused_and_named(case: str, tmp_path: Path) -> None:
+    (name, classes), settings, message = REFUSED[case]
+    path = save(official(random_state(name, classes, **settings)), tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=f"other.pth.*{message}"):
+        create_model("trans4pass_micro", 13, path)
+
+
+def test_small_is_told_from_tiny(tmp_path: Path) -> None:
+    path = save(random_state("trans4pass_small"), tmp_path / "small.pth")
+    with pytest.raises(WeightsError, match="Use model=trans4pass_small, or"):
+        create_model("trans4pass_tiny", CLASSES, path)
+
+
+def test_another_encoder_is_refused_and_named(tmp_path: Path) -> None:
+    path = save(segformer(random_state("trans4pass_tiny")), tmp_path / "mit_b1.pth")
+    with pytest.raises(WeightsError, match=r"encoder of size tiny; the model's is micro.*trans4pass_plus_tiny"):
+        create_model("trans4pass_micro", CLASSES, path)
+
+
+def test_nothing_is_loaded_from_a_refused_file(tmp_path: Path) -> None:
+    model = create_model("trans4pass_micro", CLASSES)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(WeightsError):
+        load_weights(model, save(random_state("trans4pass_plus_micro"), tmp_path / "other.pth"))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("encoder.norm1.weight"), "It lacks encoder.norm1.weight. "),
+        (lambda state: state.update({"encoder.extra": torch.rand(1)}), "It has unknown encoder.extra. "),
+        (lambda state: state.update({"encoder.norm1.bias": torch.rand(3)}), r"Shapes differ: encoder.norm1.bias \[3\]"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_explained(change, message: str, tmp_path: Path) -> None:
+    state = random_state()
+    change(state)
+    with pytest.raises(WeightsError, match=message):
+        create_model("trans4pass_micro", CLASSES, save(state, tmp_path / "damaged.pth"))
+
+
+def test_an_encoder_may_lack_nothing_else(tmp_path: Path) -> None:
+    state = segformer(random_state())
+    del state["block1.0.attn.q.weight"]
+    with pytest.raises(WeightsError, match=r"It lacks encoder.block1.0.attn.q.weight"):
+        create_model("trans4pass_micro", CLASSES, save(state, tmp_path / "mit_b0.pth"))
+
+
+class Harmless:
+    """An object that a checkpoint should not hold."""
+
+
+def unreadable(kind: str, folder: Path) -> Path:
+    whole = save({"a": torch.rand(1000)}, folder / "whole.pth").read_bytes()
+    save({"a": torch.rand(1000)}, folder / "whole.safetensors")
+    contents = {
+        "cut_off.pth": whole[: len(whole) // 2],
+        "cut_off.safetensors": (folder / "whole.safetensors").read_bytes()[:-8],
+        "text.pth": b"not a checkpoint",
+        "empty.pth": b"",
+    }
+    if kind in contents:
+        (folder / kind).write_bytes(contents[kind])
+    torch.save({"a": Harmless()}, folder / "object.pth")
+    return folder / kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("none.pth", "there is no weights file"),
+        ("cut_off.pth", "cannot be read"),
+        ("cut_off.safetensors", "cannot be read"),
+        ("text.pth", "no PyTorch checkpoint"),
+        ("empty.pth", "cannot be read"),
+        ("object.pth", "Python objects.*save its state_dict"),
+    ],
+)
+def test_an_unreadable_file_is_refused_with_its_path(kind: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=f"{kind}.*{message}|{message}.*{kind}"):
+        read_state_dict(unreadable(kind, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"epoch": 3}, "a dict with epoch"), ({}, "a dict with nothing"), ([1, 2], "a list"), (torch.rand(3), "a Tensor")],
+)
+def test_a_file_without_weights_is_refused(content, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=f"other.pt holds no weights, but {message}"):
+        read_state_dict(tmp_path / "other.pt")

@@ -1,0 +1,178 @@
+"""The deformable convolution: every backend against torchvision's operator, and against the plain convolution."""
+
+from itertools import product
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trans4pass.errors import ConfigError
+from trans4pass.ops import deform_conv2d, sampling
+
+
+class Case(NamedTuple):
+    batch: int
+    channels: int
+    out: int
+    height: int
+    width: int
+    kernel: int
+    stride: int
+    padding: int
+    groups: int
+
+    def tensors(self, offsets: str = "random", dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
+        """(input, offset, mask, weight, bias) and a gradient for the result."""
+        torch.manual_seed(0)
+        sides, taps = (self.height, self.width), self.kernel**2
+        size = [(side + 2 * self.padding - self.kernel) // self.stride + 1 for side in sides]
+        offset = OFFSETS[offsets]((self.batch, 2 * self.groups * taps, *size), max(sides))
+        tensors = [
+            torch.randn(self.batch, self.channels, *sides),
+            offset,
+            2 * torch.rand(self.batch, self.groups * taps, *size),
+            torch.randn(self.out, self.channels, self.kernel, self.kernel),
+            torch.randn(self.out),
+        ]
+        return [tensor.to(dtype) for tensor in tensors], torch.randn(self.batch, self.out, *size, dtype=dtype)
+
+    def run(self, tensors: list[Tensor | None], grad: Tensor, backend: str) -> list[Tensor]:
+        """The result, and the gradients of all tensors that are given."""
+        leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
+        out = deform_conv2d(*leaves, self.stride, self.padding, backend)
+        out.backward(grad)
+        return [out.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
+
+
+CASES = {
+    "3x3, one group": Case(2, 16, 5, 9, 7, 3, 1, 1, 1),
+    "3x3, three groups": Case(2, 6, 5, 9, 7, 3, 1, 1, 3),
+    "a group per channel": Case(3, 6, 4, 9, 7, 1, 1, 0, 6),
+    "7x7, stride 4": Case(2, 3, 8, 17, 23, 7, 4, 3, 1),
+    "stride 2": Case(2, 8, 6, 8, 11, 3, 2, 1, 1),
+    "one pixel high": Case(2, 4, 3, 1, 9, 3, 1, 1, 4),
+    "one pixel wide": Case(2, 8, 3, 9, 1, 3, 1, 1, 1),
+    "a single pixel": Case(1, 4, 3, 1, 1, 1, 1, 0, 4),
+}
+OFFSETS = {
+    "zero": lambda shape, side: torch.zeros(shape),
+    "whole": lambda shape, side: torch.randint(-3, 4, shape).float(),
+    "random": lambda shape, side: 2 * torch.randn(shape),
+    "clamped": lambda shape, side: (4 * torch.randn(shape)).clamp(-2, 2),
+    "to the border": lambda shape, side: torch.randint(-side, side + 1, shape).float(),
+    "far outside": lambda shape, side: 30 * torch.randn(shape),
+    "tiny": lambda shape, side: 1e-6 * torch.randn(shape),
+}
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        assert (a - e).abs().max() <= tolerance * e.abs().max().clamp_min(1e-3)
+
+
+@pytest.mark.parametrize(("case", "offsets"), list(product(CASES, OFFSETS)))
+def test_native_equals_torchvision(case: str, offsets: str) -> None:
+    tensors, grad = CASES[case].tensors(offsets)
+    expected = CASES[case].run(tensors, grad, "torchvision")
+    assert_close(CASES[case].run(tensors, grad, "native"), expected, 1e-5)
+
+
+@pytest.mark.parametrize("case", ["3x3, one group", "a group per channel"])
+def test_native_equals_torchvision_without_mask_and_bias(case: str) -> None:
+    (input, offset, _, weight, _), grad = CASES[case].tensors()
+    expected = CASES[case].run([input, offset, None, weight, None], grad, "torchvision")
+    assert_close(CASES[case].run([input, offset, None, weight, None], grad, "native"), expected, 1e-5)
+
+
+@pytest.mark.parametrize(("case", "samples"), list(product(CASES, [1, 100, 1000])))
+def test_cutting_the_work_changes_nothing(case: str, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, grad = CASES[case].tensors()
+    expected = CASES[case].run(tensors, grad, "native")
+    monkeypatch.setattr(sampling, "TILE_SAMPLES", samples)
+    monkeypatch.setattr(sampling, "BLOCK_POSITIONS", 7)
+    assert_close(CASES[case].run(tensors, grad, "native"), expected, 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_double_precision_is_exact(case: str) -> None:
+    tensors, grad = CASES[case].tensors(dtype=torch.float64)
+    expected = CASES[case].run(tensors, grad, "torchvision")
+    assert_close(CASES[case].run(tensors, grad, "native"), expected, 1e-12)
+
+
+@pytest.mark.parametrize("case", [Case(1, 8, 2, 4, 3, 3, 1, 1, 1), Case(1, 2, 2, 4, 3, 3, 2, 1, 2)], ids=str)
+def test_gradients_are_the_derivative(case: Case) -> None:
+    leaves = [tensor.requires_grad_() for tensor in case.tensors(dtype=torch.float64)[0]]
+    assert torch.autograd.gradcheck(lambda *t: deform_conv2d(*t, case.stride, case.padding, "native"), leaves)
+
+
+@pytest.mark.parametrize("backend", ["native", "torchvision", "auto"])
+@pytest.mark.parametrize(("kernel", "stride"), [(7, 4), (3, 1), (1, 1)])
+def test_zero_offset_is_the_plain_convolution(backend: str, kernel: int, stride: int) -> None:
+    input, weight, bias = torch.randn(2, 8, 13, 18), torch.randn(4, 8, kernel, kernel), torch.randn(4)
+    expected = F.conv2d(input, weight, bias, stride, kernel // 2)
+    offset = torch.zeros(2, 2 * kernel**2, *expected.shape[2:])
+    actual = deform_conv2d(input, offset, None, weight, bias, stride, kernel // 2, backend)
+    assert torch.allclose(actual, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["native", "torchvision"])
+def test_autocast_samples_in_float32(backend: str) -> None:
+    half, grad = CASES["a group per channel"].tensors(dtype=torch.bfloat16)
+    expected = CASES["a group per channel"].run([tensor.float() for tensor in half], grad.float(), backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = CASES["a group per channel"].run(half, grad, backend)
+    assert [tensor.dtype for tensor in actual] == [torch.bfloat16] * 6
+    assert_close([tensor.float() for tensor in actual], [tensor.bfloat16().float() for tensor in expected], 1e-6)
+
+
+def test_channels_last_input_changes_nothing() -> None:
+    tensors, grad = CASES["3x3, one group"].tensors()
+    expected = CASES["3x3, one group"].run(tensors, grad, "native")
+    last = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
+    assert_close(CASES["3x3, one group"].run(last, grad, "native"), expected, 1e-6)
+
+
+def test_a_nan_offset_gives_nan_at_its_place_only() -> None:
+    tensors, _ = CASES["a group per channel"].tensors()
+    tensors[1][0, 0, 2, 3] = torch.nan
+    result = deform_conv2d(*tensors, backend="native")
+    assert result[0, :, 2, 3].isnan().all()
+    assert result.isnan().sum() == result.shape[1]
+
+
+@pytest.mark.parametrize("case", ["3x3, one group", "a group per channel"])
+def test_a_wrapped_map_goes_on_sideways(case: str) -> None:
+    (input, offset, mask, weight, bias), grad = CASES[case].tensors()
+    leaf, tiled = input.clone().requires_grad_(), input.clone().requires_grad_()
+    width, sizes = input.shape[3], (CASES[case].stride, CASES[case].padding)
+    around = offset.clone()
+    around[:, 1::2] += 5 * width
+    result = deform_conv2d(leaf, around, mask, weight, bias, *sizes, wrap=True)
+    result.backward(grad)
+    far_off = [F.pad(tensor, (4 * width, 4 * width)) for tensor in (offset, mask)]
+    copies = torch.cat([tiled] * 9, dim=3)
+    expected = deform_conv2d(copies, *far_off, weight, bias, *sizes)[..., 4 * width : 5 * width]
+    expected.backward(grad)
+    assert_close([result, leaf.grad], [expected, tiled.grad], 1e-5)
+
+
+def test_wrapping_needs_the_native_backend() -> None:
+    tensors, _ = CASES["a group per channel"].tensors()
+    with pytest.raises(ConfigError, match="use 'native'"):
+        deform_conv2d(*tensors, backend="torchvision", wrap=True)
+
+
+def test_an_unknown_backend_is_told_the_known_ones() -> None:
+    tensors, _ = CASES["a single pixel"].tensors()
+    with pytest.raises(ConfigError, match=r"'grid'.*auto, native, torchvision"):
+        deform_conv2d(*tensors, backend="grid")
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    (input, *others), _ = CASES["3x3, one group"].tensors()
+    with pytest.raises(ValueError, match=r"\[2, 18, 9, 7\].*expected"):
+        deform_conv2d(input[..., 1:], *others, padding=1)
