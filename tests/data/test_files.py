@@ -80,6 +80,7 @@ def test_formats_of_no_data_set_are_refused(tmp_path):
         read_image(path)
 
 
+@pytest.mark.timeout(20)
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(DataError, match="gone"):

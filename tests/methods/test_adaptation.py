@@ -18,6 +18,7 @@ class Network(nn.Module):
         torch.manual_seed(0)
         self.body = nn.Conv2d(3, E, 3, stride=4, padding=1)
         self.classify = nn.Conv2d(E, K, 1)
+        self.feature_stride = 4
         self.head = SimpleNamespace(num_classes=K, feature_dim=E)
 
     def forward(self, images: torch.Tensor) -> SegOutput:

@@ -184,7 +184,8 @@ def write_as_rank(rank: int, folder: Path) -> None:
 
 
 def test_ranks_hold_the_same_ring(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(write_as_rank, (tmp_path,), nprocs=2)
+    # Forked, as importing the package anew takes each process seconds.
+    torch.multiprocessing.start_processes(write_as_rank, (tmp_path,), nprocs=2, start_method="fork")
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     # The ranks' entries follow one another; the sixth overwrites the first.
     assert states[0]["bank"][:, 0, 0].tolist() == [6, 3, 2, 4, 5]

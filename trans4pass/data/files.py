@@ -160,7 +160,7 @@ def _decoded(path: Path) -> PILImage.Image:
 
 def _guarded(path: Path, read: Callable[[], object]):
     # Opening a pipe would wait for ever.
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"{path} is gone; it was there, or expected, when the data set was made")
     try:
         return read()

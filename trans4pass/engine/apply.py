@@ -105,7 +105,8 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     result = metrics(scores, parts, scored, len(dataset), config, predictor.test_time, size)
     if dist.is_main():
         write_json(folder / "metrics.json", result)
-        console.print(scores_table(scores, parts, scored, f"{config['checkpoint']} on {dataset.name} {config['split']}"))
+        title = f"{config['checkpoint']} on {dataset.name} {config['split']}"
+        console.print(scores_table(scores, parts, scored, title))
         console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
         if config["save_predictions"]:
             console.print(f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}", soft_wrap=True)
@@ -137,7 +138,7 @@ def metrics(
         "pixel_accuracy": or_null(scores.pixel_accuracy),
         "classes_in_mean": scores.classes_in_mean,
         "images": images,
-        "regions": {name: {"mIoU": or_null(part.miou)} for name, part in regions.items()},
+        "regions": {name: {"mIoU": or_null(region.miou)} for name, region in regions.items()},
         "settings": settings,
     }
 
@@ -157,8 +158,8 @@ def scores_table(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpa
     table.add_row(f"mIoU over {scores.classes_in_mean} classes", number(scores.miou))
     table.add_row("pixel accuracy", number(scores.pixel_accuracy))
     table.add_section()
-    for name, part in regions.items():
-        table.add_row(f"mIoU, {name}", number(part.miou))
+    for name, region in regions.items():
+        table.add_row(f"mIoU, {name}", number(region.miou))
     return table
 
 

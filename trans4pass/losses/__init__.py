@@ -1,6 +1,9 @@
 """Losses: functions and modules of tensors that know no model, data set or method."""
 
 from .adversarial import SOURCE, TARGET, domain_loss
+from .dice import dice_loss, soft_dice
+from .edges import EdgeLoss, edge_target, soft_edge
+from .hard_pixel import HardPixelCrossEntropy, OHEMCrossEntropy
 from .pixel import CrossEntropy, Focal, pixel_counts
 from .prototype import class_sums, prototype_distillation, resize_labels
 
@@ -8,10 +11,17 @@ __all__ = [
     "SOURCE",
     "TARGET",
     "CrossEntropy",
+    "EdgeLoss",
     "Focal",
+    "HardPixelCrossEntropy",
+    "OHEMCrossEntropy",
     "class_sums",
+    "dice_loss",
     "domain_loss",
+    "edge_target",
     "pixel_counts",
     "prototype_distillation",
     "resize_labels",
+    "soft_dice",
+    "soft_edge",
 ]

@@ -55,6 +55,9 @@ class CrossEntropy(nn.Module):
         per_class = torch.bincount(labels[labels != IGNORE].long(), minlength=len(self.class_weights))
         return (per_class * self.class_weights).sum()
 
+    def after_step(self, step: int) -> None:
+        """Called after step number `step` (from 0), for losses that change with the steps."""
+
     def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
         """Scalar loss; `normaliser` is the whole batch's, this batch's own where None."""
         if self.class_weights is not None and logits.shape[1] != len(self.class_weights):

@@ -34,7 +34,7 @@ class Adaptation(Method):
     """Source supervision plus any of: adversarial alignment, self-training, prototype distillation.
 
     Args:
-        network: returns a `SegOutput`; its `head` tells `num_classes` and `feature_dim`.
+        network: returns a `SegOutput`; tells `feature_stride`, and its `head` `num_classes` and `feature_dim`.
         loss: the source's pixel loss. The target's pseudo-labels always get the unweighted cross-entropy.
         lambda_adv: weight of the adversarial term; 0 leaves the discriminator out.
         lambda_target: weight of the cross-entropy on the target's pseudo-labels; 0 leaves it out.
@@ -118,8 +118,8 @@ class Adaptation(Method):
 
     def _prototyped(self, labels: Tensor) -> Tensor:
         """Labels at the features' size, 255 where the class has no prototype yet."""
-        # The features have stride 4, rounded up as strided convolutions do.
-        labels = resize_labels(labels, tuple(-(-side // 4) for side in labels.shape[1:]))
+        # The features' size is that of a strided convolution's output: rounded up.
+        labels = resize_labels(labels, tuple(-(-side // self.network.feature_stride) for side in labels.shape[1:]))
         known = self.bank.prototypes.isfinite().all(1)
         return labels.where(known[labels.where(labels != IGNORE, 0)], IGNORE)
 
@@ -163,6 +163,7 @@ class Adaptation(Method):
         )
 
     def after_step(self, step: int) -> dict[str, Tensor]:
+        self.loss.after_step(step)
         if self.bank is None or not self.bank.after_step(step):
             return {}
         return {"prototype_norm": self.bank.prototypes.nan_to_num().norm(dim=1).mean()}

@@ -30,3 +30,7 @@ class Supervised(Method):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         output = self.network(batch["source"]["image"])
         return {"loss": self.loss(output.logits, batch["source"]["label"], norms["loss"])}, {}
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        self.loss.after_step(step)
+        return {}

@@ -93,6 +93,7 @@ class DMLPHead(nn.Module):
     """
 
     block: type[nn.Module] = DMLPBlock
+    feature_level = 0  # the encoder's map whose size the features have
 
     def __init__(
         self, channels: Sequence[int], num_classes: int, embed_dim: int = 128, deform_backend: str = "auto"

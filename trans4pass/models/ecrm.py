@@ -33,7 +33,7 @@ class PrototypeRing(nn.Module):
 
         Entries that are not finite are left out: they would stay long after the step that made them is skipped.
         """
-        entries = gather(entries.detach().to(self.bank))
+        entries = gather(entries.to(self.bank))
         entries = entries[entries.isfinite().all((1, 2))]
         size = len(self.bank)
         self.written += len(entries)

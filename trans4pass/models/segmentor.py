@@ -17,7 +17,8 @@ class Segmentor(nn.Module):
 
     `encoder` maps a normalised image to a list of four maps, finest first, and tells their widths and strides as
     `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and tells
-    `num_classes` and `feature_dim` (E). Any pair that keeps to this fits.
+    `num_classes`, `feature_dim` (E) and `feature_level`, the map whose size its features have. Any pair that keeps to
+    this fits.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
@@ -26,6 +27,11 @@ class Segmentor(nn.Module):
         self.head = head
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def feature_stride(self) -> int:
+        """Pixels of the image per pixel of the features, along each side."""
+        return self.encoder.strides[self.head.feature_level]
 
     def forward(self, image: Tensor) -> SegOutput:
         """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; H and W at least 32, else ConfigError."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BORDER = 2  # pixels around the map: positions are clamped to [-2, size], where all four neighbours exist
-TILE_SAMPLES = 1 << 16  # 256 KiB for each float32 temporary
+TILE_SAMPLES = 1 << 17  # 512 KiB for each float32 temporary
 BLOCK_TILES = 32  # at most
 BLOCK_POSITIONS = 512  # at least, for matrix products worth their overhead
 

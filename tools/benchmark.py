@@ -1,0 +1,35 @@
+"""Compare the deformable convolution's backends on this machine: python tools/benchmark.py [setting=value ...]."""
+
+import sys
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.table import Table
+
+from trans4pass.engine.command import resolved
+from trans4pass.engine.log import console
+from trans4pass.errors import UserError
+from trans4pass.models.benchmark import LAYERS, milliseconds
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")
+def main(config: DictConfig) -> None:
+    try:
+        plain = resolved(config)
+        torch.set_num_threads(plain["threads"])
+        table = Table(title=f"forward and backward on {plain['device']}, {plain['threads']} threads")
+        for column in ("", "torchvision, ms", "native, ms", "ratio"):
+            table.add_column(column, justify="right" if column else "left")
+        for name in (*LAYERS, "training step"):
+            times = milliseconds(name, torch.device(plain["device"]), plain["repeats"])
+            ratio = times["torchvision"] / times["native"]
+            table.add_row(name, f"{times['torchvision']:.1f}", f"{times['native']:.1f}", f"{ratio:.1f}")
+        console.print(table)
+    except UserError as error:
+        console.print(str(error), style="red", markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How fast the deformable convolution's backends are, by themselves and in training: forward and backward."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from trans4pass.models.registry import create_model
+from trans4pass.ops import deform_conv2d
+
+BACKENDS = ("torchvision", "native")
+
+
+class Layer(NamedTuple):
+    """One deformable convolution of a model, square, padded to keep the map, on an image's or a stage's map."""
+
+    batch: int
+    channels: int
+    out: int
+    height: int
+    width: int
+    kernel: int
+    stride: int
+    groups: int
+
+
+LAYERS = {
+    "deformable MLP, 128x64, stage 1": Layer(8, 128, 128, 16, 32, 1, 1, 128),
+    "deformable MLP, 512x512, stage 1": Layer(4, 128, 128, 128, 128, 1, 1, 128),
+    "deformable MLP, 2048x400, stage 1": Layer(1, 128, 128, 100, 512, 1, 1, 128),
+    "patch embedding 7x7, 128x64": Layer(8, 3, 32, 64, 128, 7, 4, 1),
+    "patch embedding 7x7, 512x512": Layer(4, 3, 64, 512, 512, 7, 4, 1),
+    "projection 3x3, 128x64, stage 1": Layer(8, 32, 128, 16, 32, 3, 1, 1),
+    "projection 3x3, 512x512, stage 1": Layer(2, 64, 128, 128, 128, 3, 1, 1),
+    "projection 3x3, 512x512, stage 4": Layer(4, 512, 128, 16, 16, 3, 1, 1),
+}
+
+
+def milliseconds(name: str, device: torch.device, repeats: int) -> dict[str, float]:
+    """Median time of each backend for a layer of `LAYERS` or for "training step"; their repeats take turns."""
+    make = make_step if name == "training step" else make_layer
+    calls = {backend: make(name, device, backend) for backend in BACKENDS}
+    times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+    for repeat in range(repeats + 1):
+        for backend, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat:  # the first one warms up
+                times[backend].append(1000 * (time.perf_counter() - start))
+    return {backend: statistics.median(values) for backend, values in times.items()}
+
+
+def make_layer(name: str, device: torch.device, backend: str) -> Callable[[], None]:
+    """Forward and backward of one layer with random offsets of about two pixels."""
+    batch, channels, out, height, width, kernel, stride, groups = LAYERS[name]
+    size, taps = (-(-height // stride), -(-width // stride)), kernel**2
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    tensors = [
+        random(batch, channels, height, width).requires_grad_(channels > 3),  # an image needs no gradient
+        2 * random(batch, 2 * groups * taps, *size),
+        random(batch, groups * taps, *size).sigmoid(),
+        random(out, channels, kernel, kernel),
+    ]
+    for tensor in tensors[1:]:
+        tensor.requires_grad_()
+    grad = random(batch, out, *size)
+
+    def call() -> None:
+        for tensor in tensors:
+            tensor.grad = None
+        deform_conv2d(*tensors, stride=stride, padding=kernel // 2, backend=backend).backward(grad)
+
+    return call
+
+
+def make_step(name: str, device: torch.device, backend: str) -> Callable[[], None]:
+    """A whole training step of the micro model on 8 images of 128x64."""
+    torch.manual_seed(0)
+    model = create_model("trans4pass_micro", 19, deform_backend=backend).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    image = torch.randint(0, 256, (8, 3, 64, 128), dtype=torch.uint8, device=device)
+    label = torch.randint(0, 19, (8, 64, 128), device=device)
+
+    def call() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(image).logits, label).backward()
+        optimizer.step()
+
+    return call
