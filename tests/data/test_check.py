@@ -80,6 +80,11 @@ def test_all_faults_are_found_and_not_only_the_first(cityscapes_root, outdoor13,
     assert summary.counts[[0, 11, 13]].tolist() == [(raw == 7).sum(), (raw == 25).sum(), (raw == 4).sum()]
 
 
+def test_a_second_label_of_an_image_is_not_without_image(cityscapes_root, outdoor13):
+    save(cityscapes_root / f"gtFine/train/{STEM.format(0)}_gtFine_labelTrainIds.png", label_map(0, [0, 12]))
+    assert check.begin(Cityscapes(cityscapes_root, "train", outdoor13, labelled=False)).faults == []
+
+
 def test_faults_beyond_the_limit_are_counted(cityscapes_root, tmp_path, capsys):
     shutil.rmtree(cityscapes_root / "gtFine")
     clean, text = printed(tmp_path, capsys, *CITYSCAPES, "limit=2")

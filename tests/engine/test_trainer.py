@@ -24,6 +24,7 @@ class Network(nn.Module):
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.has_edges = False
         self.head = nn.Conv2d(3, 2, 1, dtype=torch.float64)
         self.drop = nn.Dropout(dropout)
         self.register_buffer("forwards", torch.zeros(()))
@@ -90,7 +91,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
         }
     }
     values = [small.train_step(micro), large.train_step([whole])]
-    assert values[0]["source/loss"] == pytest.approx(values[1]["source/loss"], abs=1e-12)
+    assert values[0]["source/seg"] == pytest.approx(values[1]["source/seg"], abs=1e-12)
     weights = [trainer.method.network.head.weight for trainer in (small, large)]
     assert (weights[0] - weights[1]).abs().max() < 1e-10
 
@@ -106,7 +107,7 @@ def test_learning_rates_follow_the_schedule(tmp_path: Path) -> None:
 
 def test_a_non_finite_loss_stops_with_step_term_and_files(tmp_path: Path) -> None:
     trainer = make(tmp_path / "a", poison=2)
-    with pytest.raises(NonFinite, match=r"stage source, step 2: source/loss .*image2_0, image2_1.*on_nonfinite=skip"):
+    with pytest.raises(NonFinite, match=r"stage source, step 2: source/seg .*image2_0, image2_1.*on_nonfinite=skip"):
         trainer.fit(lambda: None)
 
 

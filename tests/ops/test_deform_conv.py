@@ -176,3 +176,14 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     (input, *others), _ = CASES["3x3, one group"].tensors()
     with pytest.raises(ValueError, match=r"\[2, 18, 9, 7\].*expected"):
         deform_conv2d(input[..., 1:], *others, padding=1)
+
+
+@pytest.mark.parametrize("case", ["3x3, one group", "a group per channel"])
+def test_it_compiles_into_one_graph(case: str) -> None:
+    tensors, grad = CASES[case].tensors()
+    expected = CASES[case].run(tensors, grad, "native")
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    compiled = torch.compile(deform_conv2d, backend="aot_eager", fullgraph=True)
+    result = compiled(*leaves, CASES[case].stride, CASES[case].padding, "native")
+    result.backward(grad)
+    assert_close([result.detach(), *(leaf.grad for leaf in leaves)], expected, 1e-5)

@@ -31,7 +31,7 @@ Fault = tuple[str, str]  # kind, text
 
 @dataclass(frozen=True)
 class Finding:
-    """What one item holds: the image's (W,H) in pixels, its labelled pixels per class (K,) int64, its faults."""
+    """What one item holds: the image's (W,H) in pixels, its pixels per class and ignored (K + 1,) int64, its faults."""
 
     size: tuple[int, int] | None
     counts: np.ndarray | None

@@ -27,6 +27,7 @@ from trans4pass.losses import (
 
 from .base import Batch, Method
 from .discriminator import Discriminator
+from .objective import Objective
 from .prototypes import PrototypeBank
 
 
@@ -34,8 +35,9 @@ class Adaptation(Method):
     """Source supervision plus any of: adversarial alignment, self-training, prototype distillation.
 
     Args:
-        network: returns a `SegOutput`; tells `feature_stride`, and its `head` `num_classes` and `feature_dim`.
+        network: returns a `SegOutput`; tells `feature_stride` and `has_edges`, and its `head` `num_classes` and `feature_dim`.
         loss: the source's pixel loss. The target's pseudo-labels always get the unweighted cross-entropy.
+        aux_weight, edge_weight: of the auxiliary class maps and edge maps, in both domains (see `Objective`).
         lambda_adv: weight of the adversarial term; 0 leaves the discriminator out.
         lambda_target: weight of the cross-entropy on the target's pseudo-labels; 0 leaves it out.
         lambda_proto: weight of the prototype distillation in each domain; 0 leaves the bank out.
@@ -52,6 +54,8 @@ class Adaptation(Method):
         self,
         network: nn.Module,
         loss: nn.Module,
+        aux_weight: float = 1.0,
+        edge_weight: float = 1.0,
         lambda_adv: float = 0.0,
         lambda_target: float = 0.0,
         lambda_proto: float = 0.0,
@@ -65,7 +69,8 @@ class Adaptation(Method):
             raise ConfigError(
                 f"lambdas must be >= 0, got adv {lambda_adv}, target {lambda_target}, proto {lambda_proto}"
             )
-        self.loss, self.target_loss = loss, CrossEntropy()
+        self.source_objective = Objective(loss, aux_weight, edge_weight, network.has_edges)
+        self.target_objective = Objective(CrossEntropy(), aux_weight, edge_weight, network.has_edges)
         self.lambda_adv, self.lambda_target, self.lambda_proto = lambda_adv, lambda_target, lambda_proto
         self.temperature, self.alpha, self.bank_scales = temperature, alpha, tuple(bank_scales)
         head = network.head
@@ -111,7 +116,7 @@ class Adaptation(Method):
 
     def normalisers(self, phase: str, batch: Batch) -> dict[str, Tensor]:
         labels = batch[phase]["label"]
-        norms = {"seg": self.loss.normaliser(labels) if phase == "source" else self.target_loss.normaliser(labels)}
+        norms = (self.source_objective if phase == "source" else self.target_objective).normalisers(labels)
         if self.bank is not None:
             norms["proto"] = pixel_counts(self._prototyped(labels))
         return norms
@@ -128,13 +133,13 @@ class Adaptation(Method):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         images, labels = batch[phase]["image"], batch[phase]["label"]
         output = self.network(images)
-        losses: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         if phase == "source":
-            losses["seg"] = self.loss(output.logits, labels, norms["seg"])
+            losses = self.source_objective(output, labels, norms)
         else:
-            # With weight 0 the term only keeps every parameter in the graph (DDP counts on it).
-            losses["seg"] = self.lambda_target * self.target_loss(output.logits, labels, norms["seg"])
+            # With weight 0 the terms only keep every parameter in the graph (DDP counts on it).
+            terms = self.target_objective(output, labels, norms)
+            losses = {name: self.lambda_target * term for name, term in terms.items()}
         if self.discriminator is not None:
             losses |= self._adversarial(phase, output.logits.softmax(1))
         if self.bank is not None:
@@ -163,7 +168,7 @@ class Adaptation(Method):
         )
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        self.loss.after_step(step)
+        self.source_objective.after_step(step)
         if self.bank is None or not self.bank.after_step(step):
             return {}
         return {"prototype_norm": self.bank.prototypes.nan_to_num().norm(dim=1).mean()}

@@ -5,32 +5,34 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from .base import Batch, Method
+from .objective import Objective
 
 
 class Supervised(Method):
     """Minimises one loss on the labels of the `source` domain.
 
     Args:
-        network: returns a `SegOutput`.
+        network: returns a `SegOutput`; tells `has_edges`.
         loss: a pixel loss with a `normaliser` (see `trans4pass.losses`).
+        aux_weight, edge_weight: of the network's auxiliary class maps and edge maps (see `Objective`).
     """
 
     phases = ("source",)
     domains = ("source",)
 
-    def __init__(self, network: nn.Module, loss: nn.Module):
+    def __init__(self, network: nn.Module, loss: nn.Module, aux_weight: float = 1.0, edge_weight: float = 1.0):
         super().__init__(network)
-        self.loss = loss
+        self.objective = Objective(loss, aux_weight, edge_weight, network.has_edges)
 
     def normalisers(self, phase: str, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": self.loss.normaliser(batch["source"]["label"])}
+        return self.objective.normalisers(batch["source"]["label"])
 
     def forward(
         self, phase: str, batch: Batch, norms: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         output = self.network(batch["source"]["image"])
-        return {"loss": self.loss(output.logits, batch["source"]["label"], norms["loss"])}, {}
+        return self.objective(output, batch["source"]["label"], norms), {}
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        self.loss.after_step(step)
+        self.objective.after_step(step)
         return {}

@@ -1,20 +1,39 @@
 """Models by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from os import PathLike
+from typing import Any
 
 from torch import nn
 
 from trans4pass.errors import ConfigError
+from trans4pass.models.danet import DANetHead
 from trans4pass.models.dmlp import DMLPHead
 from trans4pass.models.dmlp_v2 import DMLPv2Head
+from trans4pass.models.ecrm import ECRM
+from trans4pass.models.fpn import FPNHead
 from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidTransformer
+from trans4pass.models.resnet import DilatedResNet
+from trans4pass.models.reverse_edge import CoarseToFineHead, ReverseEdgeHead
 from trans4pass.models.segmentor import Segmentor
 from trans4pass.models.weights import load_weights
 
-HEADS: dict[str, type[nn.Module]] = {"trans4pass": DMLPHead, "trans4pass_plus": DMLPv2Head}
-MODELS = {f"{family}_{size}": (size, head) for family, head in HEADS.items() for size in PYRAMID_SIZES}
+HEADS: dict[str, type[nn.Module]] = {
+    "dmlp": DMLPHead,
+    "dmlp_v2": DMLPv2Head,
+    "danet": DANetHead,
+    "fpn": FPNHead,
+    "coarse_to_fine": CoarseToFineHead,
+}
+DEFORMABLE_HEADS = ("dmlp", "dmlp_v2")
+RESNETS = {"resnet50": 50, "resnet101": 101}
+FAMILIES = {"trans4pass": "dmlp", "trans4pass_plus": "dmlp_v2"}
+# name -> encoder's size and default head
+MODELS = {
+    **{f"{family}_{size}": (size, head) for family, head in FAMILIES.items() for size in PYRAMID_SIZES},
+    **{f"danet_{size}": (size, "danet") for size in (*PYRAMID_SIZES, *RESNETS)},
+}
 
 
 def create_model(
@@ -26,20 +45,49 @@ def create_model(
     deform: Sequence[bool] = (True, False, False, False),
     deform_backend: str = "auto",
     drop_path: float = 0.1,
+    head: str | None = None,
+    ecrm: bool = False,
+    edges: bool = False,
+    encoder_weights: str | PathLike | None = None,
 ) -> Segmentor:
-    """Build a Trans4PASS model by name: trans4pass[_plus]_{micro,tiny,small}.
+    """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,tiny,small,resnet50,resnet101}.
 
-    `embed_dim` is the decoder's width, `deform[s]` makes stage s's patch embedding deformable, `drop_path` is the last
-    encoder block's rate. `weights` is a checkpoint in any format that `load_weights` reads.
-    Raises ConfigError for an unknown name or backend, WeightsError for a checkpoint that does not fit.
+    Args:
+        weights: a checkpoint in any format that `load_weights` reads.
+        embed_dim: the DMLP decoders' width, and the prototypes'.
+        deform: which of the pyramid's four patch embeddings are deformable; without effect on a ResNet.
+        deform_backend: auto | native | torchvision; without effect where nothing deforms.
+        drop_path: the pyramid's last block's rate of stochastic depth; without effect on a ResNet.
+        head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine.
+        ecrm: put the Exterior Contextual-Relation Module between encoder and head.
+        edges: put reverse edge supervision beside the head.
+        encoder_weights: ImageNet weights of a ResNet, a local file.
+    Raises:
+        ConfigError: an unknown name, head or backend, or a combination that cannot work.
+        WeightsError: a checkpoint that does not fit.
     """
-    if name not in MODELS:
-        near = get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise ConfigError(f"model {name!r} is not known{hint} There are {', '.join(MODELS)}")
-    size, head = MODELS[name]
-    encoder = PyramidTransformer(size, deform, deform_backend, drop_path)
-    model = Segmentor(encoder, head(encoder.channels, num_classes, embed_dim, deform_backend))
+    size, default_head = look_up(name, MODELS, "model")
+    head_class = look_up(head or default_head, HEADS, "head")
+    if size in RESNETS:
+        encoder = DilatedResNet(RESNETS[size], encoder_weights)
+    elif encoder_weights is not None:
+        raise ConfigError(f"encoder_weights is for ResNets; {name} takes its encoder's weights through weights")
+    else:
+        encoder = PyramidTransformer(size, deform, deform_backend, drop_path)
+    context = ECRM(encoder.channels, num_classes) if ecrm else None
+    channels = encoder.channels if context is None else context.channels
+    options = (embed_dim, deform_backend) if (head or default_head) in DEFORMABLE_HEADS else ()
+    edge_head = ReverseEdgeHead(encoder.channels) if edges else None
+    model = Segmentor(encoder, head_class(channels, num_classes, *options), context, edge_head)
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def look_up(name: str, table: Mapping[str, Any], kind: str) -> Any:
+    """The entry of that name; ConfigError with the nearest one where there is none."""
+    if name not in table:
+        near = get_close_matches(name, table, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ConfigError(f"{kind} {name!r} is not known{hint} There are {', '.join(table)}")
+    return table[name]

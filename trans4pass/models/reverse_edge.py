@@ -76,6 +76,7 @@ class CoarseToFineHead(ReverseEdgeHead):
     """
 
     feature_level = 0  # the encoder's map whose size the features have
+    tells_edges = True
 
     def __init__(self, channels: Sequence[int], num_classes: int, width: int = 128, edges: int = 3) -> None:
         super().__init__(channels, width, edges)

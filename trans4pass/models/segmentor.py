@@ -19,12 +19,20 @@ class Segmentor(nn.Module):
     `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and tells
     `num_classes`, `feature_dim` (E) and `feature_level`, the map whose size its features have. Any pair that keeps to
     this fits.
+
+    `context` (ECRM) stands between the two: it maps the encoder's maps to others and auxiliary maps, and the head is
+    built from its `channels`. `edges` (reverse edge supervision) stands beside the head: from the encoder's maps to
+    edge logits by name, `edge1` the finest.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self, encoder: nn.Module, head: nn.Module, context: nn.Module | None = None, edges: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.context = context
         self.head = head
+        self.edges = edges
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -32,6 +40,11 @@ class Segmentor(nn.Module):
     def feature_stride(self) -> int:
         """Pixels of the image per pixel of the features, along each side."""
         return self.encoder.strides[self.head.feature_level]
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether the auxiliary maps tell edges."""
+        return self.edges is not None or getattr(self.head, "tells_edges", False)
 
     def forward(self, image: Tensor) -> SegOutput:
         """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; H and W at least 32, else ConfigError."""
@@ -46,6 +59,11 @@ class Segmentor(nn.Module):
 
     def forward_normalised(self, x: Tensor) -> SegOutput:
         """Segment [B, 3, H, W] that has ImageNet's mean and deviation already taken out."""
-        features, logits, aux = self.head(self.encoder(x))
+        maps = self.encoder(x)
+        aux = {} if self.edges is None else self.edges(maps)
+        if self.context is not None:
+            maps, coarse = self.context(maps)
+            aux = aux | coarse
+        features, logits, branches = self.head(maps)
         logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=True)
-        return SegOutput(logits, features, aux)
+        return SegOutput(logits, features, aux | branches)

@@ -31,9 +31,9 @@ def deform_conv2d(
     groups = offset.shape[1] // (2 * kernel**2)
     layout = RowSampler if groups == 1 and input.shape[1] >= ROW_CHANNELS else PlaneSampler
     sampler = layout(*input.shape, ho, wo, groups, kernel, stride, padding, wrap)
-    offset = offset.reshape(-1, groups, kernel**2, 2, ho * wo)  # [B, 2*G*k*k, Ho, Wo] -> [B, G, K, 2, N]
+    offset = offset.contiguous().view(-1, groups, kernel**2, 2, ho * wo)  # [B, 2*G*k*k, Ho, Wo] -> [B, G, K, 2, N]
     if mask is not None:
-        mask = mask.reshape(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
+        mask = mask.contiguous().view(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
     out = _DeformConv.apply(input, offset, mask, weight, sampler).unflatten(2, (ho, wo))
     return out if bias is None else out + bias[:, None, None]
 

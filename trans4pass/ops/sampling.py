@@ -155,7 +155,7 @@ class PlaneSampler(Sampler):
         return x.reshape(len(x), self.groups, self.depth, -1)  # [n, C, h, w] -> [n, G, C/G, h*w]
 
     def unlay_map(self, x: Tensor) -> Tensor:
-        return x.view(len(x), self.channels, -1, self.row)  # [n, G, C/G, h*w] -> [n, C, h, w]
+        return x.reshape(len(x), self.channels, -1, self.row)  # [n, G, C/G, h*w] -> [n, C, h, w]
 
     def lay(self, x: Tensor) -> Tensor:
         return x.flatten(2).unsqueeze(2)  # [n, g, K, P] -> [n, g, 1, K*P]
@@ -163,7 +163,7 @@ class PlaneSampler(Sampler):
     lay_index = lay
 
     def unlay(self, x: Tensor, shape: torch.Size) -> Tensor:
-        return x.view(shape)  # [n, g, 1, K*P] -> [n, g, K, P]
+        return x.reshape(shape)  # [n, g, 1, K*P] -> [n, g, K, P]
 
     def gather(self, source: Tensor, shift: int, index: Tensor) -> Tensor:
         return source[..., shift:].gather(3, index.expand(-1, -1, self.depth, -1))
@@ -178,10 +178,10 @@ class PlaneSampler(Sampler):
         return weight.flatten(1)  # [O, C, k, k] -> [O, C*K]
 
     def unmatrix(self, matrix: Tensor) -> Tensor:
-        return matrix.view(-1, self.channels, self.kernel, self.kernel)  # [O, C*K] -> [O, C, k, k]
+        return matrix.reshape(-1, self.channels, self.kernel, self.kernel)  # [O, C*K] -> [O, C, k, k]
 
     def columns(self, samples: Tensor, block: Tensor) -> Tensor:
-        return samples.view(len(samples), -1, block.shape[2])  # [n, G, C/G, K*P] -> [n, C*K, P]
+        return samples.reshape(len(samples), -1, block.shape[2])  # [n, G, C/G, K*P] -> [n, C*K, P]
 
     def uncolumns(self, columns: Tensor) -> Tensor:
         return columns.reshape(len(columns), self.groups, self.depth, -1)  # [n, C*K, P] -> [n, G, C/G, K*P]
@@ -203,7 +203,7 @@ class RowSampler(Sampler):
         return x.permute(0, 2, 3, 1).contiguous().view(-1, self.channels)  # [n, C, h, w] -> [n*h*w, C]
 
     def unlay_map(self, x: Tensor) -> Tensor:
-        x = x.view(-1, self.height + 2 * BORDER, self.row, self.channels)  # [n*h*w, C] -> [n, h, w, C]
+        x = x.reshape(-1, self.height + 2 * BORDER, self.row, self.channels)  # [n*h*w, C] -> [n, h, w, C]
         return x.permute(0, 3, 1, 2)  # -> [n, C, h, w]
 
     def lay(self, x: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class RowSampler(Sampler):
 
     def unlay(self, x: Tensor, shape: torch.Size) -> Tensor:
         n, groups, taps, positions = shape
-        return x.view(n, positions, taps, groups).transpose(1, 3)  # [n*P*K, 1] -> [n, 1, K, P]
+        return x.reshape(n, positions, taps, groups).transpose(1, 3)  # [n*P*K, 1] -> [n, 1, K, P]
 
     def gather(self, source: Tensor, shift: int, index: Tensor) -> Tensor:
         return source[shift:].index_select(0, index)
@@ -230,11 +230,11 @@ class RowSampler(Sampler):
         return weight.permute(0, 2, 3, 1).flatten(1)  # [O, C, k, k] -> [O, K*C]
 
     def unmatrix(self, matrix: Tensor) -> Tensor:
-        matrix = matrix.view(-1, self.kernel, self.kernel, self.channels)  # [O, K*C] -> [O, k, k, C]
+        matrix = matrix.reshape(-1, self.kernel, self.kernel, self.channels)  # [O, K*C] -> [O, k, k, C]
         return matrix.permute(0, 3, 1, 2)  # -> [O, C, k, k]
 
     def columns(self, samples: Tensor, block: Tensor) -> Tensor:
-        return samples.view(len(block), block.shape[2], -1).transpose(1, 2)  # [n*P*K, C] -> [n, K*C, P]
+        return samples.reshape(len(block), block.shape[2], -1).transpose(1, 2)  # [n*P*K, C] -> [n, K*C, P]
 
     def uncolumns(self, columns: Tensor) -> Tensor:
         return columns.transpose(1, 2).reshape(-1, self.channels)  # [n, K*C, P] -> [n*P*K, C]

@@ -1,0 +1,51 @@
+"""The supervised loss of everything a segmentor returns: logits, auxiliary class maps, edge maps."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trans4pass.losses import EdgeLoss
+from trans4pass.models import SegOutput
+
+EDGE = "edge"  # auxiliary maps whose names start so are edge logits (B,1,h,w); all others are class logits (B,K,h,w)
+
+
+class Objective(nn.Module):
+    """One pixel loss on the logits and on each auxiliary class map, and the edge loss on the edge maps.
+
+    With DANet's three outputs and `aux_weight` 1 it is the sum of three cross-entropies.
+
+    Args:
+        loss: a pixel loss with a `normaliser` (see `trans4pass.losses`).
+        aux_weight: of each auxiliary class map.
+        edge_weight: of the edge maps' summed loss.
+        edges: whether the network tells edges.
+    """
+
+    def __init__(self, loss: nn.Module, aux_weight: float, edge_weight: float, edges: bool):
+        super().__init__()
+        self.loss, self.edges = loss, EdgeLoss() if edges else None
+        self.aux_weight, self.edge_weight = aux_weight, edge_weight
+
+    def normalisers(self, labels: Tensor) -> dict[str, Tensor]:
+        """What the losses divide by, float scalars by name."""
+        norms = {"seg": self.loss.normaliser(labels)}
+        return norms if self.edges is None else norms | {"edges": self.edges.normaliser(labels)}
+
+    def forward(self, output: SegOutput, labels: Tensor, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weighted losses by name: `seg`, the auxiliary maps' names, `edges`."""
+        losses = {"seg": self.loss(output.logits, labels, norms["seg"])}
+        levels = {}
+        for name, logits in output.aux.items():
+            if name.startswith(EDGE):
+                levels[name] = logits
+                continue
+            logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=True)
+            losses[name] = self.aux_weight * self.loss(logits, labels, norms["seg"])
+        if levels:
+            losses["edges"] = self.edge_weight * self.edges(levels, labels, norms["edges"])
+        return losses
+
+    def after_step(self, step: int) -> None:
+        self.loss.after_step(step)
