@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trans4pass import dist
 from trans4pass.data import EvalTransform, Item, SegmentationDataset
+from trans4pass.data.files import IMAGE_SUFFIXES
 from trans4pass.errors import ConfigError, DataError, WeightsError
 from trans4pass.labels import LabelSpace
 from trans4pass.models import create_model
@@ -33,8 +34,6 @@ from .stage import part
 from .trainer import PRECISIONS
 
 log = logging.getLogger(__name__)
-
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple[nn.Module, LabelSpace]:
@@ -197,9 +196,10 @@ def find_input(path: Path) -> list[Item]:
         return [Item(path.stem, path)]
     if not path.is_dir():
         raise DataError(f"input={path} is neither an image nor a folder")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES and not file.name.startswith("."))
+    images = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(file for file in images if not file.name.startswith("."))
     if not found:
-        raise DataError(f"input={path} holds no image ({', '.join(IMAGES)})")
+        raise DataError(f"input={path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return [Item(str(file.relative_to(path).with_suffix("")), file) for file in found]
 
 

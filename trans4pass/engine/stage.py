@@ -77,8 +77,9 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """All that the stage's result follows from."""
         own = {key: value for key, value in self.config.items() if key not in COSMETIC}
-        shared = {key: self.run.config[key] for key in ("seed", "model", "labels", "data")}
-        return {**shared, "stage": own, "inputs": self.inputs()}
+        shared = {key: self.run.config[key] for key in ("seed", "model", "labels")}
+        data = {side: without_cache(config["dataset"]) for side, config in self.run.config["data"].items()}
+        return {**shared, "data": data, "stage": own, "inputs": self.inputs()}
 
     @property
     def digest(self) -> str:
@@ -129,6 +130,11 @@ class Stage:
         state = checkpoint.load(self.init.last_path)["method"]
         network.load_state_dict(part(state, "network"))
         return network, state
+
+
+def without_cache(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's settings but for where decoded files are kept, which changes nothing of what is read."""
+    return {key: value for key, value in dataset.items() if key != "cache"}
 
 
 def part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

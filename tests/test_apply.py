@@ -1,0 +1,148 @@
+"""tools/eval.py, tools/predict.py and tools/compare.py on a trained checkpoint."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from trans4pass import create_model
+from trans4pass.engine import checkpoint
+from trans4pass.engine.apply import compare_runs, evaluate_checkpoint, predict_images
+from trans4pass.engine.command import run_command
+from trans4pass.labels import LabelSpace
+
+ROOT = Path(__file__).parents[1]
+SIZE = (64, 32)
+
+
+def save_checkpoint(path: Path, labels: str) -> Path:
+    space = LabelSpace.from_yaml(ROOT / "configs" / "labels" / f"{labels}.yaml")
+    torch.manual_seed(0)
+    settings = {"name": "trans4pass_micro", "embed_dim": 16}
+    network = create_model(num_classes=space.num_classes, **settings)
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    model = {"_target_": "trans4pass.create_model", **settings}
+    checkpoint.save({"method": state, "model": model, "labels": space.to_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two labelled panoramas in DensePASS's layout, with the values of Cityscapes' 19 classes."""
+    generator = np.random.RandomState(0)
+    for number in (1, 2):
+        image = tmp_path / f"DensePASS/leftImg8bit/val/a/{number}_.png"
+        label = tmp_path / f"DensePASS/gtFine/val/a/{number}_labelTrainIds.png"
+        for path, pixels in (
+            (image, generator.randint(0, 256, (SIZE[1], SIZE[0], 3))),
+            (label, generator.choice([0, 2, 10, 12, 16, 255], (SIZE[1], SIZE[0]))),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path
+
+
+def run(tool: str, function: Callable, *overrides: str) -> int:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return run_command(function, compose(tool, ["device=cpu", *overrides]))
+
+
+def evaluate(data: Path, checkpoint_path: Path, *overrides: str) -> int:
+    fixed = [f"checkpoint={checkpoint_path}", "data=densepass", f"data_root={data}", "size=[64,32]", "num_workers=0"]
+    return run("eval", evaluate_checkpoint, *fixed, f"output={data / 'out'}", *overrides)
+
+
+def test_metrics_and_predictions(data: Path) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    assert evaluate(data, path, "save_predictions=true", "flip=true", "scales=[1.0,1.5]", "yaw_rolls=2") == 0
+    metrics = json.loads((data / "out/metrics.json").read_text())
+    assert 0 <= metrics["mIoU"] <= 100
+    assert len(metrics["IoU"]) == 19
+    assert metrics["classes_in_mean"] == sum(value is not None for value in metrics["IoU"].values()) < 19
+    assert metrics["images"] == 2
+    assert metrics["settings"]["scales"] == [1.0, 1.5]
+    assert set(metrics["regions"]) == {"seam", *(f"latitude {band}/5" for band in range(1, 6))}
+    label = Image.open(data / "out/labels/a/1.png")
+    assert (label.mode, label.size) == ("L", SIZE)
+    assert Image.open(data / "out/colour/a/2.png").mode == "RGB"
+
+
+def test_19_classes_scored_in_13(data: Path) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    assert evaluate(data, path, "labels=outdoor13") == 0
+    metrics = json.loads((data / "out/metrics.json").read_text())
+    assert list(metrics["IoU"])[-1] == "car"
+    assert len(metrics["IoU"]) == 13
+
+
+def test_label_spaces_without_a_mapping_are_refused(data: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save_checkpoint(data / "last.pt", "outdoor13")
+    assert evaluate(data, path, "labels=cityscapes19") == 2
+    assert "cannot be mapped" in capsys.readouterr().out
+
+
+def test_published_weights_need_their_label_space_named(data: Path, capsys: pytest.CaptureFixture) -> None:
+    network = create_model("trans4pass_micro", 19, embed_dim=16, deform=(True, True, False, False))
+    official = {key.replace("head.", "dede_head.", 1): value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": official}, data / "official.pth")
+    assert evaluate(data, data / "official.pth") == 2
+    assert "trans4pass_micro with 19 classes" in " ".join(capsys.readouterr().out.split())
+    assert evaluate(data, data / "official.pth", "labels@model_labels=cityscapes19") == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [(["split=test"], "leftImg8bit"), (["scales=[]"], "scales"), (["yaw_rolls=0"], "yaw_rolls"), (["precision=fp8"], "fp8")],
+)
+def test_bad_settings_are_named(overrides: list[str], word: str, data: Path, capsys: pytest.CaptureFixture) -> None:
+    assert evaluate(data, save_checkpoint(data / "last.pt", "cityscapes19"), *overrides) == 2
+    assert word in capsys.readouterr().out
+
+
+def test_missing_choices_are_asked_for(capsys: pytest.CaptureFixture) -> None:
+    assert run("eval", evaluate_checkpoint, "checkpoint=nowhere.pt") == 2
+    assert "data=" in capsys.readouterr().out
+    assert run("eval", evaluate_checkpoint, "data=densepass") == 2
+    assert "checkpoint" in capsys.readouterr().out
+
+
+def test_predict_a_folder_and_an_image(data: Path) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    images = data / "DensePASS/leftImg8bit/val"
+    fixed = [f"checkpoint={path}", "num_workers=0"]
+    assert run("predict", predict_images, *fixed, f"input={images}", f"output={data / 'folder'}") == 0
+    assert sorted(str(p.relative_to(data / "folder")) for p in (data / "folder").rglob("*.png")) == [
+        f"{kind}/a/{number}_.png" for kind in ("colour", "labels", "overlay") for number in (1, 2)
+    ]
+    assert run("predict", predict_images, *fixed, f"input={images / 'a/1_.png'}", f"output={data / 'one'}") == 0
+    assert Image.open(data / "one/overlay/1_.png").size == SIZE
+    folder = np.asarray(Image.open(data / "folder/labels/a/1_.png"))
+    assert np.array_equal(folder, np.asarray(Image.open(data / "one/labels/1_.png")))
+
+
+def test_predict_says_what_is_wrong_with_its_input(data: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    (data / "empty").mkdir()
+    for folder, word in ((data / "nowhere", "neither"), (data / "empty", "no image")):
+        assert run("predict", predict_images, f"checkpoint={path}", f"input={folder}") == 2
+        assert word in capsys.readouterr().out
+
+
+def test_compare_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for seed, target in ((0, 40.0), (1, 44.0)):
+        stages = {
+            "source": {"source": 60.0, "target": target, "seconds": 60},
+            "mpa": {"source": 60.0, "target": target + 5 + seed, "seconds": 120},
+        }
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "summary.json").write_text(json.dumps({"seed": seed, "stages": stages}))
+    assert run("compare", compare_runs, f"runs=[{tmp_path / '0'},{tmp_path / '1'}]") == 0
+    shown = capsys.readouterr().out
+    assert "42.0 (40.0 to 44.0)" in shown
+    assert "+5.5 (+5.0 to +6.0)" in shown
+    assert run("compare", compare_runs, f"runs=[{tmp_path}]") == 2
