@@ -178,6 +178,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         deform_conv2d(input[..., 1:], *others, padding=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["3x3, one group", "a group per channel"])
 def test_it_compiles_into_one_graph(case: str) -> None:
     tensors, grad = CASES[case].tensors()

@@ -35,7 +35,7 @@ class Adaptation(Method):
     """Source supervision plus any of: adversarial alignment, self-training, prototype distillation.
 
     Args:
-        network: returns a `SegOutput`; tells `feature_stride`, `has_edges` and its `head`'s `num_classes` and `feature_dim`.
+        network: returns a `SegOutput`; tells `feature_stride` and `has_edges`; its `head` tells its widths.
         loss: the source's pixel loss. The target's pseudo-labels always get the unweighted cross-entropy.
         aux_weight, edge_weight: of the auxiliary class maps and edge maps, in both domains (see `Objective`).
         lambda_adv: weight of the adversarial term; 0 leaves the discriminator out.
