@@ -99,6 +99,11 @@ class TrainStage(Stage):
         loss = dict(config.pop("loss"))
         if loss.get("class_weights") == "auto":
             loss["class_weights"] = None if ahead else self.counted_weights(datasets["source"])
+        if len(loss.get("class_weights") or self.run.labels.classes) != self.run.labels.num_classes:
+            raise ConfigError(
+                f"{self.where}.method.loss.class_weights has {len(loss['class_weights'])} numbers, and "
+                f"labels/{self.run.labels.name} {self.run.labels.num_classes} classes"
+            )
         torch.manual_seed(self.run.seed(self.name, "method"))
         method = build(
             config,
