@@ -12,7 +12,7 @@ from PIL import Image
 
 from trans4pass import create_model
 from trans4pass.engine import checkpoint
-from trans4pass.engine.apply import compare_runs, evaluate_checkpoint, predict_images
+from trans4pass.engine.apply import compare_runs, evaluate_checkpoint, export_weights, predict_images
 from trans4pass.engine.command import run_command
 from trans4pass.labels import LabelSpace
 
@@ -146,3 +146,23 @@ def test_compare_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "42.0 (40.0 to 44.0)" in shown
     assert "+5.5 (+5.0 to +6.0)" in shown
     assert run("compare", compare_runs, f"runs=[{tmp_path}]") == 2
+
+
+def test_exported_weights_are_scored_alike_and_load_into_a_model(data: Path) -> None:
+    path, exported = save_checkpoint(data / "last.pt", "cityscapes19"), data / "out.safetensors"
+    assert run("export_weights", export_weights, f"checkpoint={path}", f"output={exported}") == 0
+    scores = []
+    for file in (path, exported):
+        assert evaluate(data, file) == 0
+        scores.append(json.loads((data / "out/metrics.json").read_text())["IoU"])
+    assert scores[0] == scores[1]
+    network = create_model("trans4pass_micro", 19, embed_dim=16, weights=exported)
+    saved = checkpoint.load(path)["method"]
+    assert all(torch.equal(saved[f"network.{key}"], value) for key, value in network.state_dict().items())
+    assert run("export_weights", export_weights, f"checkpoint={path}", f"output={data / 'out.pth'}") == 2
+
+
+def test_damaged_safetensors_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:
+    (data / "bad.safetensors").write_bytes(b"12345678 no header")
+    assert evaluate(data, data / "bad.safetensors") == 2
+    assert "bad.safetensors" in " ".join(capsys.readouterr().out.split())

@@ -14,7 +14,7 @@ from trans4pass.models.dmlp import StageProjection
 from trans4pass.models.layers import BatchNorm2d
 from trans4pass.models.pyramid import PatchEmbed
 
-MICRO = [name for name in MODELS if name.endswith("micro")]
+MICRO = ["trans4pass_micro", "trans4pass_plus_micro"]
 
 
 @cache
@@ -37,9 +37,17 @@ def test_contract(name: str, size: tuple[int, int], batch: int, training: bool) 
         output = model(image(batch, *size))
     assert isinstance(output, SegOutput)
     assert output.logits.shape == (batch, 13, *size)
-    assert output.features.shape == (batch, 128, -(-size[0] // 4), -(-size[1] // 4))
-    assert output.aux == {}
-    assert output.logits.isfinite().all()
+    assert output.features.shape[:2] == (batch, model.head.feature_dim)
+    assert all(len(x) == batch for x in output.aux.values())
+    assert all(x.isfinite().all() for x in (output.logits, output.features, *output.aux.values()))
+
+
+@pytest.mark.parametrize("name", MICRO)
+@pytest.mark.parametrize("size", [(33, 47), (64, 97)], ids=str)
+def test_features_have_a_quarter_of_the_size(name: str, size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        features = model_of(name).eval()(image(2, *size)).features
+    assert features.shape == (2, 128, -(-size[0] // 4), -(-size[1] // 4))
 
 
 @pytest.mark.parametrize("name", MICRO)

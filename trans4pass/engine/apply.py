@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trans4pass import dist
@@ -35,6 +38,8 @@ from .trainer import PRECISIONS
 
 log = logging.getLogger(__name__)
 
+OURS = ("model", "labels")  # what our own files say about themselves
+
 
 def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple[nn.Module, LabelSpace]:
     """The network and label space that a checkpoint holds; published weights need `model_labels` named.
@@ -43,12 +48,9 @@ def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple
         WeightsError: the file is no checkpoint, or fits no model.
         ConfigError: it does not say what its classes are, and `model_labels` does not either.
     """
-    state = checkpoint.load(path) if path.suffix != ".safetensors" else {}
-    if {"model", "labels", "method"} <= state.keys():
-        labels = LabelSpace.from_dict(state["labels"])
-        network = build_network(state["model"], labels)
-        network.load_state_dict(part(state["method"], "network"))
-        return network, labels
+    described = described_network(path)
+    if described is not None:
+        return described
     variant = identify(read_state_dict(path))
     if variant is None:
         raise WeightsError(f"{path} holds no segmentation model: it may be an encoder alone")
@@ -61,6 +63,48 @@ def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple
     network = create_model(variant.name, labels.num_classes, embed_dim=variant.embed_dim, deform=variant.deform)
     load_weights(network, path)
     return network, labels
+
+
+def described_network(path: Path) -> tuple[nn.Module, LabelSpace] | None:
+    """The network and label space of one of our own files, which describe themselves; None for other files."""
+    if path.suffix == ".safetensors":
+        with readable(path), safe_open(path, "pt") as file:
+            description = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in OURS}
+            names = file.keys()
+            weights = {name: file.get_tensor(name) for name in names}
+    else:
+        state = checkpoint.load(path)
+        description = {key: state[key] for key in OURS if key in state}
+        weights = part(state["method"], "network") if "method" in state else {}
+    if set(description) != set(OURS):
+        return None
+    labels = LabelSpace.from_dict(description["labels"])
+    network = build_network(description["model"], labels)
+    network.load_state_dict(weights)
+    return network, labels
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Name the file where safetensors cannot read it."""
+    try:
+        yield
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def export_weights(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Write a checkpoint's network as safetensors that describe themselves (configs/export_weights.yaml)."""
+    source, target = Path(config["checkpoint"]), Path(config["output"])
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"output={target} must end in .safetensors")
+    state = checkpoint.load(source)
+    if not {*OURS, "method"} <= state.keys():
+        raise WeightsError(f"{source} does not describe its model: export the last.pt or best.pt of a run")
+    weights = {key: value.contiguous() for key, value in part(state["method"], "network").items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target, metadata={key: json.dumps(state[key]) for key in OURS})
+    console.print(f"wrote {len(weights)} tensors to {target}", soft_wrap=True)
 
 
 def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Predictor, LabelSpace]:

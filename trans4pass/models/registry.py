@@ -74,6 +74,8 @@ def create_model(
         raise ConfigError(f"encoder_weights is for ResNets; {name} takes its encoder's weights through weights")
     else:
         encoder = PyramidTransformer(size, deform, deform_backend, drop_path)
+    if edges and head_class is CoarseToFineHead:
+        raise ConfigError("head=coarse_to_fine tells edges by itself: leave edges=false")
     context = ECRM(encoder.channels, num_classes) if ecrm else None
     channels = encoder.channels if context is None else context.channels
     options = (embed_dim, deform_backend) if (head or default_head) in DEFORMABLE_HEADS else ()

@@ -199,8 +199,8 @@ def _from_transformers(state: State) -> State:
 
 
 def _may_be_missing(key: str) -> bool:
-    """Whether SegFormer's encoders lack `key` by nature."""
-    return key.startswith("head.") or ".offset_conv." in key or ".modulator_conv." in key
+    """Whether an encoder's file lacks `key` by nature."""
+    return not key.startswith("encoder.") or ".offset_conv." in key or ".modulator_conv." in key
 
 
 def _encoder_size(state: State) -> str | None:

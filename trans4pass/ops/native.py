@@ -39,6 +39,8 @@ def deform_conv2d(
 
 
 class _DeformConv(torch.autograd.Function):
+    """[B, O, N] from an offset [B, G, K, 2, N] and a mask [B, G, K, N]; N output positions, K = k*k taps."""
+
     @staticmethod
     def forward(ctx, input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, sampler: Sampler) -> Tensor:
         ctx.save_for_backward(input, offset, mask, weight)
@@ -93,7 +95,7 @@ def _at(x: Tensor | None, tile: tuple) -> Tensor | None:
 
 
 def _sample(sampler: Sampler, corners: Corners, source: Tensor, samples: Tensor) -> None:
-    """Add to `samples`."""
+    """Add the weighted neighbours to `samples`."""
     index = sampler.lay_index(corners.index)
     for shift, weight in zip(sampler.shifts, corners.weights()):
         samples.addcmul_(sampler.gather(source, shift, index), sampler.lay(weight))
@@ -102,9 +104,9 @@ def _sample(sampler: Sampler, corners: Corners, source: Tensor, samples: Tensor)
 def _sample_backward(
     sampler: Sampler, corners: Corners, source: Tensor, samples: Tensor, grad: Tensor, target: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add to `samples` and, unless it is None, to the map's gradient `target`, given `grad`, the samples' gradient.
+    """Add the weighted neighbours to `samples` and, unless it is None, the map's gradient to `target`.
 
-    Returns what `Corners.grads` does.
+    `grad` is the samples' gradient; returns what `Corners.grads` does.
     """
     index, dots = sampler.lay_index(corners.index), []
     for shift, weight in zip(sampler.shifts, corners.weights()):
