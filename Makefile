@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format benchmark
+.PHONY: help setup demo toy-table test test-slow soak lint format benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,11 +18,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## train and adapt on the toy world, print the mIoU table (minutes; goes on where it was stopped)
 	$(BIN)/python tools/train.py experiment=pin2pan_toy resume=true
 
+toy-table: setup  ## measure the README's table of the toy world (three seeds, about an hour)
+	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_table seed=0,1,2 resume=true
+	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
+
 test: setup  ## the daily tests (minutes)
 	$(BIN)/python -m pytest
 
 test-slow: setup  ## the longer tests
 	$(BIN)/python -m pytest -m slow
+
+soak: setup  ## what runs on demand only: thousands of damaged files (FUZZ=<number>)
+	$(BIN)/python -m pytest -m soak
 
 lint: setup  ## check style and format
 	$(BIN)/ruff check .

@@ -13,5 +13,9 @@ class DataError(UserError, ValueError):
     """A data set, file or label that cannot be used as it is."""
 
 
+class StorageError(UserError, OSError):
+    """A file that could not be written."""
+
+
 class WeightsError(UserError, ValueError):
     """A checkpoint that does not fit the model it is loaded into, or cannot be read."""

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,8 @@ def described_network(path: Path) -> tuple[nn.Module, LabelSpace] | None:
             description = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in OURS}
             names = file.keys()
             weights = {name: file.get_tensor(name) for name in names}
+    elif path.is_file() and not zipfile.is_zipfile(path):
+        return None  # published weights in torch's old format
     else:
         state = checkpoint.load(path)
         description = {key: state[key] for key in OURS if key in state}

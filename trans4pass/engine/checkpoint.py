@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trans4pass.errors import WeightsError
+from trans4pass.errors import StorageError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     The one before stays as `<name>.previous`. A full disk leaves both as they were.
 
     Raises:
-        OSError: the file could not be written.
+        StorageError: the file could not be written.
     """
     temporary = path.with_suffix(".writing")
     try:
@@ -32,7 +32,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OSError(
+        raise StorageError(
             f"cannot write {path} ({error}); the checkpoint before it is intact. "
             "Free some space, then go on with resume=true"
         ) from error

@@ -1,6 +1,7 @@
 """What the command-line tools share: processes, logging, and errors as text instead of tracebacks."""
 
 import logging
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,11 +35,19 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
     try:
         plain = resolved(config)
         with processes(plain["device"]) as device, Interrupts() as interrupts:
-            function(plain, device, interrupts)
+            try:
+                function(plain, device, interrupts)
+            except RuntimeError:
+                # A scheduler's SIGTERM also ends the data workers, whose death torch raises here.
+                interrupts.check_alone()
+                raise
     except UserError as error:
         log.error("%s", error)
         return 2
     except Interrupted as stop:
         log.warning("%s", stop)
         return stop.exit_status
+    except KeyboardInterrupt:
+        log.warning("stopped at the second Ctrl-C; what was saved before it stands")
+        return 128 + signal.SIGINT
     return 0

@@ -90,7 +90,7 @@ class Monitor:
         self.stage, self.steps, self.log_every, self.device = stage, steps, log_every, device
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None) if dist.is_main() else None
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
         self._since, self._since_step = time.perf_counter(), start
         self._bar, self._task = None, None
 
@@ -110,24 +110,22 @@ class Monitor:
         """Record step number `step` (from 1): values by name, learning rates by optimiser."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, values=line(values))
-        if step % self.log_every and step != self.steps:
-            return
-        means = {name: total / self._count for name, total in self._sums.items()}
+            self._counts[name] = self._counts.get(name, 0) + 1
         now = time.perf_counter()
         pace = (now - self._since) / max(1, step - self._since_step)
-        left = time.strftime("%H:%M:%S", time.gmtime(pace * (self.steps - step)))
         rate = " ".join(f"lr/{name} {value:.2e}" for name, value in rates.items())
-        log.info(
-            "%s %d/%d  %s  %s  %.2f s/it  ETA %s  %.2f GiB",
-            self.stage, step, self.steps, line(means), rate, pace, left, peak_memory(self.device),
-        )  # fmt: skip
+        state = f"{rate}  {pace:.2f} s/it  {peak_memory(self.device):.2f} GiB"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, values=f"{line(values)}  {state}")
+        if step % self.log_every and step != self.steps:
+            return
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        left = time.strftime("%H:%M:%S", time.gmtime(pace * (self.steps - step)))
+        log.info("%s %d/%d  %s  %s  ETA %s", self.stage, step, self.steps, line(means), state, left)
         self.scalars(
             {**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}, step
         )
-        self._sums, self._count, self._since, self._since_step = {}, 0, now, step
+        self._sums, self._counts, self._since, self._since_step = {}, {}, now, step
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         if self.writer is not None:

@@ -43,12 +43,12 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
     environment.set_switches(config["threads"], config["deterministic"])
     folder = Path(config["run_dir"])
     with claimed(folder, config["resume"], config["overwrite"]):
-        keep_settings(folder, config)
+        keep_environment(folder, config)
         setup_logging(folder)
         try:
             run_stages(Run(config, folder, LabelSpace.from_dict(config["labels"]), device, interrupts))
         except Interrupted:
-            log.warning("everything is saved in %s: go on with the same command and resume=true", folder)
+            log.warning("saved in %s: go on with the same command and resume=true", folder)
             raise
 
 
@@ -62,6 +62,8 @@ def run_stages(run: Run) -> None:
         if stage.result() is None:
             stage.check()
     run.check_validation()
+    if dist.is_main():  # only now: a refused change must not pass for the run's settings
+        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(run.config))))
     results = {stage.name: stage.run_or_skip() for stage in stages}
     if dist.is_main():
         report(run, {stage.name: stage for stage in stages if isinstance(stage, TrainStage)}, results)
@@ -162,30 +164,38 @@ def refuse_or_clear(folder: Path, resume: bool, overwrite: bool) -> None:
     """Let a run into an empty folder, into its own with resume, into a cleared one with overwrite."""
     if resume and overwrite:
         raise ConfigError("resume=true continues a run and overwrite=true deletes it: set one of them")
-    begun = [child for child in folder.iterdir() if (child / "settings.json").exists()]
-    if not begun or resume:
+    begun = [child for child in folder.iterdir() if is_stage(child)]
+    if begun and resume:
         return
-    if not overwrite:
+    if begun and not overwrite:
         raise ConfigError(
             f"{folder} holds a run: resume=true continues it, overwrite=true deletes it and starts over, "
             "name=... makes another"
         )
     for child in begun:
         shutil.rmtree(child)
+    # Also what a start left that was refused before its first stage.
     for name in ("config.yaml", "environment.json", "git.diff", "run.log", "summary.json", "panoramas.png"):
         (folder / name).unlink(missing_ok=True)
 
 
-def keep_settings(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write what the run was made with; a resumed run takes over the number of CPU threads that results depend on."""
+def is_stage(folder: Path) -> bool:
+    """Whether a folder is a stage's: other programs also write files called settings.json."""
+    try:
+        settings = json.loads((folder / "settings.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and {"stage", "inputs", "seed"} <= settings.keys()
+
+
+def keep_environment(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write what the run is made on; a resumed run takes over the number of CPU threads that results depend on."""
     path = folder / "environment.json"
     if path.exists() and config["threads"] is None:
         torch.set_num_threads(json.loads(path.read_text())["threads"])
     dist.barrier()
-    if dist.is_main():
-        if not path.exists():
-            write_json(path, environment.record(folder))
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    if dist.is_main() and not path.exists():
+        write_json(path, environment.record(folder))
 
 
 # ---- the report ----

@@ -1,5 +1,6 @@
 """A training stage: one method on one or two domains, from one starting point."""
 
+import json
 import logging
 import math
 import time
@@ -60,6 +61,10 @@ class TrainStage(Stage):
         last = {key: value for key, value in trainer.history[-1].items() if key != "step"}
         return {"kind": "train", "last": last, "best": trainer.best, "steps": trainer.step, "seconds": seconds}
 
+    def settings(self) -> dict[str, Any]:
+        # Another number of processes is another batch size, and where epochs count, another number of steps.
+        return {**super().settings(), "processes": dist.world_size()}
+
     def inputs(self) -> dict[str, str]:
         sources = {domain["labels"] for domain in self.config["domains"].values()} - {TRUTH, NO_LABELS}
         return super().inputs() | {name: self.labelling_stage(name).digest for name in sorted(sources)}
@@ -76,7 +81,13 @@ class TrainStage(Stage):
         method.to(self.run.device)
         if dist.active() and self.run.device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        steps = self.count_steps(datasets)
+        try:
+            return self.assemble(method, self.count_steps(datasets))
+        except TypeError as error:  # e.g. steps=abc
+            raise ConfigError(f"{self.where}: {error}") from error
+
+    def assemble(self, method: Method, steps: int) -> Trainer:
+        """The trainer of a method that is built and on its device."""
         schedule = dict(self.config["schedule"])
         schedule["total_steps"] = schedule["total_steps"] or steps
         settings = {key: self.config[key] for key in TRAINER_KEYS}
@@ -85,7 +96,7 @@ class TrainStage(Stage):
             method=method,
             optimizers=build_optimizers(method, self.config["optim"], f"{self.where}.optim"),
             schedule=make_schedule(**schedule),
-            batches=lambda step: self.batches(datasets, step),
+            batches=self.batches,
             evaluate=self.evaluate,
             settings=TrainerSettings(steps=steps, seed=self.run.seed(self.name, "layers"), **settings),
             folder=self.folder,
@@ -121,6 +132,8 @@ class TrainStage(Stage):
     def counted_weights(self, dataset: SegmentationDataset) -> list[float]:
         """Class weights 1 / ln(1.1 + share of the class's pixels), which gives the published list on Cityscapes."""
         path = self.folder / "class_weights.json"
+        if path.exists():
+            return list(json.loads(path.read_text()).values())
         log.info("counting the classes of %d labels for class_weights=auto", len(dataset))
         counts = dataset.class_counts().double()
         weights = [round(1 / math.log(1.1 + share), 4) for share in (counts / counts.sum()).tolist()]
@@ -168,28 +181,32 @@ class TrainStage(Stage):
             )
         return self.labelling[name]
 
-    def batches(self, datasets: dict[str, SegmentationDataset], step: int) -> Iterator[dict[str, Any]]:
+    def batches(self, step: int) -> Iterator[dict[str, Any]]:
         """Endless micro-batches from the first one of `step` on: domain -> batch."""
         loaders = {
             domain: train_loader(
-                dataset,
+                self.dataset(domain),
                 self.config["domains"][domain]["batch_size"],
                 seed=self.run.seed(self.name, domain, "order"),
                 num_workers=self.run.config["num_workers"],
                 start_batch=step * self.config["accumulate"],
             )
-            for domain, dataset in datasets.items()
+            for domain in self.config["domains"]
         }
         while True:
             yield {domain: next(loader) for domain, loader in loaders.items()}
 
     def plain_loaders(self, datasets: dict[str, SegmentationDataset]) -> dict[str, Iterator[dict[str, Any]]]:
-        """Finite loaders of this rank's share, at the training size but without augmentation, on the device."""
+        """Finite loaders of this rank's share of the images, without augmentation, on the device."""
         return {domain: self._plain_loader(domain, dataset) for domain, dataset in datasets.items()}
 
+    def plain(self, domain: str, dataset: SegmentationDataset) -> SegmentationDataset:
+        """A domain's images without augmentation: at the training size, or whole where training crops them."""
+        transform = self.config["domains"][domain]["transform"]
+        return dataset.with_transform(EvalTransform(transform["size"] if transform["fit"] == "resize" else None))
+
     def _plain_loader(self, domain: str, dataset: SegmentationDataset) -> Iterator[dict[str, Any]]:
-        size = self.config["domains"][domain]["transform"]["size"]
-        loader = eval_loader(dataset.with_transform(EvalTransform(size)), self.run.config["num_workers"])
+        loader = eval_loader(self.plain(domain, dataset), self.run.config["num_workers"])
         for batch in track(loader, len(loader), f"{self.name}: first prototypes, {domain}"):
             self.run.interrupts.check_alone()
             yield to_device({domain: batch}, self.run.device)[domain]
@@ -215,7 +232,8 @@ class TrainStage(Stage):
                 gallery.add,
             )
             scores[side] = confusion.scores().miou
-            trainer.show(f"val/{side}: image, truth, prediction", contact_sheet(gallery.rows))
+            if gallery.rows:  # a rank may have no image
+                trainer.show(f"val/{side}: image, truth, prediction", contact_sheet(gallery.rows))
         log.info("%s step %d  mIoU %s", self.name, trainer.step, line(scores))
         if final and dist.is_main():
             self.show_training_set(trainer, predictor)
@@ -224,7 +242,7 @@ class TrainStage(Stage):
     def show_training_set(self, trainer: Trainer, predictor: Predictor) -> None:
         """Pictures of what was trained on: image, label (truth or pseudo-label), prediction."""
         for domain, config in self.config["domains"].items():
-            dataset = self.dataset(domain).with_transform(EvalTransform(config["transform"]["size"]))
+            dataset = self.plain(domain, self.dataset(domain))
             gallery = Gallery(self.run.labels, PICTURES)
             for index in range(min(PICTURES, len(dataset))):
                 sample = dataset[index]

@@ -137,7 +137,7 @@ class Trainer:
                 while True:
                     monitor.pause()
                     self.between_steps()
-                    if self.step == self.settings.steps:
+                    if self.step >= self.settings.steps:
                         break
                     monitor.go_on()
                     rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
@@ -156,7 +156,7 @@ class Trainer:
     def between_steps(self) -> None:
         """Stop if asked to, else evaluate and save where due: a checkpoint says whether its step was evaluated."""
         self.interrupts.check(self.device)
-        final = self.step == self.settings.steps
+        final = self.step >= self.settings.steps
         if self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every)):
             self.method.eval()
             scores = self.evaluate(self, final)
@@ -224,7 +224,8 @@ class Trainer:
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
             values[f"grad_norm/{name}"] = norm
-            if not self.scaler.is_enabled() and not norm.isfinite():
+            # With fp16 the scaler lowers its scale and leaves the step out, until there is no scale left to lower.
+            if not norm.isfinite() and (not self.scaler.is_enabled() or self.scaler.get_scale() <= 1):
                 self.report_nonfinite([f"gradient of {name}"], batches)
                 return False
             if self.settings.clip_grad:
@@ -267,7 +268,8 @@ class Trainer:
         """Note the scores of this step; a new best on the target (else the source) keeps its weights in best.pt."""
         self.history.append({"step": self.step, **scores})
         judge = self.judge(scores)
-        if scores[judge] <= self.best.get(judge, float("-inf")):
+        # `not >`: a score that is not a number is never the best.
+        if not scores or not scores[judge] > self.best.get(judge, float("-inf")):
             return
         self.best = {"step": self.step, **scores}
         if dist.is_main():

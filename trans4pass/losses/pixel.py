@@ -63,6 +63,8 @@ class CrossEntropy(nn.Module):
         if self.class_weights is not None and logits.shape[1] != len(self.class_weights):
             raise ConfigError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes")
         normaliser = self.normaliser(labels) if normaliser is None else normaliser
+        # In half precision the weights would lose digits that the normaliser has.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         total = F.cross_entropy(logits, labels.long(), weight, ignore_index=IGNORE, reduction="sum")
         return safe_ratio(total, normaliser)

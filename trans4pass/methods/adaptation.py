@@ -30,6 +30,8 @@ from .discriminator import Discriminator
 from .objective import Objective
 from .prototypes import PrototypeBank
 
+PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
 
 class Adaptation(Method):
     """Source supervision plus any of: adversarial alignment, self-training, prototype distillation.
@@ -43,8 +45,8 @@ class Adaptation(Method):
         lambda_proto: weight of the prototype distillation in each domain; 0 leaves the bank out.
         prototypes: settings of the `PrototypeBank` (flavour, momentum, update_every).
         temperature, alpha: of the distillation (see `prototype_distillation`).
-        bank_scales: image scales over which features are averaged before they enter the bank; (1.0,) uses the training
-            forward's own features, more scales (the paper's multi-scale bank) cost one extra forward each.
+        bank_scales: image scales over which features are averaged before they enter the bank, one extra forward each;
+            (1.0,) uses the training forward's own features. None: the flavour's, which is (1.0,) but for `paper`.
     """
 
     phases = ("source", "target")
@@ -62,7 +64,7 @@ class Adaptation(Method):
         prototypes: Mapping | None = None,
         temperature: float = 20.0,
         alpha: float = 0.9,
-        bank_scales: Sequence[float] = (1.0,),
+        bank_scales: Sequence[float] | None = None,
     ):
         super().__init__(network)
         if min(lambda_adv, lambda_target, lambda_proto) < 0:
@@ -72,10 +74,12 @@ class Adaptation(Method):
         self.source_objective = Objective(loss, aux_weight, edge_weight, network.has_edges)
         self.target_objective = Objective(CrossEntropy(), aux_weight, edge_weight, network.has_edges)
         self.lambda_adv, self.lambda_target, self.lambda_proto = lambda_adv, lambda_target, lambda_proto
-        self.temperature, self.alpha, self.bank_scales = temperature, alpha, tuple(bank_scales)
+        self.temperature, self.alpha = temperature, alpha
         head = network.head
         self.discriminator = Discriminator(head.num_classes) if lambda_adv else None
         self.bank = PrototypeBank(head.num_classes, head.feature_dim, **(prototypes or {})) if lambda_proto else None
+        paper = self.bank is not None and self.bank.flavour == "paper"
+        self.bank_scales = tuple(bank_scales or (PAPER_SCALES if paper else (1.0,)))
         # The released code averages the distillation over all pixels; the fixed flavour over labelled ones.
         self.over = "labelled" if self.bank is not None and self.bank.flavour == "fixed" else "all"
 
