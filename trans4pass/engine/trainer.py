@@ -158,6 +158,7 @@ class Trainer:
         self.interrupts.check(self.device)
         final = self.step >= self.settings.steps
         if self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every)):
+            self.share_statistics()
             self.method.eval()
             scores = self.evaluate(self, final)
             self.method.train()
@@ -301,9 +302,16 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write `last.pt` on rank 0."""
+        """Write `last.pt` on rank 0; all ranks call it."""
+        self.share_statistics()
         if dist.is_main():
             checkpoint.save(self.state(), self.last_path)
+
+    def share_statistics(self) -> None:
+        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each keeps its own."""
+        for name, buffer in self.method.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                dist.mean_(buffer)
 
     def load(self) -> bool:
         """Continue from `last.pt`, or the checkpoint before it; False where there is none."""
