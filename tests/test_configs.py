@@ -149,3 +149,10 @@ def test_pseudo_labels_and_distillation_are_the_published_ones() -> None:
     assert (method["prototypes"]["momentum"], method["prototypes"]["update_every"]) == (0.999, 100)
     assert len(composed("pin2pan")["source_class_weights"]) == 19
     assert composed("pin2pan13")["source_class_weights"] is None
+
+
+@pytest.mark.parametrize("loss", sorted(path.stem for path in (CONFIGS / "loss").glob("*.yaml")))
+def test_every_loss_can_be_chosen(loss: str) -> None:
+    config = composed("source_cityscapes13", f"loss@stages.source.method.loss={loss}")
+    built = build(config["stages"]["source"]["method"]["loss"], "stages.source.method.loss")
+    assert callable(built.normaliser)
