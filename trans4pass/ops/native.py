@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trans4pass.ops.sampling import Corners, PlaneSampler, RowSampler, Sampler
-
-ROW_CHANNELS = 8  # from which on rows are faster than planes, measured on a CPU
+from trans4pass.ops.sampling import Sampler, choose_layout
 
 
 def deform_conv2d(
@@ -29,34 +27,43 @@ def deform_conv2d(
     """See `trans4pass.ops.deform_conv2d`; all tensors share one floating dtype, and there is no second derivative."""
     kernel, (ho, wo) = weight.shape[-1], offset.shape[2:]
     groups = offset.shape[1] // (2 * kernel**2)
-    layout = RowSampler if groups == 1 and input.shape[1] >= ROW_CHANNELS else PlaneSampler
+    layout = choose_layout(input.shape[1], groups)
     sampler = layout(*input.shape, ho, wo, groups, kernel, stride, padding, wrap)
     offset = offset.contiguous().view(-1, groups, kernel**2, 2, ho * wo)  # [B, 2*G*k*k, Ho, Wo] -> [B, G, K, 2, N]
     if mask is not None:
         mask = mask.contiguous().view(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
-    out = _DeformConv.apply(input, offset, mask, weight, sampler).unflatten(2, (ho, wo))
-    return out if bias is None else out + bias[:, None, None]
+    return _DeformConv.apply(input, offset, mask, weight, bias, sampler).unflatten(2, (ho, wo))
 
 
 class _DeformConv(torch.autograd.Function):
     """[B, O, N] from an offset [B, G, K, 2, N] and a mask [B, G, K, N]; N output positions, K = k*k taps."""
 
     @staticmethod
-    def forward(ctx, input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, sampler: Sampler) -> Tensor:
+    def forward(
+        ctx,
+        input: Tensor,
+        offset: Tensor,
+        mask: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        sampler: Sampler,
+    ) -> Tensor:
         ctx.save_for_backward(input, offset, mask, weight)
         ctx.sampler = sampler
-        matrix, (taps, grid) = sampler.matrix(weight), sampler.grid(offset)
-        out = input.new_empty(len(input), len(weight), offset.shape[-1])
+        matrix = sampler.matrix(weight)
+        out, maps = input.new_empty(len(input), len(weight), offset.shape[-1]), sampler.new_maps(input)
         for images, parts in sampler.blocks():
-            source = sampler.lay_map(sampler.bordered(input[images]))
+            source = sampler.fill_maps(maps, input[images])
             for positions in parts:
                 block = out[images, :, positions]
-                samples = sampler.new_samples(block)
+                samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
+                given = [_at(x, images, positions) for x in (offset, mask)]
                 for groups in sampler.tiles(block):
-                    tile = images, groups, ..., positions
-                    corners = sampler.corners(offset[tile], _at(mask, tile), taps + grid[:, positions])
-                    _sample(sampler, corners, sampler.part(source, groups), sampler.part(samples, groups))
-                block.copy_(torch.matmul(matrix, sampler.columns(samples, block)))
+                    corners = sampler.corners(*(_of(x, groups) for x in given), grid)
+                    sampler.sample(corners, sampler.part(source, groups), sampler.part(samples, groups))
+                torch.bmm(matrix.expand(len(block), -1, -1), sampler.columns(samples, block), out=block)
+                if bias is not None:
+                    block += bias[:, None]
         return out
 
     @staticmethod
@@ -64,55 +71,33 @@ class _DeformConv(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, offset, mask, weight = ctx.saved_tensors
         sampler: Sampler = ctx.sampler
-        matrix, (taps, grid) = sampler.matrix(weight), sampler.grid(offset)
+        matrix = sampler.matrix(weight)
         grad_input = torch.empty_like(input) if ctx.needs_input_grad[0] else None
         grad_offset, grad_mask = torch.empty_like(offset), None if mask is None else torch.empty_like(mask)
-        grad_matrix = torch.zeros_like(matrix)
+        grad_matrix, grad_bias = torch.zeros_like(matrix), grad.sum((0, 2)) if ctx.needs_input_grad[4] else None
+        maps, grad_maps = sampler.new_maps(input), None if grad_input is None else sampler.new_maps(input)
         with torch.autocast(grad.device.type, enabled=False):
             for images, parts in sampler.blocks():
-                source = sampler.lay_map(sampler.bordered(input[images]))
-                target = None if grad_input is None else torch.zeros_like(source)
+                source = sampler.fill_maps(maps, input[images])
+                target = None if grad_maps is None else grad_maps[: len(source)].zero_()
                 for positions in parts:
                     block = grad[images, :, positions]
-                    samples = sampler.new_samples(block)
-                    grad_samples = sampler.uncolumns(torch.matmul(matrix.t(), block))
+                    samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
+                    grad_samples = sampler.uncolumns(torch.bmm(matrix.t().expand(len(block), -1, -1), block))
+                    given = [_at(x, images, positions) for x in (offset, mask, grad_offset, grad_mask)]
                     for groups in sampler.tiles(block):
-                        tile = images, groups, ..., positions
-                        corners = sampler.corners(offset[tile], _at(mask, tile), taps + grid[:, positions])
+                        *where, to_offset, to_mask = (_of(x, groups) for x in given)
                         parted = (sampler.part(x, groups) for x in (source, samples, grad_samples, target))
-                        dy, dx, modulator = _sample_backward(sampler, corners, *parted)
-                        grad_offset[tile][..., 0, :], grad_offset[tile][..., 1, :] = dy, dx
-                        if grad_mask is not None:
-                            grad_mask[tile] = modulator
-                    grad_matrix += torch.matmul(block, sampler.columns(samples, block).transpose(1, 2)).sum(0)
+                        sampler.sample_backward(sampler.corners(*where, grid), *parted, to_offset, to_mask)
+                    grad_matrix += torch.bmm(block, sampler.columns(samples, block).transpose(1, 2)).sum(0)
                 if target is not None:
-                    grad_input[images] = sampler.unbordered(sampler.unlay_map(target))
-        return grad_input, grad_offset, grad_mask, sampler.unmatrix(grad_matrix), None
+                    grad_input[images] = sampler.unbordered(target)
+        return grad_input, grad_offset, grad_mask, sampler.unmatrix(grad_matrix), grad_bias, None
 
 
-def _at(x: Tensor | None, tile: tuple) -> Tensor | None:
-    return None if x is None else x[tile]
+def _at(x: Tensor | None, images: slice, positions: slice) -> Tensor | None:
+    return None if x is None else x[images, ..., positions]
 
 
-def _sample(sampler: Sampler, corners: Corners, source: Tensor, samples: Tensor) -> None:
-    """Add the weighted neighbours to `samples`."""
-    index = sampler.lay_index(corners.index)
-    for shift, weight in zip(sampler.shifts, corners.weights()):
-        samples.addcmul_(sampler.gather(source, shift, index), sampler.lay(weight))
-
-
-def _sample_backward(
-    sampler: Sampler, corners: Corners, source: Tensor, samples: Tensor, grad: Tensor, target: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Add the weighted neighbours to `samples` and, unless it is None, the map's gradient to `target`.
-
-    `grad` is the samples' gradient; returns what `Corners.grads` does.
-    """
-    index, dots = sampler.lay_index(corners.index), []
-    for shift, weight in zip(sampler.shifts, corners.weights()):
-        neighbour, weight = sampler.gather(source, shift, index), sampler.lay(weight)
-        samples.addcmul_(neighbour, weight)
-        dots.append(sampler.unlay(sampler.sum_channels(neighbour.mul_(grad)), corners.index.shape))
-        if target is not None:
-            sampler.scatter_add(target, shift, index, grad * weight)
-    return corners.grads(dots)
+def _of(x: Tensor | None, groups: slice) -> Tensor | None:
+    return None if x is None else x[:, groups]

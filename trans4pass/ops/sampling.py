@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BORDER = 2  # pixels around the map: positions are clamped to [-2, size], where all four neighbours exist
 TILE_SAMPLES = 1 << 17  # 512 KiB for each float32 temporary
-BLOCK_TILES = 32  # at most
+BLOCK_TILES = 4  # at most: a block's memory is written again and again, and cheap only while the cache holds it
 BLOCK_POSITIONS = 512  # at least, for matrix products worth their overhead
+ROW_CHANNELS = 8  # from which on rows are faster than planes
 
 
 class Corners(NamedTuple):
@@ -35,18 +35,20 @@ class Corners(NamedTuple):
         upper_right, lower_right = upper * fx, lower * fx
         return upper.sub_(upper_right), upper_right, lower - lower_right, lower_right
 
-    def grads(self, dots: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients [n, g, K, P] of the samples' y, x and mask.
+    def backward(self, dots: list[Tensor], grad_offset: Tensor, grad_mask: Tensor | None) -> None:
+        """Set the gradients of the offset [n, g, K, 2, P] and of the mask [n, g, K, P].
 
         `dots` holds, for each neighbour, the dot product over channels of its values and the samples' gradient; it is
         overwritten.
         """
         fy, fx = self.fraction.unbind(3)
+        dy, dx = grad_offset.unbind(3)
         upper, lower = torch.lerp(dots[0], dots[1], fx), torch.lerp(dots[2], dots[3], fx)
-        dy, dx = lower - upper, torch.lerp(dots[1].sub_(dots[0]), dots[3].sub_(dots[2]), fy)
+        torch.sub(lower, upper, out=dy)
+        torch.lerp(dots[1].sub_(dots[0]), dots[3].sub_(dots[2]), fy, out=dx)
         if self.mask is not None:
-            dy, dx = dy.mul_(self.mask), dx.mul_(self.mask)
-        return dy, dx, torch.lerp(upper, lower, fy)
+            grad_offset.mul_(self.mask.unsqueeze(3))
+            torch.lerp(upper, lower, fy, out=grad_mask)
 
 
 class Sampler(NamedTuple):
@@ -89,19 +91,28 @@ class Sampler(NamedTuple):
 
     def blocks(self) -> Iterator[tuple[slice, list[slice]]]:
         """Slices of the batch, each with the slices of the flattened output positions that cover it."""
-        count = self.out_height * self.out_width
-        samples = TILE_SAMPLES * min(self.groups, BLOCK_TILES)
-        positions = max(BLOCK_POSITIONS, samples // (self.channels * self.taps))
-        images = max(1, positions // count)
-        parts = [slice(i, min(i + positions, count)) for i in range(0, count, positions)]
+        count, images = self.out_height * self.out_width, self._images
+        parts = [slice(i, min(i + self._positions, count)) for i in range(0, count, self._positions)]
         return ((slice(i, i + images), parts) for i in range(0, self.batch, images))
 
-    def grid(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the samples lie at zero offset: the taps [K, 2, 1] plus the positions [2, Ho*Wo], both (y, x)."""
+    @property
+    def _positions(self) -> int:
+        """Output positions of a block, at most."""
+        samples = TILE_SAMPLES * min(self.groups, BLOCK_TILES)
+        return max(BLOCK_POSITIONS, samples // (self.channels * self.taps))
+
+    @property
+    def _images(self) -> int:
+        """Images of a block, at most."""
+        return max(1, self._positions // (self.out_height * self.out_width))
+
+    def grid(self, positions: slice, like: Tensor) -> Tensor:
+        """Where the samples of some flattened output positions lie at zero offset: [K, 2, P], (y, x)."""
         kind = {"device": like.device, "dtype": like.dtype}
         tap = torch.arange(self.kernel, **kind) - self.padding
-        row, column = torch.arange(self.out_height, **kind), torch.arange(self.out_width, **kind)
-        return torch.cartesian_prod(tap, tap).unsqueeze(2), torch.cartesian_prod(row, column).t() * self.stride
+        flat = torch.arange(positions.start, positions.stop, device=like.device)
+        grid = torch.stack([flat // self.out_width, flat % self.out_width]).to(like.dtype) * self.stride
+        return torch.cartesian_prod(tap, tap).unsqueeze(2) + grid
 
     def corners(self, offset: Tensor, mask: Tensor | None, grid: Tensor) -> Corners:
         """Corners at `offset` [n, g, K, 2, P] from `grid` [K, 2, P]."""
@@ -118,15 +129,24 @@ class Sampler(NamedTuple):
         index.clamp_(0, (self.height + BORDER) * self.row + self.width + BORDER)
         return Corners(index.long(), point.sub_(corner), mask)
 
-    def bordered(self, x: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, C, H+4, W+4], zeros around; a wrapped map goes on sideways instead."""
-        if self.wrap:
-            return F.pad(x[..., self._wrapped_columns(x.device)], (0, 0, BORDER, BORDER))
-        return F.pad(x, [BORDER] * 4)
+    def new_maps(self, like: Tensor) -> Tensor:
+        """Laid zeros for the bordered maps [n, C, H+4, W+4] of a block: made once, since fresh memory is slow."""
+        maps = like.new_zeros(min(self._images, self.batch), self.channels, self.height + 2 * BORDER, self.row)
+        return self.lay_map(maps)
 
-    def unbordered(self, x: Tensor) -> Tensor:
-        """The gradient of `bordered`."""
-        x = x[:, :, BORDER:-BORDER]
+    def fill_maps(self, maps: Tensor, x: Tensor) -> Tensor:
+        """Write `x` [n, C, H, W], wrapped sideways or not, into as many of the laid `maps` as it needs: these."""
+        maps = maps[: len(maps) // min(self._images, self.batch) * len(x)]
+        inner = self.unlay_map(maps)[:, :, BORDER:-BORDER]
+        if self.wrap:
+            inner.copy_(x[..., self._wrapped_columns(x.device)])
+        else:
+            inner[..., BORDER:-BORDER] = x
+        return maps
+
+    def unbordered(self, maps: Tensor) -> Tensor:
+        """The gradient [n, C, H, W] of what `fill_maps` was given, from that of the laid maps."""
+        x = self.unlay_map(maps)[:, :, BORDER:-BORDER]
         if self.wrap:
             zeros = x.new_zeros(*x.shape[:3], self.width)
             return zeros.index_add_(3, self._wrapped_columns(x.device), x)
@@ -134,6 +154,37 @@ class Sampler(NamedTuple):
 
     def _wrapped_columns(self, device: torch.device) -> Tensor:
         return torch.arange(-BORDER, self.width + BORDER, device=device) % self.width
+
+    def sample(self, corners: Corners, source: Tensor, samples: Tensor) -> None:
+        """Fill `samples` of a tile from the laid map."""
+        index = self.lay_index(corners.index)
+        samples.zero_()
+        for shift, weight in zip(self.shifts, corners.weights()):
+            samples.addcmul_(self.gather(source, shift, index), self.lay(weight))
+
+    def sample_backward(
+        self,
+        corners: Corners,
+        source: Tensor,
+        samples: Tensor,
+        grad: Tensor,
+        target: Tensor | None,
+        grad_offset: Tensor,
+        grad_mask: Tensor | None,
+    ) -> None:
+        """Fill `samples` again, add the map's gradient to `target` (unless it is None) and set the other gradients.
+
+        `grad` is the samples' gradient; the others' shapes are those of `Corners.backward`.
+        """
+        index, dots = self.lay_index(corners.index), []
+        samples.zero_()
+        for shift, weight in zip(self.shifts, corners.weights()):
+            neighbour, weight = self.gather(source, shift, index), self.lay(weight)
+            samples.addcmul_(neighbour, weight)
+            dots.append(self.unlay(self.sum_channels(neighbour.mul_(grad)), corners.index.shape))
+            if target is not None:
+                self.scatter_add(target, shift, index, grad * weight)
+        corners.backward(dots, grad_offset, grad_mask)
 
 
 class PlaneSampler(Sampler):
@@ -149,7 +200,7 @@ class PlaneSampler(Sampler):
         return None if x is None else x[:, groups]
 
     def new_samples(self, block: Tensor) -> Tensor:
-        return block.new_zeros(len(block), self.groups, self.depth, self.taps * block.shape[2])
+        return block.new_empty(len(block), self.groups, self.depth, self.taps * block.shape[2])
 
     def lay_map(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), self.groups, self.depth, -1)  # [n, C, h, w] -> [n, G, C/G, h*w]
@@ -160,19 +211,20 @@ class PlaneSampler(Sampler):
     def lay(self, x: Tensor) -> Tensor:
         return x.flatten(2).unsqueeze(2)  # [n, g, K, P] -> [n, g, 1, K*P]
 
-    lay_index = lay
-
     def unlay(self, x: Tensor, shape: torch.Size) -> Tensor:
         return x.reshape(shape)  # [n, g, 1, K*P] -> [n, g, K, P]
 
+    def lay_index(self, index: Tensor) -> Tensor:
+        return self.lay(index).expand(-1, -1, self.depth, -1)
+
     def gather(self, source: Tensor, shift: int, index: Tensor) -> Tensor:
-        return source[..., shift:].gather(3, index.expand(-1, -1, self.depth, -1))
+        return source[..., shift:].gather(3, index)
 
     def scatter_add(self, target: Tensor, shift: int, index: Tensor, samples: Tensor) -> None:
-        target[..., shift:].scatter_add_(3, index.expand(-1, -1, self.depth, -1), samples)
+        target[..., shift:].scatter_add_(3, index, samples)
 
     def sum_channels(self, samples: Tensor) -> Tensor:
-        return samples if self.depth == 1 else samples.sum(2, keepdim=True)
+        return samples.sum(2, keepdim=True)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)  # [O, C, k, k] -> [O, C*K]
@@ -187,6 +239,52 @@ class PlaneSampler(Sampler):
         return columns.reshape(len(columns), self.groups, self.depth, -1)  # [n, C*K, P] -> [n, G, C/G, K*P]
 
 
+class PointSampler(PlaneSampler):
+    """Planes with an offset for every channel: interpolated row by row, with half of the general way's products."""
+
+    def sample(self, corners: Corners, source: Tensor, samples: Tensor) -> None:
+        index, (fy, fx), mask = self._lay_corners(corners)
+        upper, upper_right, lower, lower_right = (self.gather(source, shift, index) for shift in self.shifts)
+        torch.lerp(upper.lerp_(upper_right, fx), lower.lerp_(lower_right, fx), fy, out=samples)
+        if mask is not None:
+            samples.mul_(mask)
+
+    def sample_backward(
+        self,
+        corners: Corners,
+        source: Tensor,
+        samples: Tensor,
+        grad: Tensor,
+        target: Tensor | None,
+        grad_offset: Tensor,
+        grad_mask: Tensor | None,
+    ) -> None:
+        index, (fy, fx), mask = self._lay_corners(corners)
+        upper, upper_right, lower, lower_right = (self.gather(source, shift, index) for shift in self.shifts)
+        dx = torch.lerp(upper_right - upper, lower_right - lower, fy)
+        upper, lower = upper.lerp_(upper_right, fx), lower.lerp_(lower_right, fx)
+        torch.lerp(upper, lower, fy, out=samples)
+        dy = lower.sub_(upper)
+        if mask is not None:
+            torch.mul(self.unlay(grad, grad_mask.shape), self.unlay(samples, grad_mask.shape), out=grad_mask)
+            samples.mul_(mask)
+            grad = grad * mask
+        for axis, slope in enumerate((dy, dx)):
+            shape = corners.index.shape
+            torch.mul(self.unlay(grad, shape), self.unlay(slope, shape), out=grad_offset.select(3, axis))
+        if target is not None:
+            below = grad * fy
+            above = grad - below
+            above_right, below_right = above * fx, below * fx
+            parts = above.sub_(above_right), above_right, below.sub_(below_right), below_right
+            for shift, part in zip(self.shifts, parts):
+                self.scatter_add(target, shift, index, part)
+
+    def _lay_corners(self, corners: Corners) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        fraction = [self.lay(x) for x in corners.fraction.unbind(3)]
+        return self.lay_index(corners.index), fraction, None if corners.mask is None else self.lay(corners.mask)
+
+
 class RowSampler(Sampler):
     """Samples as [n*P*K, C], a row of channels per sample: fast for many channels and one offset group."""
 
@@ -197,7 +295,7 @@ class RowSampler(Sampler):
         return x
 
     def new_samples(self, block: Tensor) -> Tensor:
-        return block.new_zeros(len(block) * block.shape[2] * self.taps, self.channels)
+        return block.new_empty(len(block) * block.shape[2] * self.taps, self.channels)
 
     def lay_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).contiguous().view(-1, self.channels)  # [n, C, h, w] -> [n*h*w, C]
@@ -238,3 +336,10 @@ class RowSampler(Sampler):
 
     def uncolumns(self, columns: Tensor) -> Tensor:
         return columns.transpose(1, 2).reshape(-1, self.channels)  # [n, K*C, P] -> [n*P*K, C]
+
+
+def choose_layout(channels: int, groups: int) -> type[Sampler]:
+    """The fastest layout, as measured on a CPU."""
+    if channels == groups:
+        return PointSampler
+    return RowSampler if groups == 1 and channels >= ROW_CHANNELS else PlaneSampler
