@@ -53,6 +53,25 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert any("pseudo-label" in tag for tag in tags)
 
 
+def test_the_best_step_is_scored_on_all_sides(run_here: Run, tiny_data: Path, tmp_path: Path) -> None:
+    """Also where a later step was worse: a learning rate that wrecks the network after its first evaluation."""
+    off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
+    wreck = [
+        "schedule@stages.source.schedule=exp",
+        "stages.source.schedule.gamma=10",
+        "stages.source.optim.network.lr=1e-4",
+    ]
+    assert run_here(tmp_path / "r", *wreck, "stages.source.steps=6", *off) == 0
+    best = json.loads((tmp_path / "r" / "summary.json").read_text())["stages"]["source"]["best"]
+    assert best["step"] < 6
+    path = tmp_path / "r" / "source" / "best.pt"
+    for side, data in (("source", "toy_pinhole"), ("target", "toy_panorama")):
+        out = tmp_path / side
+        done = call(f"checkpoint={path}", f"data={data}", f"data_root={tiny_data}", f"output={out}", tool="eval.py")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads((out / "metrics.json").read_text())["mIoU"] == pytest.approx(best[side], abs=1e-3)
+
+
 def test_pseudo_labels_cover_the_target_set(finished: Path, tiny_data: Path) -> None:
     images = sorted((tiny_data / "toy/DensePASS/leftImg8bit/train").rglob("*.png"))
     labels = sorted((finished / "pseudo_labels/labels").rglob("*.png"))
@@ -147,6 +166,13 @@ def test_a_stage_can_start_from_a_file_and_others_be_off(finished: Path, run_her
     assert status == 0
     warm = [part(weights(folder, "warmup"), "network") for folder in (finished, tmp_path / "r")]
     assert all(torch.equal(warm[0][name], warm[1][name]) for name in warm[0])
+
+
+def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path, run_here: Run, tmp_path: Path) -> None:
+    off = [f"stages.{name}.enabled=false" for name in ("source", "warmup")]
+    start = finished / "warmup" / "last.pt"
+    assert run_here(tmp_path / "r", *off, "stages.pseudo_labels.init=" + str(start), f"stages.mpa.init={start}") == 0
+    assert_same_weights(finished, tmp_path / "r")
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,20 @@ def test_a_gradient_that_is_not_finite_is_caught_too(tmp_path: Path) -> None:
         trainer.train_step([batch(0, 2, None)])
 
 
+def test_a_skip_with_float16_can_be_followed_by_a_step(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    trainer = make(tmp_path / "a", precision="fp16", on_nonfinite="skip")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)  # no scale left to lower
+    handle = trainer.method.network.head.weight.register_hook(lambda grad: grad * torch.inf)
+    before = trainer.method.network.head.weight.clone()
+    trainer.train_step([batch(0, 2, None)])
+    assert trainer.skipped == 1
+    assert torch.equal(before, trainer.method.network.head.weight)
+    handle.remove()
+    trainer.train_step([batch(1, 2, None)])
+    assert not torch.equal(before, trainer.method.network.head.weight)
+    assert not recwarn.list
+
+
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     free, clipped = make(tmp_path / "a"), make(tmp_path / "b", clip_grad=0.01)
     moved = []

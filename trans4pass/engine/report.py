@@ -112,7 +112,8 @@ def summarise(name: str, seed: int, results: Mapping[str, Mapping[str, Any]], fi
 def table(summary: Mapping[str, Any]) -> Table:
     """The run's figures for the console."""
     shown = Table(title=f"{summary['name']}, seed {summary['seed']}: mIoU in %")
-    for column in ("stage", "source val", "target val, last", "target val, best*", "gain over source-only", "minutes"):
+    sides = ("source, last", "source, best*", "target, last", "target, best*")
+    for column in ("stage", *sides, "gain over source-only", "minutes"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
     base = first_target(summary)
     for stage, values in summary["stages"].items():
@@ -121,12 +122,14 @@ def table(summary: Mapping[str, Any]) -> Table:
         shown.add_row(
             stage,
             number(values.get("source")),
+            number(best.get("source")),
             number(values.get("target")) or kept,
             f"{best['target']:.2f} (step {best['step']})" if "target" in best else "",
             f"{values['target'] - base:+.2f}" if base is not None and "target" in values else "",
             f"{values['seconds'] / 60:.1f}",
         )
-    shown.caption = "* best was selected on the target's validation labels; all other columns use none of the target's"
+    judge = "target" if base is not None else "source"
+    shown.caption = f"mIoU on the validation sets; * best was selected on the {judge}'s validation labels, last on none"
     return shown
 
 
@@ -135,7 +138,7 @@ def compare(summaries: Sequence[Mapping[str, Any]]) -> Table:
     base = {index: first_target(summary) for index, summary in enumerate(summaries)}
     seeds = ", ".join(str(summary["seed"]) for summary in summaries)
     shown = Table(title=f"{len(summaries)} runs, seeds {seeds}: mean (lowest to highest), mIoU in %")
-    for column in ("stage", "source val", "target val", "gain over source-only", "minutes"):
+    for column in ("stage", "source", "target", "gain over source-only", "minutes"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
     for stage in summaries[0]["stages"]:
         rows = [summary["stages"][stage] for summary in summaries]

@@ -1,6 +1,7 @@
 """What every stage of a run has: a folder that says what it was made with, where it starts from, whether it is done."""
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,9 @@ class Stage:
             )
 
     def starting_point(self) -> tuple[nn.Module, dict[str, Tensor]]:
-        """The network to start from, and the whole state of the method it comes from (empty where there is none)."""
+        """The network to start from, and the whole state of the method it comes from (empty where that is unknown)."""
         if isinstance(self.init, str):
-            return self.run.network(weights=self.init), {}
+            return self.run.network(weights=self.init), method_state(Path(self.init))
         network = self.run.network()
         if self.init is None:
             return network, {}
@@ -135,6 +136,11 @@ class Stage:
 def without_cache(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """A data set's settings but for where decoded files are kept, which changes nothing of what is read."""
     return {key: value for key, value in dataset.items() if key != "cache"}
+
+
+def method_state(path: Path) -> dict[str, Tensor]:
+    """The method's state in a checkpoint of this project; weights in other formats hold none."""
+    return checkpoint.load(path).get("method", {}) if zipfile.is_zipfile(path) else {}
 
 
 def part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

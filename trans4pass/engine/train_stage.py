@@ -15,6 +15,7 @@ from trans4pass.data import EvalTransform, SegmentationDataset, eval_loader, tra
 from trans4pass.errors import ConfigError
 from trans4pass.methods import Method
 
+from . import checkpoint
 from .build import build
 from .evaluation import Predictor, evaluate
 from .log import line, track
@@ -59,7 +60,8 @@ class TrainStage(Stage):
             if dist.is_main():
                 write_json(clock, seconds)
         last = {key: value for key, value in trainer.history[-1].items() if key != "step"}
-        return {"kind": "train", "last": last, "best": trainer.best, "steps": trainer.step, "seconds": seconds}
+        best = self.score_best(trainer)
+        return {"kind": "train", "last": last, "best": best, "steps": trainer.step, "seconds": seconds}
 
     def settings(self) -> dict[str, Any]:
         # Another number of processes is another batch size, and where epochs count, another number of steps.
@@ -218,26 +220,36 @@ class TrainStage(Stage):
         sides = dict(self.run.validation())
         if not final:
             sides = {side: dataset for side, dataset in sides.items() if side == trainer.judge(sides)}
-        predictor = Predictor(trainer.method.network, self.run.device, precision=PRECISIONS[self.config["precision"]])
+        predictor = self.predictor(trainer.method.network)
         scores = {}
         for side, dataset in sides.items():
             gallery = Gallery(dataset.labels, PICTURES)
-            confusion = evaluate(
-                predictor,
-                dataset,
-                self.run.labels,
-                self.run.config["num_workers"],
-                f"{self.name}: evaluate {side}",
-                self.run.interrupts,
-                gallery.add,
-            )
-            scores[side] = confusion.scores().miou
+            scores[side] = self.score(predictor, side, dataset, gallery.add)
             if gallery.rows:  # a rank may have no image
                 trainer.show(f"val/{side}: image, truth, prediction", contact_sheet(gallery.rows))
         log.info("%s step %d  mIoU %s", self.name, trainer.step, line(scores))
         if final and dist.is_main():
             self.show_training_set(trainer, predictor)
         return scores
+
+    def score(self, predictor: Predictor, side: str, dataset: SegmentationDataset, keep: Any = None) -> float:
+        """mIoU on a validation set; for `keep` see `evaluate`."""
+        title = f"{self.name}: evaluate {side}"
+        workers, interrupts = self.run.config["num_workers"], self.run.interrupts
+        return evaluate(predictor, dataset, self.run.labels, workers, title, interrupts, keep).scores().miou
+
+    def predictor(self, network: nn.Module) -> Predictor:
+        return Predictor(network, self.run.device, precision=PRECISIONS[self.config["precision"]])
+
+    def score_best(self, trainer: Trainer) -> dict[str, float]:
+        """The best step's mIoU on all sides: while training it was measured on the side that picks it only."""
+        rest = {side: dataset for side, dataset in self.run.validation() if side not in trainer.best}
+        if not trainer.best or not rest:
+            return trainer.best
+        dist.barrier()  # rank 0 has written it
+        network = trainer.method.network
+        network.load_state_dict(part(checkpoint.load(self.folder / "best.pt")["method"], "network"))
+        return trainer.best | {side: self.score(self.predictor(network), side, rest[side]) for side in rest}
 
     def show_training_set(self, trainer: Trainer, predictor: Predictor) -> None:
         """Pictures of what was trained on: image, label (truth or pseudo-label), prediction."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -194,11 +195,16 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
             values |= self.method.after_step(self.step)
-        for scheduler in self.schedulers.values():
-            scheduler.step()
+        self.advance_schedules()
         return {name: float(value) for name, value in values.items()}
 
     # ---- its parts ----
+
+    def advance_schedules(self) -> None:
+        with warnings.catch_warnings():  # a first step that was skipped on purpose
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for scheduler in self.schedulers.values():
+                scheduler.step()
 
     def forward_backward(
         self, phase: str, batch: dict[str, Any], norms: Mapping[str, Tensor], values: dict[str, Tensor]
@@ -228,6 +234,7 @@ class Trainer:
             # With fp16 the scaler lowers its scale and leaves the step out, until there is no scale left to lower.
             if not norm.isfinite() and (not self.scaler.is_enabled() or self.scaler.get_scale() <= 1):
                 self.report_nonfinite([f"gradient of {name}"], batches)
+                self.scaler.update()  # or it refuses to unscale again
                 return False
             if self.settings.clip_grad:
                 nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
