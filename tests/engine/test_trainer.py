@@ -24,7 +24,7 @@ class Network(nn.Module):
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.has_edges = False
+        self.has_edges = self.wrap = False
         self.head = nn.Conv2d(3, 2, 1, dtype=torch.float64)
         self.drop = nn.Dropout(dropout)
         self.register_buffer("forwards", torch.zeros(()))

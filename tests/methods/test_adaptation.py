@@ -18,7 +18,7 @@ class Network(nn.Module):
         torch.manual_seed(0)
         self.body = nn.Conv2d(3, E, 3, stride=4, padding=1)
         self.classify = nn.Conv2d(E, K, 1)
-        self.feature_stride, self.has_edges = 4, False
+        self.feature_stride, self.has_edges, self.wrap = 4, False, False
         self.head = SimpleNamespace(num_classes=K, feature_dim=E)
 
     def forward(self, images: torch.Tensor) -> SegOutput:

@@ -79,15 +79,16 @@ def test_gradients_reach_every_parameter(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("name", MICRO)
 def test_backends_agree_on_a_training_step(name: str) -> None:
+    """In float64: in float32 a sample near a pixel's centre may be rounded to either side, where its slope differs."""
     pixels, labels, states = image(2, 64, 96), torch.randint(0, 13, (2, 64, 96)), []
     for backend in ("native", "torchvision"):
         torch.manual_seed(0)
-        model = create_model(name, 13, deform_backend=backend, drop_path=0.0)
+        model = create_model(name, 13, deform_backend=backend, drop_path=0.0).double()
         loss = F.cross_entropy(model(pixels).logits, labels)
         loss.backward()
         states.append([loss, *(p.grad for p in model.parameters())])
     for a, b in zip(*states, strict=True):
-        assert (a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6
+        assert (a - b).abs().max() <= 1e-9 * b.abs().max() + 1e-12
 
 
 def test_a_deformable_convolution_starts_as_the_plain_one() -> None:

@@ -22,7 +22,7 @@ from trans4pass.data import EvalTransform, Item, SegmentationDataset
 from trans4pass.data.files import IMAGE_SUFFIXES
 from trans4pass.errors import ConfigError, DataError, WeightsError
 from trans4pass.labels import LabelSpace
-from trans4pass.models import create_model
+from trans4pass.models import create_model, wrap_sideways
 from trans4pass.models.weights import identify, load_weights, read_state_dict
 
 from . import checkpoint
@@ -113,6 +113,8 @@ def export_weights(config: Mapping[str, Any], device: torch.device, interrupts: 
 def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that an eval or predict configuration describes, and its label space."""
     network, labels = open_checkpoint(Path(config["checkpoint"]), config.get("model_labels"))
+    if config["wrap"]:
+        wrap_sideways(network)
     test_time = TestTime(config["scales"], config["flip"], config["yaw_rolls"])
     if config["precision"] not in PRECISIONS:
         raise ConfigError(f"precision={config['precision']} is not one of {', '.join(PRECISIONS)}")

@@ -6,18 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trans4pass.data import SegmentationDataset, eval_loader
 from trans4pass.errors import ConfigError
 from trans4pass.labels import LabelSpace
+from trans4pass.models import input_size, resize
 
 from .interrupt import Interrupts
 from .log import track
 from .metrics import Confusion
-
-SMALLEST = 32  # pixels; the encoder's coarsest stride
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,7 @@ class Predictor:
     ):
         self.network, self.device, self.precision = network.eval(), device, precision
         self.test_time = test_time or TestTime()
+        self.wrap = getattr(network, "wrap", False)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -75,8 +74,7 @@ class Predictor:
         for roll in range(self.test_time.yaw_rolls):
             shift = roll * width // self.test_time.yaw_rolls
             for scale in self.test_time.scales:
-                size = [max(SMALLEST, round(side * scale)) for side in (height, width)]
-                view = resize(images.roll(shift, -1), size)
+                view = self._at(images.roll(shift, -1), input_size(self.network, (height, width), scale))
                 for flipped in (False, True)[: 1 + self.test_time.flip]:
                     logits = self._logits(view.flip(-1) if flipped else view, (height, width))
                     logits = logits.flip(-1) if flipped else logits
@@ -87,14 +85,11 @@ class Predictor:
     def _logits(self, view: Tensor, size: tuple[int, int]) -> Tensor:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             logits = self.network(view).logits.float()
-        return F.interpolate(logits, size, mode="bilinear", align_corners=True)
+        return resize(logits, size, self.wrap)
 
-
-def resize(images: Tensor, size: Sequence[int]) -> Tensor:
-    """uint8 images (B,3,H,W) at `size` = (h,w): themselves, or float in [0,1]."""
-    if list(images.shape[2:]) == list(size):
-        return images
-    return F.interpolate(images.float() / 255, list(size), mode="bilinear", align_corners=True)
+    def _at(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 images (B,3,H,W) at `size` = (h,w): themselves, or float in [0,1]."""
+        return images if images.shape[2:] == size else resize(images.float() / 255, size, self.wrap)
 
 
 def predict_all(

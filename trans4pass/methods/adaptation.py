@@ -10,7 +10,6 @@ One step of every stage of Trans4PASS (arXiv 2203.01452, section 3.3) is a sum o
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
@@ -24,6 +23,7 @@ from trans4pass.losses import (
     prototype_distillation,
     resize_labels,
 )
+from trans4pass.models import input_size, resize
 
 from .base import Batch, Method
 from .discriminator import Discriminator
@@ -37,7 +37,7 @@ class Adaptation(Method):
     """Source supervision plus any of: adversarial alignment, self-training, prototype distillation.
 
     Args:
-        network: returns a `SegOutput`; tells `feature_stride` and `has_edges`; its `head` tells its widths.
+        network: returns a `SegOutput`; tells `feature_stride`, `has_edges` and `wrap`; its `head` tells its widths.
         loss: the source's pixel loss. The target's pseudo-labels always get the unweighted cross-entropy.
         aux_weight, edge_weight: of the auxiliary class maps and edge maps, in both domains (see `Objective`).
         lambda_adv: weight of the adversarial term; 0 leaves the discriminator out.
@@ -71,8 +71,8 @@ class Adaptation(Method):
             raise ConfigError(
                 f"lambdas must be >= 0, got adv {lambda_adv}, target {lambda_target}, proto {lambda_proto}"
             )
-        self.source_objective = Objective(loss, aux_weight, edge_weight, network.has_edges)
-        self.target_objective = Objective(CrossEntropy(), aux_weight, edge_weight, network.has_edges)
+        self.source_objective = Objective(loss, aux_weight, edge_weight, network.has_edges, network.wrap)
+        self.target_objective = Objective(CrossEntropy(), aux_weight, edge_weight, network.has_edges, network.wrap)
         self.lambda_adv, self.lambda_target, self.lambda_proto = lambda_adv, lambda_target, lambda_proto
         self.temperature, self.alpha = temperature, alpha
         head = network.head
@@ -108,13 +108,12 @@ class Adaptation(Method):
             return features
         was_training = self.network.training
         self.network.eval()
+        wrap = self.network.wrap
         total = torch.zeros_like(features)
         for scale in self.bank_scales:
-            size = [max(32, round(side * scale)) for side in images.shape[2:]]
-            scaled = F.interpolate(images.float() / 255, size, mode="bilinear", align_corners=False)
-            total += F.interpolate(
-                self.network(scaled).features, features.shape[2:], mode="bilinear", align_corners=True
-            )
+            size = input_size(self.network, images.shape[2:], scale)
+            scaled = resize(images.float() / 255, size, wrap, align_corners=False)
+            total += resize(self.network(scaled).features, features.shape[2:], wrap)
         self.network.train(was_training)
         return total / len(self.bank_scales)
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trans4pass.losses import EdgeLoss
-from trans4pass.models import SegOutput
+from trans4pass.models import SegOutput, resize
 
 EDGE = "edge"  # auxiliary maps whose names start so are edge logits (B,1,h,w); all others are class logits (B,K,h,w)
 
@@ -21,12 +20,13 @@ class Objective(nn.Module):
         aux_weight: of each auxiliary class map.
         edge_weight: of the edge maps' summed loss.
         edges: whether the network tells edges.
+        wrap: whether its maps are full panoramas'.
     """
 
-    def __init__(self, loss: nn.Module, aux_weight: float, edge_weight: float, edges: bool):
+    def __init__(self, loss: nn.Module, aux_weight: float, edge_weight: float, edges: bool, wrap: bool):
         super().__init__()
         self.loss, self.edges = loss, EdgeLoss() if edges else None
-        self.aux_weight, self.edge_weight = aux_weight, edge_weight
+        self.aux_weight, self.edge_weight, self.wrap = aux_weight, edge_weight, wrap
 
     def normalisers(self, labels: Tensor) -> dict[str, Tensor]:
         """What the losses divide by, float scalars by name."""
@@ -41,7 +41,7 @@ class Objective(nn.Module):
             if name.startswith(EDGE):
                 levels[name] = logits
                 continue
-            logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=True)
+            logits = resize(logits, labels.shape[1:], self.wrap)
             losses[name] = self.aux_weight * self.loss(logits, labels, norms["seg"])
         if levels:
             losses["edges"] = self.edge_weight * self.edges(levels, labels, norms["edges"])

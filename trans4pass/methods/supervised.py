@@ -22,7 +22,7 @@ class Supervised(Method):
 
     def __init__(self, network: nn.Module, loss: nn.Module, aux_weight: float = 1.0, edge_weight: float = 1.0):
         super().__init__(network)
-        self.objective = Objective(loss, aux_weight, edge_weight, network.has_edges)
+        self.objective = Objective(loss, aux_weight, edge_weight, network.has_edges, network.wrap)
 
     def normalisers(self, phase: str, batch: Batch) -> dict[str, Tensor]:
         return self.objective.normalisers(batch["source"]["label"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trans4pass.models.layers import BatchNorm2d, DeformableProjection, zero_deformation
 from trans4pass.models.output import HeadOutput
+from trans4pass.models.sideways import resize
 from trans4pass.ops import deform_conv2d
 
 
@@ -47,6 +48,8 @@ class DeformableMLP(nn.Module):
     Offsets are in pixels, clamped to +-(max(h, w) // 4); modulators are in (0, 2).
     """
 
+    wrap = False  # see models/sideways.py
+
     def __init__(self, dim: int, backend: str) -> None:
         super().__init__()
         self.backend = backend
@@ -61,7 +64,7 @@ class DeformableMLP(nn.Module):
         offset, modulator = self.offset_modulator_conv(x)
         limit = max(x.shape[-2:]) // 4
         offset, modulator = offset.clamp(-limit, limit), 2 * torch.sigmoid(modulator)
-        x = deform_conv2d(x, offset, modulator, self.weight, self.bias, backend=self.backend)
+        x = deform_conv2d(x, offset, modulator, self.weight, self.bias, backend=self.backend, wrap=self.wrap)
         return F.gelu(self.norm(x))
 
 
@@ -94,6 +97,7 @@ class DMLPHead(nn.Module):
 
     block: type[nn.Module] = DMLPBlock
     feature_level = 0  # the encoder's map whose size the features have
+    wrap = False  # see models/sideways.py
 
     def __init__(
         self, channels: Sequence[int], num_classes: int, embed_dim: int = 128, deform_backend: str = "auto"
@@ -109,7 +113,7 @@ class DMLPHead(nn.Module):
         """The four decoder maps [B, E, h, w], all at the first map's size."""
         size = maps[0].shape[-2:]
         decoded = [getattr(self, f"head{s}")(x) for s, x in enumerate(maps, start=1)]
-        return [F.interpolate(x, size, mode="bilinear", align_corners=True) for x in decoded]
+        return [resize(x, size, self.wrap) for x in decoded]
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
         features = sum(self.decode(maps))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trans4pass.models.dmlp import DeformableMLP, DMLPHead, StageProjection
 from trans4pass.models.layers import DepthwiseConv
+from trans4pass.models.sideways import pad_sideways
 
 
 class SqueezeExcite(nn.Module):
@@ -46,6 +47,8 @@ class ChannelMLP(nn.Module):
 class DMLPv2Block(nn.Module):
     """One stage's decoder: [B, C, h, w] to [B, E, h, w]."""
 
+    wrap = False  # see models/sideways.py
+
     def __init__(self, in_dim: int, dim: int, backend: str) -> None:
         super().__init__()
         self.sdp = StageProjection(in_dim, dim, backend)
@@ -56,9 +59,13 @@ class DMLPv2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.sdp(x)
-        pooled = F.avg_pool2d(self.norm1(x), 3, stride=1, padding=1, count_include_pad=False)
-        x = self.cmlp1(x) + pooled
+        x = self.cmlp1(x) + self.pool(self.norm1(x))
         return self.cmlp2(x) + self.dmlp(x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        padding = (1, 0) if self.wrap else 1
+        x = pad_sideways(x, 1) if self.wrap else x
+        return F.avg_pool2d(x, 3, stride=1, padding=padding, count_include_pad=False)
 
 
 class DMLPv2Head(DMLPHead):

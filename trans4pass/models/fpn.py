@@ -7,11 +7,11 @@ that odd sizes and dilated encoders fit.
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
 from trans4pass.models.output import HeadOutput
+from trans4pass.models.sideways import resize
 
 GROUPS = 8
 
@@ -22,10 +22,6 @@ def conv_gn_relu(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.GroupNorm(GROUPS, out_dim), nn.ReLU())
 
 
-def resize_like(x: Tensor, other: Tensor) -> Tensor:
-    return F.interpolate(x, other.shape[-2:], mode="bilinear", align_corners=True)
-
-
 class FPNHead(nn.Module):
     """Refine the encoder's last map [B, channels[3], h, w] with the three finer ones, level by level.
 
@@ -34,6 +30,7 @@ class FPNHead(nn.Module):
     """
 
     feature_level = 0  # the encoder's map whose size the features have
+    wrap = False  # see models/sideways.py
 
     def __init__(self, channels: Sequence[int], num_classes: int, hidden: int = 256) -> None:
         super().__init__()
@@ -48,7 +45,7 @@ class FPNHead(nn.Module):
         self.pred = nn.Conv2d(half, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
-        x = self.conv_in(resize_like(maps[3], maps[2]))
+        x = self.conv_in(resize(maps[3], maps[2].shape[-2:], self.wrap))
         for s in (2, 1, 0):
-            x = self.convs[s](self.adapters[s](maps[s]) + resize_like(x, maps[s]))
+            x = self.convs[s](self.adapters[s](maps[s]) + resize(x, maps[s].shape[-2:], self.wrap))
         return HeadOutput(x, self.pred(x), {})

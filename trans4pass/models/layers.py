@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trans4pass.models.sideways import pad_sideways
 from trans4pass.ops import check_backend, deform_conv2d
 
 
@@ -39,6 +40,8 @@ class DeformableProjection(nn.Module):
     starts as the plain convolution `proj`. With `deform=False` it is that plain convolution.
     """
 
+    wrap = False  # see models/sideways.py
+
     def __init__(
         self, in_dim: int, out_dim: int, kernel: int, stride: int, deform: bool = True, backend: str = "auto"
     ) -> None:
@@ -56,7 +59,11 @@ class DeformableProjection(nn.Module):
         convs, limit = (self.offset_conv, self.modulator_conv), min(x.shape[-2:]) // 4
         # One convolution for both: the input is unfolded once.
         weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
-        both = F.conv2d(x, weight, bias, self.proj.stride, self.proj.padding)
+        rows, columns = self.proj.padding
+        if self.wrap:
+            both = F.conv2d(pad_sideways(x, columns), weight, bias, self.proj.stride, (rows, 0))
+        else:
+            both = F.conv2d(x, weight, bias, self.proj.stride, (rows, columns))
         offset, modulator = both.split([conv.out_channels for conv in convs], dim=1)
         return deform_conv2d(
             x,
@@ -65,8 +72,9 @@ class DeformableProjection(nn.Module):
             self.proj.weight,
             self.proj.bias,
             self.proj.stride[0],
-            self.proj.padding[0],
+            rows,
             self.backend,
+            self.wrap,
         )
 
 

@@ -17,6 +17,7 @@ from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidTransformer
 from trans4pass.models.resnet import DilatedResNet
 from trans4pass.models.reverse_edge import CoarseToFineHead, ReverseEdgeHead
 from trans4pass.models.segmentor import Segmentor
+from trans4pass.models.sideways import wrap_sideways
 from trans4pass.models.weights import load_weights
 
 HEADS: dict[str, type[nn.Module]] = {
@@ -48,6 +49,7 @@ def create_model(
     head: str | None = None,
     ecrm: bool = False,
     edges: bool = False,
+    wrap: bool = False,
     encoder_weights: str | PathLike | None = None,
 ) -> Segmentor:
     """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,tiny,small,resnet50,resnet101}.
@@ -61,6 +63,8 @@ def create_model(
         head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine.
         ecrm: put the Exterior Contextual-Relation Module between encoder and head.
         edges: put reverse edge supervision beside the head.
+        wrap: images are full panoramas: their left and right edges are neighbours for every layer. Widths must be
+            multiples of 32; the published weights were trained without it.
         encoder_weights: ImageNet weights of a ResNet, a local file.
     Raises:
         ConfigError: an unknown name, head or backend, or a combination that cannot work.
@@ -76,11 +80,15 @@ def create_model(
         encoder = PyramidTransformer(size, deform, deform_backend, drop_path)
     if edges and head_class is CoarseToFineHead:
         raise ConfigError("head=coarse_to_fine tells edges by itself: leave edges=false")
+    if wrap and deform_backend == "torchvision":
+        raise ConfigError("wrap=true needs deform_backend native or auto: torchvision's operator cannot wrap around")
     context = ECRM(encoder.channels, num_classes) if ecrm else None
     channels = encoder.channels if context is None else context.channels
     options = (embed_dim, deform_backend) if (head or default_head) in DEFORMABLE_HEADS else ()
     edge_head = ReverseEdgeHead(encoder.channels) if edges else None
     model = Segmentor(encoder, head_class(channels, num_classes, *options), context, edge_head)
+    if wrap:
+        wrap_sideways(model)
     if weights is not None:
         load_weights(model, weights)
     return model

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
 from trans4pass.models.output import HeadOutput
+from trans4pass.models.sideways import resize
 
 GROUPS = 32
 
@@ -42,6 +43,8 @@ class ReverseEdgeHead(nn.Module):
     the finest alone. Raises ConfigError for another number.
     """
 
+    wrap = False  # see models/sideways.py
+
     def __init__(self, channels: Sequence[int], width: int = 128, edges: int = 3) -> None:
         super().__init__()
         levels = len(channels) - 1
@@ -58,7 +61,7 @@ class ReverseEdgeHead(nn.Module):
         for s in reversed(range(len(maps) - 1)):
             if s < len(self.between):
                 x = self.between[s](x)
-            x = F.interpolate(x, maps[s].shape[-2:], mode="bilinear", align_corners=False)
+            x = resize(x, maps[s].shape[-2:], self.wrap, align_corners=False)
             x = F.relu(x + self.laterals[s](maps[s]))
             if s < len(self.edges):
                 found[f"edge{s + 1}"] = self.edges[s](x, maps[s])

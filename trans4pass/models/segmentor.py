@@ -1,11 +1,11 @@
 """The segmentation model that every encoder and head is put together in."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
 from trans4pass.models.output import SegOutput
+from trans4pass.models.sideways import MULTIPLE, resize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,7 +23,11 @@ class Segmentor(nn.Module):
     `context` (ECRM) stands between the two: it maps the encoder's maps to others and auxiliary maps, and the head is
     built from its `channels`. `edges` (reverse edge supervision) stands beside the head: from the encoder's maps to
     edge logits by name, `edge1` the finest.
+
+    `wrap` tells whether images are full panoramas whose sides are neighbours (see models/sideways.py).
     """
+
+    wrap = False
 
     def __init__(
         self, encoder: nn.Module, head: nn.Module, context: nn.Module | None = None, edges: nn.Module | None = None
@@ -47,11 +51,16 @@ class Segmentor(nn.Module):
         return self.edges is not None or getattr(self.head, "tells_edges", False)
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; H and W at least 32, else ConfigError."""
+        """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; ConfigError for sizes that cannot work."""
         if min(image.shape[-2:]) < SMALLEST:
             height, width = image.shape[-2:]
             raise ConfigError(
                 f"an image is {width}x{height} (W x H); both sides must be at least {SMALLEST}: enlarge it"
+            )
+        if self.wrap and image.shape[-1] % MULTIPLE:
+            raise ConfigError(
+                f"an image is {image.shape[-1]} pixels wide; a model with wrap=true takes full panoramas whose width "
+                f"is a multiple of {MULTIPLE}: resize it, or set wrap=false"
             )
         if image.dtype == torch.uint8:
             image = image.to(self.mean.dtype) / 255
@@ -65,5 +74,11 @@ class Segmentor(nn.Module):
             maps, coarse = self.context(maps)
             aux = aux | coarse
         features, logits, branches = self.head(maps)
-        logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=True)
+        logits = resize(logits, x.shape[-2:], self.wrap)
         return SegOutput(logits, features, aux | branches)
+
+
+def input_size(network: nn.Module, size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(height, width) `size` of an image at `scale`, rounded to what `network` can take."""
+    height, width = (max(SMALLEST, round(side * scale)) for side in size)
+    return height, round(width / MULTIPLE) * MULTIPLE if getattr(network, "wrap", False) else width
