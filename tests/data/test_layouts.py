@@ -68,6 +68,23 @@ def test_synpass_list_picks_the_images_of_the_split(synpass_root, synpass22):
         SynPASS(synpass_root, "val", synpass22, weather=["rain"], subset_list="night.txt")
 
 
+def test_synpass_day_and_night_find_their_lists(synpass_root, synpass22):
+    with pytest.raises(DataError, match=r"time=night needs one text file.*there are: none.*subset_list"):
+        SynPASS(synpass_root, "val", synpass22, time="night")
+    (synpass_root / "lists").mkdir()
+    for name, weather in (("Day", "sun"), ("night_val", "fog"), ("night_test", "rain")):
+        number = ("cloud", "fog", "rain", "sun").index(weather)
+        (synpass_root / f"lists/{name}.txt").write_text(f"img/{weather}/val/MAP_1_point{number}/000000.jpg\n")
+    assert names(SynPASS(synpass_root, "val", synpass22, time="day")) == ["sun/MAP_1_point3/000000"]
+    assert names(SynPASS(synpass_root, "val", synpass22, time="night")) == ["fog/MAP_1_point1/000000"]
+    with pytest.raises(DataError, match=r"there are: lists/night_test\.txt, lists/night_val\.txt"):
+        SynPASS(synpass_root, "train", synpass22, time="night")
+    with pytest.raises(ConfigError, match="time=noon is none of day, night"):
+        SynPASS(synpass_root, "val", synpass22, time="noon")
+    with pytest.raises(ConfigError, match="leave one of them null"):
+        SynPASS(synpass_root, "val", synpass22, time="day", subset_list="lists/Day.txt")
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [

@@ -10,6 +10,7 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 
 WEATHERS = ("cloud", "fog", "rain", "sun")
+TIMES = ("day", "night")
 LABEL_SUFFIX = "_trainID.png"
 
 
@@ -17,8 +18,9 @@ class SynPASS(SegmentationDataset):
     """`<root>/img/<weather>/<split>/<sequence>/<n>.jpg`; names are `<weather>/<sequence>/<n>`.
 
     Labels, raw values 0 to 22, are `<root>/semantic/<weather>/<split>/<sequence>/<n>_trainID.png`. `weather` picks
-    some of cloud, fog, rain and sun. `subset_list` is a text file, relative to `root`, of images relative to `root`,
-    one a line, e.g. the day or the night list that comes with the data: only these are read.
+    some of cloud, fog, rain and sun. `time`, day or night, reads the images of the list that comes with the data: the
+    text file in `root` or a folder of it with that word in its name, and the split's where there are several.
+    `subset_list` names any such list instead, relative to `root`: images relative to `root`, one a line.
     """
 
     name = "synpass"
@@ -31,14 +33,18 @@ class SynPASS(SegmentationDataset):
         labels: LabelSpace,
         labelled: bool = True,
         weather: Sequence[str] | None = None,
+        time: str | None = None,
         subset_list: str | Path | None = None,
         transform: Transform | None = None,
         seed: int = 0,
         cache: str | Path | None = None,
         cache_size: Sequence[int] | None = None,
     ):
-        self.root, self.split, self.subset_list = Path(root), split, subset_list
+        self.root, self.split = Path(root), split
         self.weathers = self._checked_weathers(weather)
+        if time is not None and subset_list is not None:
+            raise ConfigError(f"time={time} and subset_list={subset_list} each name a list: leave one of them null")
+        self.subset_list = subset_list if time is None else self._list_of(time)
         items = map(self._item, self._images())
         super().__init__(items, labels, labelled, transform, seed, cache, cache_size)
 
@@ -48,6 +54,21 @@ class SynPASS(SegmentationDataset):
         if isinstance(weather, str) or not weather or not set(weather) <= set(WEATHERS):
             raise ConfigError(f"weather={weather} is not a list of some of {', '.join(WEATHERS)}, e.g. weather=[fog]")
         return tuple(weather)
+
+    def _list_of(self, time: str) -> Path:
+        if time not in TIMES:
+            raise ConfigError(f"time={time} is none of {', '.join(TIMES)}")
+        (other,) = set(TIMES) - {time}
+        texts = [path for pattern in ("*.txt", "*/*.txt") for path in sorted(self.root.glob(pattern))]
+        fitting = [path for path in texts if time in path.stem.lower() and other not in path.stem.lower()]
+        fitting = [path for path in fitting if self.split in path.stem.lower()] or fitting
+        if len(fitting) != 1:
+            found = ", ".join(str(path.relative_to(self.root)) for path in fitting or texts) or "none"
+            raise DataError(
+                f"{self.name}: time={time} needs one text file under {self.root} with {time} in its name, there are: "
+                f"{found}. Copy the list that comes with the data there, or name it with subset_list=<file>"
+            )
+        return fitting[0].relative_to(self.root)
 
     def _images(self) -> list[Path]:
         folders = [f"img/{weather}/{self.split}" for weather in self.weathers]
