@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo toy-table test test-slow soak lint format benchmark
+.PHONY: help setup demo toy-table toy-ablation test test-slow soak lint format benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,13 @@ demo: setup  ## train and adapt on the toy world, print the mIoU table (minutes;
 toy-table: setup  ## measure the README's table of the toy world (three seeds, about an hour)
 	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_table seed=0,1,2 resume=true
 	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
+
+MICRO := trans4pass_micro
+ABLATED := $(MICRO),trans4pass_plus_micro,$(MICRO)_fpn,$(MICRO)_coarse_to_fine,$(MICRO)_ecrm,$(MICRO)_edges,danet_micro,danet_resnet50
+
+toy-ablation: setup  ## measure the model zoo's table of heads and options on the toy world (more than an hour)
+	$(BIN)/python tools/train.py -m experiment=toy_ablation model=$(ABLATED) resume=true
+	$(BIN)/python tools/compare.py "runs=['runs/toy_ablation_*']"
 
 test: setup  ## the daily tests (minutes)
 	$(BIN)/python -m pytest

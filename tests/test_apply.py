@@ -140,12 +140,28 @@ def test_compare_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
             "mpa": {"source": 60.0, "target": target + 5 + seed, "seconds": 120},
         }
         (tmp_path / str(seed)).mkdir()
-        (tmp_path / str(seed) / "summary.json").write_text(json.dumps({"seed": seed, "stages": stages}))
+        (tmp_path / str(seed) / "summary.json").write_text(
+            json.dumps({"seed": seed, "stages": stages, "model": {"config": {"name": "m"}}})
+        )
     assert run("compare", compare_runs, f"runs=[{tmp_path / '0'},{tmp_path / '1'}]") == 0
     shown = capsys.readouterr().out
     assert "42.0 (40.0 to 44.0)" in shown
     assert "+5.5 (+5.0 to +6.0)" in shown
+    assert run("compare", compare_runs, f"runs=['{tmp_path}/?']") == 0
+    assert "42.0 (40.0 to 44.0)" in capsys.readouterr().out
     assert run("compare", compare_runs, f"runs=[{tmp_path}]") == 2
+
+
+def test_compare_runs_of_other_models(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for number, extra in enumerate(({}, {"head": "fpn", "ecrm": True, "edges": False})):
+        stage = {"source": 60.0, "target": 40.0 + number, "seconds": 60, "seconds_per_step": 0.25, "steps": 9}
+        model = {"config": {"name": "trans4pass_micro", **extra}, "parameters": 3_000_000, "gmacs": 1.5, "size": [8, 4]}
+        summary = {"seed": 0, "gain": 5.0, "final": "mpa", "stages": {"source": stage, "mpa": stage}, "model": model}
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "summary.json").write_text(json.dumps(summary))
+    assert run("compare", compare_runs, f"runs=['{tmp_path}/*']") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "trans4pass_micro head=fpn ecrm 0 60.00 41.00 41.00 +5.00 3.00 M 1.50 0.25" in shown
 
 
 def test_exported_weights_are_scored_alike_and_load_into_a_model(data: Path) -> None:

@@ -32,6 +32,13 @@ def test_every_experiment_composes_with_every_published_model(experiment: str) -
         assert LabelSpace.from_dict(config["labels"]).num_classes > 1
 
 
+def test_ablations_have_folders_of_their_own() -> None:
+    models = [path.stem for path in (CONFIGS / "model").glob("[!_]*.yaml")]
+    names = [composed("toy_ablation", f"model={model}", "seed=3")["run_dir"] for model in models]
+    assert len({*names}) == len(models)
+    assert all(name.startswith("runs/toy_ablation_") and name.endswith("_3") for name in names)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_stage_builds(experiment: str) -> None:
     """Methods, losses, optimisers and transforms, with a micro model and without data."""

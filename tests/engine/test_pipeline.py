@@ -191,6 +191,10 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
         (["precision=fp8"], ["fp8", "bf16"]),
         (["device=tpu9"], ["tpu9"]),
         (["data.target.dataset.root=/nowhere"], ["/nowhere", "datasets_layout.md", "pin2pan_toy"]),
+        (
+            ["loss@stages.source.method.loss=cross_entropy_dice", "+stages.source.method.loss.terms.dice.top=1"],
+            ["terms.dice.top"],
+        ),
         (["source_class_weights=[1.0,2.0]"], ["2 numbers", "11 classes"]),
     ],
 )
@@ -210,6 +214,16 @@ def test_counted_class_weights(run_here: Run, tmp_path: Path) -> None:
     counted = json.loads((tmp_path / "r" / "source" / "class_weights.json").read_text())
     assert counted["road"] < counted["person"]
     assert len(counted) == 11
+
+
+def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
+    off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
+    where = "stages.source.method.loss"
+    chosen = [f"loss@{where}=cross_entropy_dice", f"+loss@{where}.terms.hard=hard_pixel", f"+{where}.weights.hard=0.5"]
+    chosen += [f"{where}.weights.dice=0.5", f"{where}.terms.cross_entropy.class_weights=auto"]
+    assert run_here(tmp_path / "r", *chosen, *off) == 0
+    assert weights(tmp_path / "r", "source")["objective.loss.terms.hard.step"] == 4
+    assert (tmp_path / "r" / "source" / "class_weights.json").exists()
 
 
 def test_two_processes(finished: Path, tiny: list[str], tmp_path: Path) -> None:

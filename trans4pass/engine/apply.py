@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from .interrupt import Interrupts
 from .log import console
 from .metrics import Regions, Scores
 from .pictures import colour_picture, overlay_picture, save, write_label
-from .report import compare, number
+from .report import compare, compare_models, number
 from .run import build_network, write_json
 from .stage import part
 from .trainer import PRECISIONS
@@ -228,15 +229,18 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
 
 
 def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
-    """Print the mean and range of several runs' summaries (configs/compare.yaml)."""
-    paths = [Path(run) / "summary.json" for run in config["runs"]]
+    """Print the mean and range of several runs' summaries, or a row per run if models differ (configs/compare.yaml)."""
+    # Path.glob takes no absolute patterns.
+    runs = [path for run in config["runs"] for path in sorted(glob(run)) or [run]]  # noqa: PTH207
+    paths = [Path(run) / "summary.json" for run in runs]
     for path in paths:
         if not path.is_file():
             raise ConfigError(f"there is no {path}: name folders of finished runs, e.g. runs=[runs/a,runs/b]")
     summaries = [json.loads(path.read_text()) for path in paths]
     if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
         raise ConfigError("the runs have different stages: compare runs of one experiment")
-    console.print(compare(summaries))
+    models = [summary["model"]["config"] for summary in summaries]
+    console.print(compare(summaries) if all(model == models[0] for model in models) else compare_models(summaries))
 
 
 def find_input(path: Path) -> list[Item]:

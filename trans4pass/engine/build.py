@@ -17,13 +17,13 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
     """Call the class or function that `config["_target_"]` names with the config's other values.
 
     Args:
-        config: plain values; nested mappings are passed as they are.
+        config: plain values; mappings of mappings with a `_target_` (the terms of a loss) are built too.
         where: the config's place, for error messages, e.g. `stages.mpa.method`.
         args, extra: further arguments, given by the code.
     Raises:
         ConfigError: an unknown or forbidden target, a value that the target does not take, one that it lacks.
     """
-    values = {str(key): value for key, value in config.items() if key != "_target_"}
+    values = {str(key): build_nested(value, f"{where}.{key}") for key, value in config.items() if key != "_target_"}
     target = find_target(config.get("_target_"), where)
     check_arguments(target, values, extra, where)
     try:
@@ -32,6 +32,14 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def build_nested(value: Any, where: str) -> Any:
+    """A mapping's values built where they name a `_target_`; any other value as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    targets = {key: item for key, item in value.items() if isinstance(item, Mapping) and "_target_" in item}
+    return {**value, **{key: build(item, f"{where}.{key}") for key, item in targets.items()}}
 
 
 def find_target(name: Any, where: str) -> Any:

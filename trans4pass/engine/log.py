@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -92,6 +93,7 @@ class Monitor:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._since, self._since_step = time.perf_counter(), start
+        self._paces: list[float] = []
         self._bar, self._task = None, None
 
     @contextmanager
@@ -125,7 +127,13 @@ class Monitor:
         self.scalars(
             {**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}, step
         )
+        self._paces.append(pace)
         self._sums, self._counts, self._since, self._since_step = {}, {}, now, step
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds per step, the median of what was logged since this process started or resumed the stage."""
+        return statistics.median(self._paces) if self._paces else None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         if self.writer is not None:

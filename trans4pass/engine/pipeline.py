@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from trans4pass import dist
 from trans4pass.errors import ConfigError
 from trans4pass.labels import LabelSpace
+from trans4pass.models.benchmark import complexity
 
 from . import checkpoint, environment
 from .build import build
@@ -204,12 +205,17 @@ def keep_environment(folder: Path, config: Mapping[str, Any]) -> None:
 def report(run: Run, trained: dict[str, Stage], results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the table, write summary.json and the picture, and say where they are."""
     final = run.config["final_stage"] or list(trained)[-1]
-    summary = summarise(run.config["name"], run.config["seed"], results, final)
+    sets = dict(run.validation())
+    side = "target" if "target" in sets else next(iter(sets), None)
+    model = {"config": run.meta()["model"]}
+    if side is not None:
+        height, width = sets[side][0]["image"].shape[1:]
+        parameters, gmacs = complexity(build_network(run.meta()["model"], run.labels), height, width)
+        model |= {"parameters": parameters, "gmacs": round(gmacs, 3), "size": [width, height]}
+    summary = summarise(run.config["name"], run.config["seed"], results, final, model)
     write_json(run.folder / "summary.json", summary)
     console.print(table(summary))
     written = [run.folder / "summary.json", run.folder / "run.log"]
-    sets = dict(run.validation())
-    side = "target" if "target" in sets else next(iter(sets), None)
     if side is not None:
         picture = comparison(predictions(run, sets[side], [next(iter(trained.values())), trained[final]]), run.labels)
         picture.save(run.folder / "panoramas.png")

@@ -92,21 +92,23 @@ def draw_legend(labels: LabelSpace, width: int, font: ImageFont.ImageFont) -> Im
     return legend
 
 
-def summarise(name: str, seed: int, results: Mapping[str, Mapping[str, Any]], final: str) -> dict[str, Any]:
+def summarise(
+    name: str, seed: int, results: Mapping[str, Mapping[str, Any]], final: str, model: Mapping[str, Any]
+) -> dict[str, Any]:
     """The run's figures: per training stage mIoU (percent) by side, and `gain` in points on the target.
 
     `gain` is the target mIoU of the stage called `final` minus the first training stage's, both after their last step;
-    None for a run of one training stage or without a target.
+    None for a run of one training stage or without a target. `model` is taken over as it is.
     """
     stages = {}
     for stage, result in results.items():
         if result["kind"] == "train":
-            stages[stage] = {**result["last"], "best": result["best"], "steps": result["steps"]}
+            stages[stage] = {**result["last"], **{key: result[key] for key in ("best", "steps", "seconds_per_step")}}
         stages.setdefault(stage, {})["seconds"] = result["seconds"]
         stages[stage] |= {key: result[key] for key in ("kept",) if key in result}
     scored = {stage: values["target"] for stage, values in stages.items() if "target" in values}
     gain = scored[final] - next(iter(scored.values())) if len(scored) > 1 else None
-    return {"name": name, "seed": seed, "gain": gain, "stages": stages}
+    return {"name": name, "seed": seed, "gain": gain, "final": final, "stages": stages, "model": dict(model)}
 
 
 def table(summary: Mapping[str, Any]) -> Table:
@@ -151,6 +153,37 @@ def compare(summaries: Sequence[Mapping[str, Any]]) -> Table:
             spread([row["seconds"] / 60 for row in rows]),
         )
     return shown
+
+
+def compare_models(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Runs of one experiment with different models, a row each."""
+    shown = Table(title="mIoU in %, after the first and the final training stage")
+    columns = ("pinholes, first", "panoramas, first", "panoramas, final", "gain", "parameters", "GMACs", "s/it, first")
+    for column in ("model", "seed", *columns):
+        shown.add_column(column, justify="left" if column == "model" else "right")
+    for summary in summaries:
+        model, final = summary["model"], summary["stages"][summary["final"]]
+        first = next(stage for stage in summary["stages"].values() if "steps" in stage)
+        shown.add_row(
+            describe(model["config"]),
+            str(summary["seed"]),
+            number(first.get("source")),
+            number(first.get("target")),
+            number(final.get("target")),
+            "" if summary["gain"] is None else f"{summary['gain']:+.2f}",
+            f"{model['parameters'] / 1e6:.2f} M",
+            f"{model['gmacs']:.2f}",
+            number(first["seconds_per_step"]),
+        )
+    size = summaries[0]["model"]["size"]
+    shown.caption = f"GMACs of one {size[0]}x{size[1]} image, deformable sampling not counted"
+    return shown
+
+
+def describe(model: Mapping[str, Any]) -> str:
+    """A model config in words: its name, and the options that are on."""
+    head = [] if model.get("head") is None else [f"head={model['head']}"]
+    return " ".join([model["name"], *head, *(name for name in ("ecrm", "edges", "wrap") if model.get(name))])
 
 
 def first_target(summary: Mapping[str, Any]) -> float | None:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -60,8 +60,14 @@ class TrainStage(Stage):
             if dist.is_main():
                 write_json(clock, seconds)
         last = {key: value for key, value in trainer.history[-1].items() if key != "step"}
-        best = self.score_best(trainer)
-        return {"kind": "train", "last": last, "best": best, "steps": trainer.step, "seconds": seconds}
+        return {
+            "kind": "train",
+            "last": last,
+            "best": self.score_best(trainer),
+            "steps": trainer.step,
+            "seconds": seconds,
+            "seconds_per_step": trainer.monitor.pace,
+        }
 
     def settings(self) -> dict[str, Any]:
         # Another number of processes is another batch size, and where epochs count, another number of steps.
@@ -109,20 +115,14 @@ class TrainStage(Stage):
 
     def build_method(self, network: nn.Module, datasets: dict[str, SegmentationDataset], ahead: bool) -> Method:
         config = dict(self.config["method"])
-        loss = dict(config.pop("loss"))
-        if loss.get("class_weights") == "auto":
-            loss["class_weights"] = None if ahead else self.counted_weights(datasets["source"])
-        if len(loss.get("class_weights") or self.run.labels.classes) != self.run.labels.num_classes:
-            raise ConfigError(
-                f"{self.where}.method.loss.class_weights has {len(loss['class_weights'])} numbers, and "
-                f"labels/{self.run.labels.name} {self.run.labels.num_classes} classes"
-            )
+        where = f"{self.where}.method.loss"
+        loss = build(self.weigh_classes(config.pop("loss"), where, datasets, ahead), where)
         torch.manual_seed(self.run.seed(self.name, "method"))
         method = build(
             config,
             f"{self.where}.method",
             network=network,
-            loss=build(loss, f"{self.where}.method.loss"),
+            loss=loss,
         )
         if set(method.domains) != set(self.config["domains"]):
             raise ConfigError(
@@ -130,6 +130,22 @@ class TrainStage(Stage):
                 f"the method reads {', '.join(method.domains)}"
             )
         return method
+
+    def weigh_classes(
+        self, loss: Mapping[str, Any], where: str, datasets: dict[str, SegmentationDataset], ahead: bool
+    ) -> dict[str, Any]:
+        """A loss's settings, and those of a sum's terms, with class weights counted where they are `auto`."""
+        loss = dict(loss)
+        for name, term in loss.get("terms", {}).items():
+            loss["terms"] = {**loss["terms"], name: self.weigh_classes(term, f"{where}.terms.{name}", datasets, ahead)}
+        if loss.get("class_weights") == "auto":
+            loss["class_weights"] = None if ahead else self.counted_weights(datasets["source"])
+        if len(loss.get("class_weights") or self.run.labels.classes) != self.run.labels.num_classes:
+            raise ConfigError(
+                f"{where}.class_weights has {len(loss['class_weights'])} numbers, and "
+                f"labels/{self.run.labels.name} {self.run.labels.num_classes} classes"
+            )
+        return loss
 
     def counted_weights(self, dataset: SegmentationDataset) -> list[float]:
         """Class weights 1 / ln(1.1 + share of the class's pixels), which gives the published list on Cityscapes."""

@@ -260,7 +260,7 @@ class Trainer:
     def normalisers(self, phase: str, micro_batches: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The phase's normalisers, averaged over micro-batches and ranks."""
         each = [self.method.normalisers(phase, batch) for batch in micro_batches]
-        return {name: dist.mean_(torch.stack([norms[name] for norms in each]).mean()) for name in each[0]}
+        return {name: dist.mean_(torch.stack([norms[name] for norms in each]).mean(0)) for name in each[0]}
 
     def _wrap(self) -> nn.Module:
         """The method in one DDP; buffers are not broadcast, which would overwrite the ranks' banks."""

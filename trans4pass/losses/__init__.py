@@ -1,20 +1,23 @@
 """Losses: functions and modules of tensors that know no model, data set or method."""
 
 from .adversarial import SOURCE, TARGET, domain_loss
-from .dice import dice_loss, soft_dice
+from .dice import Dice, dice_loss, soft_dice
 from .edges import EdgeLoss, edge_target, soft_edge
 from .hard_pixel import HardPixelCrossEntropy, OHEMCrossEntropy
 from .pixel import CrossEntropy, Focal, pixel_counts
 from .prototype import class_sums, prototype_distillation, resize_labels
+from .weighted import WeightedSum
 
 __all__ = [
     "SOURCE",
     "TARGET",
     "CrossEntropy",
+    "Dice",
     "EdgeLoss",
     "Focal",
     "HardPixelCrossEntropy",
     "OHEMCrossEntropy",
+    "WeightedSum",
     "class_sums",
     "dice_loss",
     "domain_loss",

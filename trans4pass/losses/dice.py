@@ -1,7 +1,9 @@
 """Dice loss (V-Net, arXiv 1606.04797), as SOLO and OSFormer (arXiv 2207.02255) have it."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from trans4pass.labels import IGNORE
 
 from .pixel import safe_ratio
 
@@ -34,3 +36,33 @@ def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None, norm
     """`soft_dice` of sigmoid(logits), in single precision or better: a mask's squares overflow half precision."""
     masks = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
     return soft_dice(masks, targets, valid, normaliser)
+
+
+class Dice(nn.Module):
+    """Mean of `soft_dice` over the classes that each image shows, on softmax probabilities.
+
+    A class that an image does not show is not in its mean: its Dice coefficient would be 0 however well it is left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def normaliser(self, labels: Tensor) -> Tensor:
+        """Number of pairs of an image and a class that it shows, a float scalar."""
+        image = torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
+        pairs = (image * (IGNORE + 1) + labels)[labels != IGNORE]
+        return (torch.bincount(pairs, minlength=1) > 0).sum().float()
+
+    def after_step(self, step: int) -> None:
+        """Nothing changes with the steps."""
+
+    def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
+        """Scalar loss of logits (B,K,H,W) and labels (B,H,W); `normaliser` is this batch's own where None."""
+        classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
+        target = labels[:, None] == classes  # B,K,H,W
+        # A class that the image does not show has no valid pixel, and so no part in the mean.
+        shown = target.flatten(2).any(2)[:, :, None, None]  # B,K,1,1
+        valid = (labels != IGNORE)[:, None] & shown  # B,K,H,W
+        masks = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+        norm = self.normaliser(labels) if normaliser is None else normaliser
+        return soft_dice(masks.flatten(0, 1), target.flatten(0, 1), valid.flatten(0, 1), norm)

@@ -1,4 +1,4 @@
-"""How fast the deformable convolution's backends are, by themselves and in training: forward and backward."""
+"""What models cost: the deformable convolution's backends against each other, and a model's size and operations."""
 
 import statistics
 import time
@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from trans4pass.models.registry import create_model
 from trans4pass.ops import deform_conv2d
@@ -96,3 +98,25 @@ def make_step(name: str, device: torch.device, backend: str) -> Callable[[], Non
         optimizer.step()
 
     return call
+
+
+@torch.no_grad()
+def complexity(model: nn.Module, height: int, width: int) -> tuple[int, float]:
+    """Parameters, and billions of multiplications with addition (GMACs) for one image in evaluation mode.
+
+    Convolutions, linear layers and attention count. Of deformable convolutions the `native` backend's products count
+    and its sampling does not; of `torchvision`'s nothing does. Element-wise work does not count.
+    """
+    training = model.training
+    image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
+    with FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops}) as counter:
+        model.eval()(image)
+    model.train(training)
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9
+
+
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the one that torch does not count
+
+
+def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
+    return sdpa_flop_count(query, key, value)
