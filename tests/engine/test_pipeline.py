@@ -235,3 +235,14 @@ def test_two_processes(finished: Path, tiny: list[str], tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert list(summary["stages"]) == ["source", "warmup", "pseudo_labels", "mpa"]
     assert len(list((tmp_path / "two/pseudo_labels/labels").rglob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("model", ["danet_micro", pytest.param("trans4pass_micro_ecrm", marks=pytest.mark.slow)])
+def test_two_processes_warm_up_with_auxiliary_outputs(model: str, tiny: list[str], tmp_path: Path) -> None:
+    """Panoramas without labels leave the auxiliary outputs without a loss: no parameter may be missed by that."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
+    steps = [f"stages.{name}.steps=2" for name in ("source", "warmup")]
+    done = call(*tiny, *off, *steps, f"model={model}", "model.edges=true", f"run_dir={tmp_path}", launcher=launcher)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert weights(tmp_path, "warmup").keys() >= {"network.edges.laterals.0.weight", "discriminator.0.weight"}
