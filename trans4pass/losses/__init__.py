@@ -4,7 +4,7 @@ from .adversarial import SOURCE, TARGET, domain_loss
 from .dice import Dice, dice_loss, soft_dice
 from .edges import EdgeLoss, edge_target, soft_edge
 from .hard_pixel import HardPixelCrossEntropy, OHEMCrossEntropy
-from .pixel import CrossEntropy, Focal, pixel_counts
+from .pixel import CrossEntropy, Focal, at_least_single, pixel_counts
 from .prototype import class_sums, prototype_distillation, resize_labels
 from .weighted import WeightedSum
 
@@ -18,6 +18,7 @@ __all__ = [
     "HardPixelCrossEntropy",
     "OHEMCrossEntropy",
     "WeightedSum",
+    "at_least_single",
     "class_sums",
     "dice_loss",
     "domain_loss",

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from trans4pass.labels import IGNORE
 
-from .pixel import safe_ratio
+from .pixel import at_least_single, safe_ratio
 
 EPSILON = 0.001  # added to either mask's squared norm
 
@@ -34,7 +34,7 @@ def soft_dice(masks: Tensor, targets: Tensor, valid: Tensor | None = None, norma
 
 def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None, normaliser: Tensor | None = None) -> Tensor:
     """`soft_dice` of sigmoid(logits), in single precision or better: a mask's squares overflow half precision."""
-    masks = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    masks = torch.sigmoid(at_least_single(logits))
     return soft_dice(masks, targets, valid, normaliser)
 
 
@@ -63,6 +63,6 @@ class Dice(nn.Module):
         # A class that the image does not show has no valid pixel, and so no part in the mean.
         shown = target.flatten(2).any(2)[:, :, None, None]  # B,K,1,1
         valid = (labels != IGNORE)[:, None] & shown  # B,K,H,W
-        masks = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+        masks = at_least_single(logits).softmax(1)
         norm = self.normaliser(labels) if normaliser is None else normaliser
         return soft_dice(masks.flatten(0, 1), target.flatten(0, 1), valid.flatten(0, 1), norm)

@@ -17,8 +17,13 @@ from trans4pass.labels import IGNORE
 
 
 def pixel_counts(labels: Tensor) -> Tensor:
-    """Number of labelled pixels, as a float scalar."""
-    return (labels != IGNORE).sum().float()
+    """Number of labelled pixels, as a float64 scalar: float32 cannot count beyond 16.7 million."""
+    return (labels != IGNORE).sum().double()
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """`x` in float32, or float64 if it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def safe_ratio(total: Tensor, normaliser: Tensor) -> Tensor:
@@ -49,11 +54,11 @@ class CrossEntropy(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def normaliser(self, labels: Tensor) -> Tensor:
-        """Sum of the class weights of the labelled pixels (their number without weights), a float scalar."""
+        """Sum of the class weights of the labelled pixels (their number without weights), a float64 scalar."""
         if self.class_weights is None:
             return pixel_counts(labels)
         per_class = torch.bincount(labels[labels != IGNORE].long(), minlength=len(self.class_weights))
-        return (per_class * self.class_weights).sum()
+        return (per_class * self.class_weights.double()).sum()
 
     def after_step(self, step: int) -> None:
         """Called after step number `step` (from 0), for losses that change with the steps."""
@@ -64,7 +69,7 @@ class CrossEntropy(nn.Module):
             raise ConfigError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes")
         normaliser = self.normaliser(labels) if normaliser is None else normaliser
         # In half precision the weights would lose digits that the normaliser has.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_single(logits)
         weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         total = F.cross_entropy(logits, labels.long(), weight, ignore_index=IGNORE, reduction="sum")
         return safe_ratio(total, normaliser)

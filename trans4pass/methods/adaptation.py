@@ -18,6 +18,7 @@ from trans4pass.losses import (
     SOURCE,
     TARGET,
     CrossEntropy,
+    at_least_single,
     domain_loss,
     pixel_counts,
     prototype_distillation,
@@ -167,7 +168,7 @@ class Adaptation(Method):
         small = resize_labels(labels, features.shape[2:])
         self.bank.collect(phase, self._bank_features(images, features), small)
         return prototype_distillation(
-            features.float(), small, self.bank.prototypes, self.temperature, self.alpha, self.over, count
+            at_least_single(features), small, self.bank.prototypes, self.temperature, self.alpha, self.over, count
         )
 
     def after_step(self, step: int) -> dict[str, Tensor]:

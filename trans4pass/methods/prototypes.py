@@ -62,7 +62,7 @@ class PrototypeBank(nn.Module):
         for images in per_image.values():
             total, count = torch.zeros_like(domain_sum), torch.zeros_like(domains)
             for features, labels in images:
-                sums, pixels = class_sums(features.float(), labels, num_classes)
+                sums, pixels = class_sums(features.to(total), labels, num_classes)
                 total += sums / pixels[:, None].clamp_min(1)
                 count += (pixels > 0)[:, None]
             dist.sum_(total), dist.sum_(count)
@@ -73,7 +73,7 @@ class PrototypeBank(nn.Module):
     @torch.no_grad()
     def collect(self, domain: str, features: Tensor, labels: Tensor) -> None:
         """Add a (micro-)batch: features (B,E,h,w), labels (B,h,w) with 255 = none."""
-        sums, pixels = class_sums(features.detach().float(), labels, len(self.prototypes))
+        sums, pixels = class_sums(features.detach().to(self.prototypes), labels, len(self.prototypes))
         before = self._step.get(domain, (0, 0))
         self._step[domain] = (before[0] + sums, before[1] + pixels)
 
