@@ -85,21 +85,26 @@ def kill_when(condition: Callable[[], bool], arguments: list[str], number: int =
     process = subprocess.Popen(
         command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    wait_for(condition, process)
+    process.send_signal(number)
+    return process.wait(60)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Wait until the condition holds, at most two minutes, while the process runs."""
     until = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, f"the run ended by itself ({process.returncode}) before it could be stopped"
         assert time.monotonic() < until, "the condition never came"
         time.sleep(0.002)
-    process.send_signal(number)
-    return process.wait(60)
 
 
 def weights(folder: Path, stage: str = "mpa") -> dict[str, torch.Tensor]:
     return checkpoint.load(folder / stage / "last.pt")["method"]
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
+def assert_same_weights(one: Path, other: Path, stage: str = "mpa") -> None:
+    first, second = weights(one, stage), weights(other, stage)
     assert first.keys() == second.keys()
     different = [key for key in first if not torch.equal(first[key].nan_to_num(), second[key].nan_to_num())]
     assert not different

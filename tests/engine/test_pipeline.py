@@ -1,8 +1,10 @@
 """The four stages on a tiny toy world: what they leave, how they go on, what they refuse."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trans4pass.engine import checkpoint
 from trans4pass.engine.stage import part
 
-from .conftest import assert_same_weights, call, kill_when, weights
+from .conftest import ROOT, assert_same_weights, call, command, environment, kill_when, wait_for, weights
 
 Run = Callable[..., int]
 
@@ -246,3 +248,34 @@ def test_two_processes_warm_up_with_auxiliary_outputs(model: str, tiny: list[str
     done = call(*tiny, *off, *steps, f"model={model}", "model.edges=true", f"run_dir={tmp_path}", launcher=launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     assert weights(tmp_path, "warmup").keys() >= {"network.edges.laterals.0.weight", "discriminator.0.weight"}
+
+
+def children(parent: int) -> list[int]:
+    """Processes whose parent is `parent`, by /proc."""
+    stats = [path.read_text().rsplit(")", 1) for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    return [int(head.split()[0]) for head, rest in stats if int(rest.split()[1]) == parent]
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_dead_worker(tiny: list[str], tmp_path: Path) -> None:
+    """Whichever it is, the run goes on from its last checkpoint, and ends as if nothing had been."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
+    off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
+    arguments = [*tiny, *off, "stages.warmup.steps=12", "stages.warmup.eval_every=0", "resume=true"]
+    whole = tmp_path / "whole"
+    done = call(*arguments, f"run_dir={whole}", launcher=launcher)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for victim in (0, 1):
+        killed = tmp_path / f"killed{victim}"
+        agent = subprocess.Popen(
+            command(*arguments, f"run_dir={killed}", launcher=launcher),
+            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        wait_for((killed / "warmup" / "last.pt").exists, agent)
+        workers = sorted(children(agent.pid))
+        assert len(workers) == 2
+        os.kill(workers[victim], signal.SIGKILL)
+        output, _ = agent.communicate(timeout=240)
+        assert agent.returncode == 0, output
+        assert "goes on at step" in log_of(killed)
+        assert_same_weights(whole, killed, "warmup")

@@ -29,13 +29,27 @@ def processes(device: str) -> Iterator[torch.device]:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield chosen
         return
-    td.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None
-    )
+    backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
+    td.init_process_group(backend, device_id=device_id, **restarted_store())
     try:
         yield chosen
     finally:
         td.destroy_process_group()
+
+
+def restarted_store() -> dict[str, Any]:
+    """Where the ranks meet after torchrun has restarted them on one machine; empty: where torch says.
+
+    Restarted ranks would read the addresses of the dead ones, which torchrun's store still holds (pytorch issue 135712;
+    on several machines, where ranks do not know each other's counts, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 mends it).
+    """
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1"
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not kept or not restarts:
+        return {}
+    store = td.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    return {"store": td.PrefixStore(f"restart_{restarts}", store), **place}
 
 
 def choose_device(name: str) -> torch.device:
