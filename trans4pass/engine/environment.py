@@ -20,11 +20,12 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "om
 
 @contextmanager
 def processes(device: str) -> Iterator[torch.device]:
-    """Join torchrun's process group if there is one; yields this process's device.
+    """Join the process group that torchrun or srun has started, if there is one; yields this process's device.
 
     Args:
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<n>`.
     """
+    name_slurm_ranks()
     chosen = choose_device(device)
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield chosen
@@ -35,6 +36,22 @@ def processes(device: str) -> Iterator[torch.device]:
         yield chosen
     finally:
         td.destroy_process_group()
+
+
+def name_slurm_ranks() -> None:
+    """Give torch the ranks of a SLURM step of several tasks (srun, submitit), which names them in its own way."""
+    if "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return
+    listed = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+    hosts = subprocess.run(listed, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    os.environ |= {
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+        "MASTER_ADDR": hosts[0],
+        # The same on all nodes, and another for each job and step that may share one.
+        "MASTER_PORT": str(20000 + (int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])) % 20000),
+    }
 
 
 def restarted_store() -> dict[str, Any]:
