@@ -218,6 +218,49 @@ def test_counted_class_weights(run_here: Run, tmp_path: Path) -> None:
     assert len(counted) == 11
 
 
+def test_bad_samples_stop_or_are_skipped(
+    tiny_data: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    pinhole = sorted((data / "toy/cityscapes/leftImg8bit/train").rglob("*.png"))[1]
+    panorama = sorted((data / "toy/DensePASS/leftImg8bit/train").rglob("*.png"))[2]
+    for path in (pinhole, panorama):
+        path.write_bytes(path.read_bytes()[:200])
+    assert run_here(tmp_path / "r", f"data_root={data}") == 2
+    assert pinhole.name in "".join(capsys.readouterr().out.split())
+    assert run_here(tmp_path / "r", f"data_root={data}", "resume=true", "on_bad_sample=skip", "num_workers=1") == 0
+    stages = json.loads((tmp_path / "r" / "summary.json").read_text())["stages"]
+    assert {name: stage["bad_samples"] for name, stage in stages.items()} == {
+        "source": 1, "warmup": 2, "pseudo_labels": 1, "mpa": 1
+    }  # fmt: skip
+    assert str(pinhole) in (tmp_path / "r/source/bad_samples.txt").read_text()
+    assert str(panorama) in (tmp_path / "r/pseudo_labels/bad_samples.txt").read_text()
+    assert log_of(tmp_path / "r").count("bad sample") == 5
+    assert run_here(tmp_path / "r", "resume=true", "on_bad_sample=ignore") == 2
+
+
+def test_speed_settings_change_only_last_digits(finished: Path, run_here: Run, tmp_path: Path) -> None:
+    off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
+    settings = ["channels_last=true", "recompute_activations=true", "tf32=true"]
+    assert run_here(tmp_path / "r", *settings, *off) == 0
+    one, other = weights(finished, "source"), weights(tmp_path / "r", "source")
+    assert one.keys() == other.keys()
+    assert max((one[key] - other[key]).abs().max() for key in one if one[key].is_floating_point()) < 1e-3
+    assert run_here(tmp_path / "d", "model=danet_resnet50", "recompute_activations=true", *off) == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains(run_here: Run, tmp_path: Path) -> None:
+    short = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
+    short += ["stages.source.steps=2", "stages.source.eval_every=0", "evaluate={source:null,target:null}"]
+    for compiled in ("true", "false"):
+        assert run_here(tmp_path / compiled, f"compile={compiled}", *short) == 0
+    one, other = (weights(tmp_path / compiled, "source") for compiled in ("true", "false"))
+    assert one.keys() == other.keys()
+    assert max((one[key] - other[key]).abs().max() for key in one if one[key].is_floating_point()) < 1e-2
+
+
 def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
     where = "stages.source.method.loss"

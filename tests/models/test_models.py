@@ -157,3 +157,15 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 def test_a_wrong_setting_is_refused_when_built(setting: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         create_model("trans4pass_micro", 13, **setting)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    pixels, grads = image(2, 64, 96), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = create_model("trans4pass_micro", 5, drop_path=0.5)
+        model.encoder.recompute = recompute
+        torch.manual_seed(1)
+        model(pixels).logits.square().mean().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -4,13 +4,14 @@ from trans4pass.data.base import Item, SegmentationDataset
 from trans4pass.data.cityscapes import Cityscapes
 from trans4pass.data.densepass import DensePASS
 from trans4pass.data.folder import Folder
-from trans4pass.data.loaders import eval_loader, train_loader
+from trans4pass.data.loaders import OnBad, eval_loader, train_loader
 from trans4pass.data.stanford2d3d import Stanford2D3D
 from trans4pass.data.structured3d import Structured3D
 from trans4pass.data.synpass import SynPASS
 from trans4pass.data.transforms import EvalTransform, TrainTransform
 
 __all__ = [
+    "OnBad",
     "Cityscapes",
     "DensePASS",
     "EvalTransform",

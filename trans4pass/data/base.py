@@ -138,15 +138,17 @@ class SegmentationDataset(Dataset):
         other._set_transform(transform)
         return other
 
-    def relabelled(self, folder: str | Path) -> "SegmentationDataset":
+    def relabelled(self, folder: str | Path, allow_missing: bool = False) -> "SegmentationDataset":
         """A copy whose labels are `<folder>/<name>_labelTrainIds.png`, train ids of its label space, image-sized.
 
-        Raises DataError if an image has none.
+        An image that has none raises DataError, or is left out with `allow_missing`.
         """
         other = copy.copy(self)
         other.labelled = True
         paths = [(item, Path(folder) / f"{item.name}{LABEL_SUFFIX}") for item in self.items]
         items = [Item(item.name, item.image, path, self.labels.name) for item, path in paths]
+        if allow_missing:
+            items = [item for item in items if item.label.exists()]
         other.items = other._checked(items, "the folder must hold one for every image: write them anew")
         return other
 

@@ -1,14 +1,16 @@
 """Loaders whose batches follow from (seed, position) alone, so that a run resumes exactly and N ranks equal one."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from trans4pass import dist
 from trans4pass.data.base import SegmentationDataset, derive_seed
-from trans4pass.errors import ConfigError, UserError
+from trans4pass.errors import ConfigError, DataError, UserError
+
+OnBad = Callable[[str, str], None]  # called in the main process with a bad sample's name and what is wrong with it
 
 
 class PositionSampler(Sampler):
@@ -43,10 +45,10 @@ class PositionSampler(Sampler):
 
 
 class Batches:
-    """A DataLoader's batches; a data error in a worker is raised here, with its own type and text."""
+    """A DataLoader's batches; data errors are raised here, with their own type and text, or given to `on_bad`."""
 
-    def __init__(self, loader: DataLoader):
-        self.loader = loader
+    def __init__(self, loader: DataLoader, on_bad: OnBad | None):
+        self.loader, self.on_bad = loader, on_bad
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -57,7 +59,10 @@ class Batches:
                 # A new one: raising what a local name holds makes a cycle of exception and frame, which also keeps
                 # the workers, and Python's cycle collector ends them in an order that takes seconds.
                 raise type(batch)(*batch.args)
-            yield batch
+            for name, reason in batch.pop("bad"):
+                self.on_bad(name, reason)
+            if batch:
+                yield batch
 
 
 def permutation(length: int, seed: int, epoch: int) -> list[int]:
@@ -73,53 +78,86 @@ def train_loader(
     start_batch: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
+    on_bad: OnBad | None = None,
 ) -> Iterator[dict]:
     """Endless batches {"image": uint8 (B,3,H,W), "label": int64 (B,H,W), "name": list of B}; `batch_size` is per rank.
 
-    rank and world_size default to this process's. Raises DataError for a file that cannot be used.
+    rank and world_size default to this process's. Raises DataError for a file that cannot be used; with `on_bad` the
+    next sample of the data set that can be used stands in for it, at the same position.
     """
     rank, world_size = _place(rank, world_size)
     sampler = PositionSampler(len(dataset), batch_size, seed, rank, world_size, start_batch)
-    return iter(_batches(dataset, num_workers, batch_sampler=sampler))
+    return iter(_batches(Samples(dataset, on_bad is not None, True), num_workers, on_bad, batch_sampler=sampler))
 
 
 def eval_loader(
-    dataset: SegmentationDataset, num_workers: int = 0, rank: int | None = None, world_size: int | None = None
+    dataset: SegmentationDataset,
+    num_workers: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    on_bad: OnBad | None = None,
 ) -> Batches:
-    """This rank's share of the data set as batches of 1; every image comes once over all ranks, none is repeated."""
+    """This rank's share of the data set as batches of 1; every image comes once over all ranks, none is repeated.
+
+    With `on_bad` a file that cannot be used is left out; without, it raises DataError.
+    """
     rank, world_size = _place(rank, world_size)
-    return _batches(dataset, num_workers, batch_size=1, sampler=range(rank, len(dataset), world_size))
+    share = range(rank, len(dataset), world_size)
+    return _batches(Samples(dataset, on_bad is not None, False), num_workers, on_bad, batch_size=1, sampler=share)
 
 
 def collate(samples: list[dict | UserError]) -> dict | UserError:
-    """A batch of samples, labels as int64; the first error instead, if there is one."""
+    """A batch of samples, labels as int64, and the bad ones met; the first error instead, if there is one."""
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
+    bad = [entry for sample in samples for entry in sample.pop("bad", ())]
+    samples = [sample for sample in samples if sample]
+    if not samples:
+        return {"bad": bad}
     batch = default_collate(samples)
-    return batch | {"label": batch["label"].long()}
+    return batch | {"label": batch["label"].long(), "bad": bad}
 
 
-class _ErrorsAsSamples(Dataset):
-    """Hands user errors on as samples: a DataLoader would re-raise them with the worker's traceback in their text."""
+class Samples(Dataset):
+    """A data set whose user errors are samples: a DataLoader would re-raise them with the worker's traceback in them.
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    With `skip` a DataError becomes an entry (name, reason) of the sample's "bad" instead, and the sample is empty or,
+    with `replace`, the next one that can be read.
+    """
+
+    def __init__(self, dataset: Dataset, skip: bool, replace: bool):
+        self.dataset, self.skip, self.replace = dataset, skip, replace
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict | UserError:
-        try:
-            return self.dataset[key]
-        except UserError as error:
-            return error
+        index, position = key if isinstance(key, tuple) else (key, key)
+        bad = []
+        for step in range(len(self) if self.replace else 1):
+            candidate = (index + step) % len(self)
+            try:
+                return self.dataset[(candidate, position) if isinstance(key, tuple) else candidate] | {"bad": bad}
+            except UserError as error:
+                if not (self.skip and isinstance(error, DataError)):
+                    return error
+                bad.append((self.name_of(candidate), str(error)))
+        if self.replace:
+            return DataError(f"none of the {len(self)} samples can be read; the first one: {bad[0][1]}")
+        return {"bad": bad}
+
+    def name_of(self, index: int) -> str:
+        subset = isinstance(self.dataset, Subset)
+        return (
+            self.dataset.dataset.items[self.dataset.indices[index]].name if subset else self.dataset.items[index].name
+        )
 
 
-def _batches(dataset: Dataset, num_workers: int, **batching) -> Batches:
+def _batches(samples: Samples, num_workers: int, on_bad: OnBad | None, **batching) -> Batches:
     return Batches(
         DataLoader(
-            _ErrorsAsSamples(dataset),
+            samples,
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -127,7 +165,8 @@ def _batches(dataset: Dataset, num_workers: int, **batching) -> Batches:
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # else each start would draw from, and shift, the global RNG
             **batching,
-        )
+        ),
+        on_bad,
     )
 
 

@@ -84,10 +84,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def set_switches(threads: int | None, deterministic: bool) -> None:
-    """CPU threads (their number changes floating-point results; None = torch's choice) and deterministic kernels."""
+def set_switches(threads: int | None, deterministic: bool, tf32: bool) -> None:
+    """CPU threads (their number changes floating-point results; None = torch's choice), deterministic kernels, TF32."""
     if threads is not None:
         torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trans4pass.data import SegmentationDataset, eval_loader
+from trans4pass.data import OnBad, SegmentationDataset, eval_loader
 from trans4pass.errors import ConfigError
 from trans4pass.labels import LabelSpace
 from trans4pass.models import input_size, resize
@@ -98,9 +98,13 @@ def predict_all(
     num_workers: int = 0,
     description: str = "evaluate",
     interrupts: Interrupts | None = None,
+    on_bad: OnBad | None = None,
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """This rank's (batch, logits (1,K,H,W)) pairs, each image once over all ranks, with a progress bar."""
-    loader = eval_loader(dataset, num_workers)
+    """This rank's (batch, logits (1,K,H,W)) pairs, each image once over all ranks, with a progress bar.
+
+    For `on_bad` see `eval_loader`.
+    """
+    loader = eval_loader(dataset, num_workers, on_bad=on_bad)
     for batch in track(loader, len(loader), description):
         if interrupts is not None:
             interrupts.check_alone()

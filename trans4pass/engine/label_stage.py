@@ -82,13 +82,14 @@ class LabelStage(Stage):
         )
         remaining = torch.utils.data.Subset(dataset, left)
         workers = self.run.config["num_workers"]
-        for batch, logits in predict_all(predictor, remaining, workers, self.name, self.run.interrupts):
+        for batch, logits in predict_all(predictor, remaining, workers, self.name, self.run.interrupts, self.bad):
             pseudo_labels.spill(self.spilled(batch["name"][0]), *pseudo_labels.confidence(logits))
         self.run.interrupts.check(self.run.device)
 
     def own(self, dataset: SegmentationDataset) -> list[Any]:
-        """This rank's share of the items."""
-        return dataset.items[dist.rank() :: dist.world_size()]
+        """This rank's share of the items, without those that could not be read."""
+        share = dataset.items[dist.rank() :: dist.world_size()]
+        return [item for item in share if self.bad is None or self.spilled(item.name).exists()]
 
     def thresholds(self, dataset: SegmentationDataset) -> np.ndarray:
         """Class thresholds over the whole set, the same on all ranks."""

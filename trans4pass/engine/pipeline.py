@@ -41,7 +41,7 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
     if "stages" not in config:
         known = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
         raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
-    environment.set_switches(config["threads"], config["deterministic"])
+    environment.set_switches(config["threads"], config["deterministic"], config["tf32"])
     folder = Path(config["run_dir"])
     with claimed(folder, config["resume"], config["overwrite"]):
         keep_environment(folder, config)

@@ -105,7 +105,7 @@ def summarise(
         if result["kind"] == "train":
             stages[stage] = {**result["last"], **{key: result[key] for key in ("best", "steps", "seconds_per_step")}}
         stages.setdefault(stage, {})["seconds"] = result["seconds"]
-        stages[stage] |= {key: result[key] for key in ("kept",) if key in result}
+        stages[stage] |= {key: result[key] for key in ("kept", "bad_samples") if key in result}
     scored = {stage: values["target"] for stage, values in stages.items() if "target" in values}
     gain = scored[final] - next(iter(scored.values())) if len(scored) > 1 else None
     return {"name": name, "seed": seed, "gain": gain, "final": final, "stages": stages, "model": dict(model)}

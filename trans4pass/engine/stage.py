@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +14,13 @@ from trans4pass import dist
 from trans4pass.errors import ConfigError
 
 from . import checkpoint
+from .bad_samples import BadSamples, bad_samples
 from .run import Run, flatten, settings_hash, write_json
 
 # Settings that change what a run shows or how fast it is, but not its result.
 COSMETIC = ("enabled", "log_every", "checkpoint_every")
+# Settings that change how the same mathematics is computed, and so the last digits.
+SPEED = ("tf32", "channels_last", "compile", "recompute_activations")
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Stage:
         missing = [key for key in self.KEYS if key not in self.config]
         if missing:
             raise ConfigError(f"{self.where} lacks {', '.join(missing)}")
+        self.bad  # noqa: B018 - a wrong choice is to be known before anything runs
 
     # ---- what a kind of stage defines ----
 
@@ -70,6 +75,11 @@ class Stage:
     def where(self) -> str:
         return f"stages.{self.name}"
 
+    @cached_property
+    def bad(self) -> BadSamples | None:
+        """Who is told of samples that cannot be read; None: their errors stop the run."""
+        return bad_samples(self.run.config["on_bad_sample"], self.folder)
+
     @property
     def last_path(self) -> Path:
         """The checkpoint that a training stage leaves."""
@@ -78,7 +88,7 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """All that the stage's result follows from."""
         own = {key: value for key, value in self.config.items() if key not in COSMETIC}
-        shared = {key: self.run.config[key] for key in ("seed", "model", "labels")}
+        shared = {key: self.run.config[key] for key in ("seed", "model", "labels", *SPEED)}
         data = {side: without_cache(config["dataset"]) for side, config in self.run.config["data"].items()}
         return {**shared, "data": data, "stage": own, "inputs": self.inputs()}
 
@@ -102,6 +112,8 @@ class Stage:
                 write_json(self.folder / "settings.json", self.settings())
             dist.barrier()
             result = self.execute()
+            if self.bad is not None:
+                result["bad_samples"] = self.bad.finish()
             if dist.is_main():
                 write_json(self.folder / "done.json", result)
             dist.barrier()

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -87,12 +88,29 @@ class TrainStage(Stage):
         if discriminator and getattr(method, "discriminator", None) is not None:
             method.discriminator.load_state_dict(discriminator)
         method.to(self.run.device)
+        if not ahead:
+            self.speed_up(network)
         if dist.active() and self.run.device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         try:
             return self.assemble(method, self.count_steps(datasets))
         except TypeError as error:  # e.g. steps=abc
             raise ConfigError(f"{self.where}: {error}") from error
+
+    def speed_up(self, network: nn.Module) -> None:
+        """Apply the run's settings of how the network is computed."""
+        config = self.run.config
+        if config["recompute_activations"]:
+            if not hasattr(network.encoder, "recompute"):
+                raise ConfigError(
+                    "recompute_activations=true works on the pyramid transformers; a ResNet's BatchNorm would count "
+                    "every batch twice"
+                )
+            network.encoder.recompute = True
+        if config["channels_last"]:
+            network.to(memory_format=torch.channels_last)
+        if config["compile"]:
+            network.compile(dynamic=False)  # with symbolic sizes the compiler fails on the attention of some stages
 
     def assemble(self, method: Method, steps: int) -> Trainer:
         """The trainer of a method that is built and on its device."""
@@ -187,7 +205,8 @@ class TrainStage(Stage):
         )
         if labels not in (TRUTH, NO_LABELS):
             stage = self.labelling_stage(labels)
-            dataset = dataset if ahead else dataset.relabelled(stage.folder / "labels")
+            if not ahead:
+                dataset = dataset.relabelled(stage.folder / "labels", allow_missing=self.bad is not None)
         transform = build({"_target_": "trans4pass.data.TrainTransform", **config["transform"]}, f"{where}.transform")
         return dataset.with_transform(transform)
 
@@ -208,6 +227,7 @@ class TrainStage(Stage):
                 seed=self.run.seed(self.name, domain, "order"),
                 num_workers=self.run.config["num_workers"],
                 start_batch=step * self.config["accumulate"],
+                on_bad=self.bad,
             )
             for domain in self.config["domains"]
         }
@@ -224,7 +244,7 @@ class TrainStage(Stage):
         return dataset.with_transform(EvalTransform(transform["size"] if transform["fit"] == "resize" else None))
 
     def _plain_loader(self, domain: str, dataset: SegmentationDataset) -> Iterator[dict[str, Any]]:
-        loader = eval_loader(self.plain(domain, dataset), self.run.config["num_workers"])
+        loader = eval_loader(self.plain(domain, dataset), self.run.config["num_workers"], on_bad=self.bad)
         for batch in track(loader, len(loader), f"{self.name}: first prototypes, {domain}"):
             self.run.interrupts.check_alone()
             yield to_device({domain: batch}, self.run.device)[domain]
@@ -272,9 +292,9 @@ class TrainStage(Stage):
         for domain, config in self.config["domains"].items():
             dataset = self.plain(domain, self.dataset(domain))
             gallery = Gallery(self.run.labels, PICTURES)
-            for index in range(min(PICTURES, len(dataset))):
-                sample = dataset[index]
-                prediction = predictor(sample["image"][None]).argmax(1)[0].cpu()
-                gallery.add(sample["name"], sample["image"], sample["label"], prediction)
+            first = eval_loader(dataset, rank=0, world_size=max(1, len(dataset) // PICTURES), on_bad=self.bad)
+            for batch in islice(first, PICTURES):
+                prediction = predictor(batch["image"]).argmax(1)[0].cpu()
+                gallery.add(batch["name"][0], batch["image"][0], batch["label"][0], prediction)
             kind = {TRUTH: "truth", NO_LABELS: "no label"}.get(config["labels"], "pseudo-label")
             trainer.show(f"train/{domain}: image, {kind}, prediction", contact_sheet(gallery.rows))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trans4pass.errors import ConfigError
 from trans4pass.models.layers import DeformableProjection, DepthwiseConv, zero_deformation
@@ -112,6 +113,7 @@ class PyramidTransformer(nn.Module):
     """
 
     strides = (4, 8, 16, 32)
+    recompute = False  # blocks keep no activations for the backward pass, which computes them again
 
     def __init__(
         self,
@@ -143,7 +145,10 @@ class PyramidTransformer(nn.Module):
         for s in range(1, 5):
             tokens, size = getattr(self, f"patch_embed{s}")(x)
             for block in getattr(self, f"block{s}"):
-                tokens = block(tokens, size)
+                if self.recompute and torch.is_grad_enabled():
+                    tokens = checkpoint(block, tokens, size, use_reentrant=False)
+                else:
+                    tokens = block(tokens, size)
             x = to_map(getattr(self, f"norm{s}")(tokens), size)
             maps.append(x)
         return maps
