@@ -23,9 +23,9 @@ toy-table: setup  ## measure the README's table of the toy world (three seeds, a
 	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
 
 MICRO := trans4pass_micro
-ABLATED := $(MICRO),trans4pass_plus_micro,$(MICRO)_fpn,$(MICRO)_coarse_to_fine,$(MICRO)_ecrm,$(MICRO)_edges,danet_micro,danet_resnet50
+ABLATED := $(MICRO),trans4pass_plus_micro,$(MICRO)_fpn,$(MICRO)_coarse_to_fine,$(MICRO)_ecrm,$(MICRO)_edges,danet_micro
 
-toy-ablation: setup  ## measure the model zoo's table of heads and options on the toy world (more than an hour)
+toy-ablation: setup  ## measure the model zoo's table of heads and options on the toy world (about an hour)
 	$(BIN)/python tools/train.py -m experiment=toy_ablation model=$(ABLATED) resume=true
 	$(BIN)/python tools/compare.py "runs=['runs/toy_ablation_*']"
 

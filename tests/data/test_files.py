@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tiny_images import SIZE, label_map, picture
 
+from tests.mutations import mutated
 from trans4pass.data import Item, SegmentationDataset
 from trans4pass.data.files import image_size, read_colour_label, read_image, read_label
 from trans4pass.errors import DataError
@@ -179,25 +180,6 @@ def test_sixteen_bit_tiff_label_is_read_in_full(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------------- fuzz
-
-
-def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """The bytes with a few of them changed, cut off, doubled or removed."""
-    changed = bytearray(data)
-    for _ in range(rng.integers(1, 4)):
-        start, length = rng.integers(len(changed)), rng.integers(1, 16)
-        match rng.integers(5):
-            case 0:
-                changed[start] ^= 1 << rng.integers(8)
-            case 1:
-                changed[start : start + length] = rng.bytes(length)
-            case 2:
-                del changed[start : start + length]
-            case 3:
-                changed[start:start] = changed[start : start + 4 * length]
-            case _:
-                del changed[max(1, start) :]
-    return bytes(changed)
 
 
 def originals() -> dict[str, bytes]:

@@ -3,14 +3,13 @@
 import contextlib
 import logging
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trans4pass.errors import StorageError, WeightsError
+from trans4pass.models.weights import check_archive
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +54,11 @@ def load(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise WeightsError(f"there is no checkpoint {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise WeightsError(f"{path} is damaged at {damaged}: copy it again, or use the one before it")
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        if isinstance(error, WeightsError):
-            raise
+    except WeightsError:
+        raise
+    except Exception as error:  # a damaged pickle makes its reader raise almost anything
         raise WeightsError(f"{path} is no checkpoint that can be read safely: {error}") from error
     if not isinstance(state, dict):
         raise WeightsError(f"{path} holds a {type(state).__name__}, not a checkpoint")

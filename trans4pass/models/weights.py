@@ -7,13 +7,13 @@ shipped here.
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -114,16 +114,28 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no PyTorch checkpoint, or holds Python objects, which could run code when read. If you trust "
             f"it, load it with weights_only=False and save its state_dict alone. ({_first_line(error)})"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle makes its reader raise almost anything
         raise WeightsError(
             f"{path} cannot be read: it is cut off, damaged or no checkpoint; get it again. ({_first_line(error)})"
         ) from error
+
+
+def check_archive(path: Path) -> None:
+    """Raise WeightsError where the checksums in torch's zip archive tell that `path` is damaged."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise WeightsError(f"{path} is damaged at {damaged}: copy it again, or use the one before it")
 
 
 def _first_line(error: Exception) -> str:
