@@ -35,8 +35,8 @@ test: setup  ## the daily tests (minutes)
 test-slow: setup  ## the longer tests
 	$(BIN)/python -m pytest -m slow
 
-soak: setup  ## what runs on demand only: thousands of damaged files (FUZZ=<number>)
-	$(BIN)/python -m pytest -m soak
+soak: setup  ## what runs on demand only: damaged files and random kills (FUZZ=10000 KILLS=50)
+	$(BIN)/python -m pytest -m soak -s
 
 lint: setup  ## check style and format
 	$(BIN)/ruff check .

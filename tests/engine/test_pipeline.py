@@ -124,7 +124,12 @@ def test_changed_settings_are_named(finished: Path, run_here: Run, capsys: pytes
 
 @pytest.mark.parametrize(
     ("stage", "file"),
-    [("source", "source/last.pt"), ("pseudo_labels", "pseudo_labels/maps"), ("mpa", "mpa/last.pt")],
+    [
+        ("source", "source/last.pt"),
+        ("pseudo_labels", "pseudo_labels/maps"),
+        ("mpa", "mpa/last.pt"),
+        pytest.param("warmup", "warmup/last.writing", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_equals_uninterrupted(
     stage: str, file: str, finished: Path, tiny: list[str], run_here: Run, tmp_path: Path
@@ -272,23 +277,50 @@ def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
 
 
 def test_two_processes(finished: Path, tiny: list[str], tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     halved = [f"stages.{stage}.domains.source.batch_size=1" for stage in ("source", "warmup", "mpa")]
     halved += [f"stages.{stage}.domains.target.batch_size=1" for stage in ("warmup", "mpa")]
-    done = call(*tiny, *halved, f"run_dir={tmp_path / 'two'}", launcher=launcher)
+    done = call(*tiny, *halved, f"run_dir={tmp_path / 'two'}", launcher=TWO)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert list(summary["stages"]) == ["source", "warmup", "pseudo_labels", "mpa"]
     assert len(list((tmp_path / "two/pseudo_labels/labels").rglob("*.png"))) == 4
 
 
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def test_two_processes_score_and_label_as_one(finished: Path, tiny: list[str], tiny_data: Path, tmp_path: Path) -> None:
+    off = [f"stages.{name}.enabled=false" for name in ("source", "warmup")]
+    start = finished / "warmup" / "last.pt"
+    starts = [f"stages.{name}.init={start}" for name in ("pseudo_labels", "mpa")]
+    done = call(*tiny, *off, *starts, "stages.mpa.steps=1", f"run_dir={tmp_path / 'two'}", launcher=TWO)
+    assert done.returncode == 0, done.stdout + done.stderr
+    thresholds = [folder / "pseudo_labels" / "thresholds.json" for folder in (finished, tmp_path / "two")]
+    assert thresholds[0].read_text() == thresholds[1].read_text()
+    labels = sorted((finished / "pseudo_labels" / "labels").rglob("*.png"))
+    for path in labels:
+        other = tmp_path / "two" / path.relative_to(finished)
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))
+    scores = json.loads((finished / "summary.json").read_text())["stages"]["warmup"]
+    arguments = [f"checkpoint={start}", "data=toy_panorama", f"data_root={tiny_data}", f"output={tmp_path / 'scores'}"]
+    done = call(*arguments, "device=cpu", tool="eval.py", launcher=TWO)  # three images: two and one
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["mIoU"] == pytest.approx(scores["target"])
+
+
+def test_another_number_of_processes_is_refused(finished: Path, tiny: list[str]) -> None:
+    """It would read other batches: the settings say how many there were."""
+    again = call(*tiny, f"run_dir={finished}", "resume=true", launcher=TWO)
+    assert again.returncode != 0
+    assert "processes: 1 -> 2" in again.stdout + again.stderr
+
+
 @pytest.mark.parametrize("model", ["danet_micro", pytest.param("trans4pass_micro_ecrm", marks=pytest.mark.slow)])
 def test_two_processes_warm_up_with_auxiliary_outputs(model: str, tiny: list[str], tmp_path: Path) -> None:
     """Panoramas without labels leave the auxiliary outputs without a loss: no parameter may be missed by that."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
     steps = [f"stages.{name}.steps=2" for name in ("source", "warmup")]
-    done = call(*tiny, *off, *steps, f"model={model}", "model.edges=true", f"run_dir={tmp_path}", launcher=launcher)
+    done = call(*tiny, *off, *steps, f"model={model}", "model.edges=true", f"run_dir={tmp_path}", launcher=TWO)
     assert done.returncode == 0, done.stdout + done.stderr
     assert weights(tmp_path, "warmup").keys() >= {"network.edges.laterals.0.weight", "discriminator.0.weight"}
 
@@ -302,7 +334,7 @@ def children(parent: int) -> list[int]:
 @pytest.mark.slow
 def test_torchrun_restarts_a_dead_worker(tiny: list[str], tmp_path: Path) -> None:
     """Whichever it is, the run goes on from its last checkpoint, and ends as if nothing had been."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
+    launcher = (*TWO, "--max-restarts=1")
     off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
     arguments = [*tiny, *off, "stages.warmup.steps=12", "stages.warmup.eval_every=0", "resume=true"]
     whole = tmp_path / "whole"

@@ -159,6 +159,15 @@ def test_a_wrong_setting_is_refused_when_built(setting: dict, message: str) -> N
         create_model("trans4pass_micro", 13, **setting)
 
 
+@pytest.mark.parametrize("name", [*MICRO, "danet_resnet50"])
+def test_batch_norms_can_be_synchronised(name: str) -> None:
+    model = create_model(name, 5, ecrm=True)
+    keys, count = list(model.state_dict()), sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in model.modules()) == count > 0
+    assert list(model.state_dict()) == keys
+
+
 def test_recomputed_activations_give_the_same_gradients() -> None:
     pixels, grads = image(2, 64, 96), []
     for recompute in (False, True):
