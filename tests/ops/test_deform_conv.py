@@ -1,5 +1,6 @@
 """The deformable convolution: every backend against torchvision's operator, and against the plain convolution."""
 
+from importlib.util import find_spec
 from itertools import product
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trans4pass.errors import ConfigError
-from trans4pass.ops import deform_conv2d, sampling
+from trans4pass.ops import check_backend, deform_conv2d, sampling
 
 
 class Case(NamedTuple):
@@ -78,6 +79,20 @@ def test_native_equals_torchvision(case: str, offsets: str) -> None:
     tensors, grad = CASES[case].tensors(offsets)
     expected = CASES[case].run(tensors, grad, "torchvision")
     assert_close(CASES[case].run(tensors, grad, "native"), expected, 1e-5)
+
+
+def test_mmcv_equals_torchvision() -> None:
+    pytest.importorskip("mmcv.ops", reason="optional: make setup-mmcv")
+    for case, offsets in product(CASES, OFFSETS):
+        tensors, grad = CASES[case].tensors(offsets)
+        expected = CASES[case].run(tensors, grad, "torchvision")
+        assert_close(CASES[case].run(tensors, grad, "mmcv"), expected, 1e-5)
+
+
+@pytest.mark.skipif(find_spec("mmcv") is not None, reason="mmcv is there")
+def test_mmcv_is_asked_for_where_it_is_not() -> None:
+    with pytest.raises(ConfigError, match="make setup-mmcv"):
+        check_backend("mmcv")
 
 
 @pytest.mark.parametrize("case", ["3x3, one group", "a group per channel"])

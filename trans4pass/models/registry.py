@@ -58,7 +58,7 @@ def create_model(
         weights: a checkpoint in any format that `load_weights` reads.
         embed_dim: the DMLP decoders' width, and the prototypes'.
         deform: which of the pyramid's four patch embeddings are deformable; without effect on a ResNet.
-        deform_backend: auto | native | torchvision; without effect where nothing deforms.
+        deform_backend: auto | native | torchvision | mmcv (optional); without effect where nothing deforms.
         drop_path: the pyramid's last block's rate of stochastic depth; without effect on a ResNet.
         head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine.
         ecrm: put the Exterior Contextual-Relation Module between encoder and head.
@@ -80,8 +80,8 @@ def create_model(
         encoder = PyramidTransformer(size, deform, deform_backend, drop_path)
     if edges and head_class is CoarseToFineHead:
         raise ConfigError("head=coarse_to_fine tells edges by itself: leave edges=false")
-    if wrap and deform_backend == "torchvision":
-        raise ConfigError("wrap=true needs deform_backend native or auto: torchvision's operator cannot wrap around")
+    if wrap and deform_backend in ("torchvision", "mmcv"):
+        raise ConfigError(f"wrap=true needs deform_backend native or auto: {deform_backend}'s cannot wrap around")
     context = ECRM(encoder.channels, num_classes) if ecrm else None
     channels = encoder.channels if context is None else context.channels
     options = (embed_dim, deform_backend) if (head or default_head) in DEFORMABLE_HEADS else ()

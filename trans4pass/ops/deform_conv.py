@@ -1,6 +1,7 @@
 """Modulated deformable convolution (Deformable ConvNets v2, arXiv 1811.11168) behind one function."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torchvision
@@ -20,17 +21,49 @@ def _torchvision(
     padding: int,
     wrap: bool,
 ) -> Tensor:
-    if wrap:
-        raise ConfigError("deform_backend 'torchvision' cannot wrap around the map's sides; use 'native'")
+    refuse_wrap("torchvision", wrap)
     return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, mask=mask)
 
 
-# A new backend is one function like these two: it gets tensors of one floating dtype, with autocast off.
-BACKENDS: dict[str, Callable[..., Tensor]] = {"native": native.deform_conv2d, "torchvision": _torchvision}
+def _mmcv(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    wrap: bool,
+) -> Tensor:
+    from mmcv.ops import modulated_deform_conv2d  # optional, and slow to import
+
+    refuse_wrap("mmcv", wrap)
+    groups, taps = offset.shape[1] // (2 * weight.shape[-1] ** 2), weight.shape[-1] ** 2
+    if mask is None:
+        mask = input.new_ones(len(input), groups * taps, *offset.shape[2:])
+    # The last three: dilation, groups of the weight, offset groups.
+    return modulated_deform_conv2d(input, offset, mask, weight, bias, stride, padding, 1, 1, groups)
+
+
+def refuse_wrap(name: str, wrap: bool) -> None:
+    if wrap:
+        raise ConfigError(f"deform_backend {name!r} cannot wrap around the map's sides; use 'native'")
+
+
+# A new backend is one function like these: it gets tensors of one floating dtype, with autocast off.
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "native": native.deform_conv2d,
+    "torchvision": _torchvision,
+    "mmcv": _mmcv,
+}
 
 
 def check_backend(name: str) -> str:
-    """Return `name` unchanged; raises ConfigError where it is neither "auto" nor a known backend."""
+    """Return `name` unchanged; raises ConfigError where it is neither "auto" nor a backend that is there."""
+    if name == "mmcv" and find_spec("mmcv") is None:
+        raise ConfigError(
+            "deform_backend 'mmcv' needs mmcv with its operators, which is not installed: make setup-mmcv"
+        )
     if name != "auto" and name not in BACKENDS:
         raise ConfigError(f"deform_backend {name!r} is not known; choose one of {', '.join(['auto', *BACKENDS])}")
     return name
