@@ -65,3 +65,13 @@ def test_bad_class_weights_are_refused() -> None:
         CrossEntropy([1.0, 0.0])
     with pytest.raises(ConfigError, match="3 numbers for 2 classes"):
         CrossEntropy([1.0, 1.0, 1.0])(LOGITS, LABELS)
+
+
+def test_deterministic_mode_gives_the_same_loss() -> None:
+    logits, labels = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randint(0, 3, (2, 4, 5))
+    expected = CrossEntropy([1.0, 2.0, 3.0])(logits, labels)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert CrossEntropy([1.0, 2.0, 3.0])(logits, labels).item() == pytest.approx(expected.item(), abs=1e-12)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -71,7 +71,9 @@ class CrossEntropy(nn.Module):
         # In half precision the weights would lose digits that the normaliser has.
         logits = at_least_single(logits)
         weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        total = F.cross_entropy(logits, labels.long(), weight, ignore_index=IGNORE, reduction="sum")
+        # GPUs have no deterministic kernel that also sums.
+        reduction = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
+        total = F.cross_entropy(logits, labels.long(), weight, ignore_index=IGNORE, reduction=reduction).sum()
         return safe_ratio(total, normaliser)
 
 

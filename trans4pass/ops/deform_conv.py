@@ -88,15 +88,17 @@ def deform_conv2d(
     Positions are kept in float32 (float64 for a float64 input), under autocast too; the result has the autocast dtype,
     or else the input's.
 
-    `auto` takes `native` on the CPU, and for `wrap`, and `torchvision` elsewhere. `native` keeps no samples for the
-    backward pass; `torchvision` holds all of them, B*C*k*k*Ho*Wo numbers, for a moment.
+    `auto` takes `native` on the CPU, for `wrap` and in torch's deterministic mode, and `torchvision` elsewhere. `native`
+    keeps no samples for the backward pass; `torchvision` holds all of them, B*C*k*k*Ho*Wo numbers, for a moment.
     Raises ConfigError for an unknown backend, ValueError for shapes that do not fit together.
     """
     _check_shapes(input, offset, mask, weight, stride, padding)
     device = input.device.type
     if check_backend(backend) == "auto":
-        # On CUDA the two are not measured against each other: torchvision's kernel is fused.
-        backend = "native" if wrap or device == "cpu" else "torchvision"
+        # On CUDA the two are not measured against each other: torchvision's kernel is fused, but its gradient's sums
+        # have no fixed order.
+        exact = torch.are_deterministic_algorithms_enabled()
+        backend = "native" if wrap or exact or device == "cpu" else "torchvision"
     work = torch.promote_types(input.dtype, torch.float32)
     result = input.dtype
     if torch.is_autocast_enabled(device) and work == torch.float32:
