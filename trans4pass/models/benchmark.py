@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from trans4pass.errors import ConfigError
 from trans4pass.models.registry import create_model
 from trans4pass.ops import deform_conv2d
 
 BACKENDS = ("torchvision", "native")
+PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CLASSES = 19
 
 
 class Layer(NamedTuple):
@@ -86,11 +89,15 @@ def make_layer(name: str, device: torch.device, backend: str) -> Callable[[], No
 
 def make_step(name: str, device: torch.device, backend: str) -> Callable[[], None]:
     """A whole training step of the micro model on 8 images of 128x64."""
+    return training_step(create_model("trans4pass_micro", CLASSES, deform_backend=backend), device, 8, 64, 128)
+
+
+def training_step(model: nn.Module, device: torch.device, batch: int, height: int, width: int) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = create_model("trans4pass_micro", 19, deform_backend=backend).to(device)
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    image = torch.randint(0, 256, (8, 3, 64, 128), dtype=torch.uint8, device=device)
-    label = torch.randint(0, 19, (8, 64, 128), device=device)
+    image = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device)
+    label = torch.randint(0, CLASSES, (batch, height, width), device=device)
 
     def call() -> None:
         optimizer.zero_grad()
@@ -98,6 +105,38 @@ def make_step(name: str, device: torch.device, backend: str) -> Callable[[], Non
         optimizer.step()
 
     return call
+
+
+def make_precision_step(
+    model: str, device: torch.device, precision: str, batch: int, height: int, width: int
+) -> Callable[[], None]:
+    """A training step in fp32, tf32, bf16 or fp16 (timed only: without loss scaling); ConfigError for another name."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    dtype, step = PRECISIONS[precision], training_step(create_model(model, CLASSES), device, batch, height, width)
+
+    def call() -> None:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            step()
+
+    return call
+
+
+def throughput(step: Callable[[], None], device: torch.device, batch: int, repeats: int) -> tuple[float, float | None]:
+    """Images per second, from the median time of a step, and on a GPU the peak memory in GiB."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = []
+    for repeat in range(repeats + 2):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if repeat >= 2:  # the first ones warm up
+            times.append(time.perf_counter() - start)
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return batch / statistics.median(times), memory
 
 
 @torch.no_grad()

@@ -88,8 +88,9 @@ def deform_conv2d(
     Positions are kept in float32 (float64 for a float64 input), under autocast too; the result has the autocast dtype,
     or else the input's.
 
-    `auto` takes `native` on the CPU, for `wrap` and in torch's deterministic mode, and `torchvision` elsewhere. `native`
-    keeps no samples for the backward pass; `torchvision` holds all of them, B*C*k*k*Ho*Wo numbers, for a moment.
+    `auto` takes `native` on the CPU, for `wrap` and in torch's deterministic mode, and `torchvision` elsewhere.
+    `native` keeps no samples for the backward pass; `torchvision` holds all of them, B*C*k*k*Ho*Wo numbers, for a
+    moment.
     Raises ConfigError for an unknown backend, ValueError for shapes that do not fit together.
     """
     _check_shapes(input, offset, mask, weight, stride, padding)
