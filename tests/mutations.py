@@ -7,6 +7,8 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     """The bytes with a few of them changed, cut off, doubled or removed."""
     changed = bytearray(data)
     for _ in range(rng.integers(1, 4)):
+        if not changed:
+            break
         start, length = rng.integers(len(changed)), rng.integers(1, 16)
         match rng.integers(5):
             case 0:
