@@ -11,6 +11,7 @@ from PIL import Image
 
 from trans4pass.data import toy_world
 from trans4pass.data.toy_world import ToyWorld, ensure, render_image
+from trans4pass.data.toy_world.scene import mix
 from trans4pass.errors import ConfigError
 
 TINY = {
@@ -181,9 +182,9 @@ def test_without_a_gap_in_geometry_the_target_is_pinhole_images_in_densepass_lay
 
 def test_geometry_reaches_from_the_source_streets_to_the_target_streets():
     source, target = toy_world.SOURCE_STREETS, toy_world.TARGET_STREETS
-    assert toy_world._mix(source, target, 0.0) == source
-    assert toy_world._mix(source, target, 1.0) == target
-    assert toy_world._mix(source, target, 0.5).heading == (-92.5, 92.5)
+    assert mix(source, target, 0.0) == source
+    assert mix(source, target, 1.0) == target
+    assert mix(source, target, 0.5).heading == (-92.5, 92.5)
     assert render_image(ToyWorld(**TINY, geometry=0.1), "target", "train", 0)[1].shape == (12, 60)
 
 

@@ -1,0 +1,373 @@
+"""What stands where: the classes, what the streets of each domain are like, and the scenes drawn from that."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+
+
+class ToyClass(NamedTuple):
+    name: str
+    label_id: int  # as in Cityscapes' labelIds
+    train_id: int  # as in Cityscapes' labelTrainIds
+    colour: tuple[int, int, int]  # of the label maps in previews
+
+
+CLASSES = (
+    ToyClass("road", 7, 0, (128, 64, 128)),
+    ToyClass("sidewalk", 8, 1, (244, 35, 232)),
+    ToyClass("building", 11, 2, (70, 70, 70)),
+    ToyClass("wall", 12, 3, (102, 102, 156)),
+    ToyClass("pole", 17, 5, (153, 153, 153)),
+    ToyClass("traffic sign", 20, 7, (220, 220, 0)),
+    ToyClass("vegetation", 21, 8, (107, 142, 35)),
+    ToyClass("terrain", 22, 9, (152, 251, 152)),
+    ToyClass("sky", 23, 10, (70, 130, 180)),
+    ToyClass("person", 24, 11, (220, 20, 60)),
+    ToyClass("car", 26, 13, (0, 0, 142)),
+)
+EGO, IGNORED = 1, 255  # the ego car's label id; its train id
+ROAD, SIDEWALK, BUILDING, WALL, POLE, SIGN, VEGETATION, TERRAIN, SKY, PERSON, CAR = (c.label_id for c in CLASSES)
+
+TRAIN_IDS = np.full(256, IGNORED, np.uint8)  # label id -> train id
+TRAIN_IDS[[c.label_id for c in CLASSES]] = [c.train_id for c in CLASSES]
+PALETTE = np.zeros((256, 3), np.uint8)  # label id -> preview colour
+PALETTE[[c.label_id for c in CLASSES]] = [c.colour for c in CLASSES]
+
+
+# ---------------------------------------------------------------------- the two domains' streets: everything to tune
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Streets:
+    """What the streets of a domain are like; every value is a (low, high) range, drawn from uniformly once a scene."""
+
+    road: Range  # half the carriageway's width, m
+    verge: Range  # grass between road and sidewalk, m
+    sidewalk: Range  # m
+    lawn: Range  # grass between sidewalk and building line, m
+    bend: Range  # amplitude of the street's winding, m
+    storeys: Range  # of a building
+    walls: Range  # share of the lots that have a garden wall at the front and their house further back
+    pitch: Range  # distance between two objects at the kerb, m
+    trees: Range  # share of trees in those objects; of the rest 3 in 5 are signs and 2 in 5 are lamp posts
+    bushes: Range  # along the building line, per 10 m of street
+    cars: Range  # parked or driving, per 10 m of street
+    people: Range  # per 10 m of street
+    camera: Range  # the camera's height, m
+    heading: Range  # of the camera against the street's direction, degrees
+
+
+SOURCE_STREETS = Streets(
+    road=(3.2, 4.4),
+    verge=(0.6, 1.4),
+    sidewalk=(2.8, 4.4),
+    lawn=(1.0, 3.0),
+    bend=(0.0, 4.0),
+    storeys=(2, 4),
+    walls=(0.35, 0.65),
+    pitch=(4.5, 7.0),
+    trees=(0.25, 0.5),
+    bushes=(0.5, 1.5),
+    cars=(0.8, 1.6),
+    people=(2.5, 4.5),
+    camera=(1.3, 1.5),
+    heading=(-5, 5),
+)
+TARGET_STREETS = Streets(
+    road=(4.2, 5.6),
+    verge=(0.6, 1.8),
+    sidewalk=(2.4, 4.0),
+    lawn=(0.7, 2.2),
+    bend=(0.0, 6.0),
+    storeys=(2, 6),
+    walls=(0.3, 0.6),
+    pitch=(4.0, 6.0),
+    trees=(0.2, 0.5),
+    bushes=(0.5, 1.5),
+    cars=(1.2, 2.2),
+    people=(3.0, 5.0),
+    camera=(2.0, 2.5),
+    heading=(-180, 180),
+)
+
+REACH = 64.0  # m of street that are built up, before and behind the camera
+
+
+# ------------------------------------------------------------------------------------------------------------- scene
+
+
+class Street(NamedTuple):
+    """A winding street along y, x to its right, crossed by another at y = `crossing`; metres, see `Streets`."""
+
+    road: float
+    verge: float
+    sidewalk: float
+    lawn: float
+    bend: float
+    phase: float  # of the winding, radians
+    crossing: float
+    crossing_road: float
+
+    def middle(self, y):
+        """x of the street's middle line at y; 0 at y = 0."""
+        return self.bend * (np.sin(y / 22 + self.phase) - math.sin(self.phase))
+
+    def angle(self, y):
+        """The street's direction at y, radians clockwise from +y."""
+        return np.arctan(self.bend / 22 * np.cos(y / 22 + self.phase))
+
+    @property
+    def front(self) -> float:
+        """Distance of the building line from the kerb, m."""
+        return self.verge + self.sidewalk + self.lawn
+
+    def place(self, side: int, beyond: float, along: float) -> "Place":
+        """The spot `beyond` m beyond the kerb of the right (side 1) or left (-1); its right is away from the street."""
+        yaw = self.angle(along) + (0 if side > 0 else np.pi)
+        return Place(self.middle(along) + side * (self.road + beyond), along, yaw)
+
+    def blocks(self) -> list[tuple[float, float]]:
+        """The stretches of y with houses: one, or one on either side of a crossing."""
+        gap = self.crossing_road + self.front
+        if self.crossing > REACH:
+            return [(-REACH, REACH)]
+        return [(-REACH, self.crossing - gap), (self.crossing + gap, REACH)]
+
+    def crossed(self, along: float, margin: float) -> bool:
+        """Whether the crossing street, `margin` m on either side included, is at y = `along`."""
+        return abs(along - self.crossing) < self.crossing_road + margin
+
+
+class Place(NamedTuple):
+    """A spot on the ground and a direction: x, y in m, yaw in radians clockwise from +y."""
+
+    x: float
+    y: float
+    yaw: float
+
+    def offset(self, right: float, forward: float) -> "Place":
+        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
+        return Place(self.x + right * cos + forward * sin, self.y - right * sin + forward * cos, self.yaw)
+
+
+BOX, ELLIPSOID = range(2)  # forms
+PLAIN, FACADE, BRICKS, LEAVES, CARBODY, DISC = range(6)  # textures
+SHAPE = np.dtype(
+    [
+        ("form", np.uint8),
+        ("texture", np.uint8),
+        ("label", np.uint8),
+        ("centre", np.float32, 3),  # x, y, z in m
+        ("half", np.float32, 3),  # half the extent along the shape's own right, forward and up, m
+        ("yaw", np.float32),  # of the shape's forward, radians clockwise from +y
+        ("colour", np.float32, 3),  # red, green, blue, 0 .. 1
+    ]
+)
+
+
+class Scene(NamedTuple):
+    street: Street
+    shapes: np.ndarray  # (N,) of SHAPE
+
+
+def _colours(codes: str) -> np.ndarray:
+    """Space-separated RRGGBB codes as float32 (n,3) from 0 to 1."""
+    return np.array([list(bytes.fromhex(code)) for code in codes.split()], np.float32) / 255
+
+
+# Hues overlap between classes on purpose: texture and place have to tell a wall from a house and a sign from a coat.
+HOUSES = _colours("9e5c47 b89970 b3a899 808c9e bd8c5c 8f7066")
+STONES = _colours("858078 8c6b57 998f75")
+METALS = _colours("383b40 4d4f52 3d332b")
+SIGNS = _colours("cc1a1a 1a38b8 dbb31a")
+GREENS = _colours("29571f 3d6624 244724 576624")
+TRUNKS = _colours("4d3624")
+CLOTHES = _colours("b32929 263880 d9ccb8 292933 bf731a 733373")
+SKINS = _colours("d19e80 8c6147")
+PAINTS = _colours("bf1414 1a338c d1d1d6 1a1a1f 8c9199 1f614d")
+GLASS, PANES = _colours("1f2630"), _colours("293040 8599b0")[..., None]  # of cars (1,3); darkest and brightest (2,3,1)
+LAMPS = _colours("f2edcc bf0d0d")[..., None]  # (2,3,1) front and back
+GROUND = _colours("4f4f57 998c82 6b7333")  # of road, sidewalk and terrain
+ZENITH, HORIZON = _colours("6b9ef2 ebf2ff")[..., None]  # (3,1) each
+
+
+class Builder:
+    """Collects the shapes of a scene; each method sets up one thing at a place."""
+
+    def __init__(self, rng: Generator):
+        self.rng = rng
+        self.rows: list[tuple] = []
+
+    def pick(self, colours: np.ndarray) -> np.ndarray:
+        """One of the colours, each channel varied by up to 12%."""
+        return colours[self.rng.integers(len(colours))] * self.rng.uniform(0.88, 1.12, 3)
+
+    def add(self, form, texture, label, place: Place, size, bottom: float, colour) -> None:
+        """A shape of `size` = (width, length, height) in m, `bottom` m above the ground."""
+        half = tuple(extent / 2 for extent in size)
+        self.rows.append((form, texture, label, (place.x, place.y, bottom + half[2]), half, place.yaw, colour))
+
+    def building(self, place: Place, width: float, depth: float, storeys: float) -> None:
+        """Its facade, `width` m wide, stands at `place`; its depth goes to the right."""
+        centre, height, colour = place.offset(depth / 2, 0), 3 * round(storeys) + 0.6, self.pick(HOUSES)
+        self.add(BOX, FACADE, BUILDING, centre, (depth, width, height), 0, colour)
+        self.add(BOX, PLAIN, BUILDING, centre, (depth + 0.7, width + 0.5, 0.6), height, colour * 0.55)  # the eaves
+
+    def wall(self, place: Place, width: float) -> None:
+        self.add(BOX, BRICKS, WALL, place, (0.4, width, self.rng.uniform(1.8, 2.6)), 0, self.pick(STONES))
+
+    def tree(self, place: Place, height: float) -> None:
+        self.add(BOX, PLAIN, VEGETATION, place, (0.4, 0.4, height * 0.6), 0, self.pick(TRUNKS))
+        colour = self.pick(GREENS)
+        for _ in range(4):
+            right, forward = (height * self.rng.uniform(-0.17, 0.17) for _ in range(2))
+            wide, high, bottom = (height * self.rng.uniform(low, 0.55) for low in (0.38, 0.38, 0.35))
+            self.add(ELLIPSOID, LEAVES, VEGETATION, place.offset(right, forward), (wide, wide, high), bottom, colour)
+
+    def bush(self, place: Place) -> None:
+        size, colour = self.rng.uniform(0.8, 1.5), self.pick(GREENS)
+        for shift in (-0.3, 0.3):
+            extent = (size, size, size * self.rng.uniform(0.8, 1.2))
+            self.add(ELLIPSOID, LEAVES, VEGETATION, place.offset(0, shift * size), extent, -0.1, colour)
+
+    def lamp(self, place: Place) -> None:
+        """A lamp post whose arm reaches out to the left of its place."""
+        height, colour = self.rng.uniform(4.5, 6.5), self.pick(METALS)
+        self.add(BOX, PLAIN, POLE, place, (0.34, 0.34, height), 0, colour)
+        self.add(BOX, PLAIN, POLE, place.offset(-0.9, 0), (2.0, 0.3, 0.26), height, colour)
+
+    def sign(self, place: Place) -> None:
+        """A disc or a board on a pole, its face along the street."""
+        bottom, size = self.rng.uniform(2.2, 2.8), self.rng.uniform(1.1, 1.4)
+        self.add(BOX, PLAIN, POLE, place, (0.28, 0.28, bottom + 0.05), 0, self.pick(METALS))
+        disc, board = (ELLIPSOID, (size, 0.4, size)), (BOX, (1.15 * size, 0.3, 0.8 * size))
+        form, extent = disc if self.rng.random() < 0.5 else board
+        self.add(form, DISC, SIGN, place, extent, bottom, self.pick(SIGNS))
+
+    def person(self, place: Place) -> None:
+        size, trousers = self.rng.uniform(0.95, 1.15), self.pick(CLOTHES) * 0.7
+        for side in (-1, 1):
+            leg = place.offset(side * 0.16, side * 0.14)
+            self.add(BOX, PLAIN, PERSON, leg, (0.26 * size, 0.3 * size, 0.85 * size), 0, trousers)
+        torso, head = (0.7 * size, 0.52 * size, 1.0 * size), (0.34 * size, 0.34 * size, 0.4 * size)
+        self.add(ELLIPSOID, PLAIN, PERSON, place, torso, 0.6 * size, self.pick(CLOTHES))
+        self.add(ELLIPSOID, PLAIN, PERSON, place, head, 1.46 * size, self.pick(SKINS))
+
+    def car(self, place: Place) -> None:
+        paint, height, length = self.pick(PAINTS), self.rng.uniform(1.4, 1.7), self.rng.uniform(3.8, 4.5)
+        cabin = place.offset(0, -0.2)
+        self.add(BOX, CARBODY, CAR, place, (1.8, length, height * 0.58), 0, paint)
+        self.add(BOX, PLAIN, CAR, cabin, (1.6, 2.3, height * 0.36), height * 0.58, self.pick(GLASS))
+        self.add(BOX, PLAIN, CAR, cabin, (1.62, 2.0, height * 0.06), height * 0.94, paint)  # the roof
+
+
+def build_scene(rng: Generator, streets: Streets) -> Scene:
+    """Draw a street and everything on it; the ego car stands at y = 0 in the middle of the right lane."""
+
+    def draw(*names: str) -> list[float]:
+        return [rng.uniform(*getattr(streets, name)) for name in names]
+
+    crossing = rng.uniform(14, 40) * rng.choice((-1, 1)) if rng.random() < 0.6 else 1e6  # 1e6 m: none in sight
+    street = Street(
+        *draw("road", "verge", "sidewalk", "lawn", "bend"), rng.uniform(0, 2 * np.pi), crossing, *draw("road")
+    )
+    builder = Builder(rng)
+    for side in (-1, 1):
+        _add_lots(builder, street, side, *draw("walls"), streets.storeys)
+        _add_kerb(builder, street, side, *draw("pitch", "trees"))
+        _add_sidewalk(builder, street, side, *draw("people", "bushes"))
+    _add_cars(builder, street, *draw("cars"))
+    _add_corners(builder, street, streets.storeys)
+    _add_surroundings(builder)
+    ego = Place(0.4 * street.road, 0.0, street.angle(0.0))
+    builder.add(ELLIPSOID, PLAIN, EGO, ego, (1.9, 6.0, 2.1), -1.05, builder.pick(PAINTS))
+    return Scene(street, np.array(builder.rows, SHAPE))
+
+
+def _add_lots(builder: Builder, street: Street, side: int, walls: float, storeys: Range) -> None:
+    """Houses from end to end: at the building line, or behind a garden with a wall and a tree."""
+    rng = builder.rng
+    for start, stop in street.blocks():
+        count = round((stop - start) / rng.uniform(8, 13)) or 1
+        width = (stop - start) / count
+        for along in start + width * (np.arange(count) + 0.5):
+            place, gap = street.place(side, street.front, along), rng.choice((0.0, 2.0))
+            garden = rng.random() < walls
+            if garden:
+                builder.wall(place, width)
+                builder.tree(place.offset(3.5, rng.uniform(-2, 2)), rng.uniform(4, 6))
+            builder.building(place.offset(9 if garden else 0, 0), width - gap, 11, rng.uniform(*storeys))
+
+
+def _add_corners(builder: Builder, street: Street, storeys: Range) -> None:
+    """The houses along the crossing street."""
+    for side in (-1, 1) if street.crossing < REACH else ():
+        for bank in (-1, 1):
+            edge = street.crossing + bank * (street.crossing_road + street.front)
+            for number in range(3):
+                x = street.middle(edge) + side * (street.road + street.front + 18 + 13 * number)
+                builder.building(Place(x, edge, -bank * np.pi / 2), 12, 10, builder.rng.uniform(*storeys))
+
+
+def _add_kerb(builder: Builder, street: Street, side: int, pitch: float, trees: float) -> None:
+    rng = builder.rng
+    for slot in np.arange(-REACH / 2, 0.75 * REACH, pitch):
+        along, kind = slot + pitch * rng.uniform(-0.3, 0.3), rng.random()
+        place = street.place(side, rng.uniform(0.4, 0.8), along)
+        if street.crossed(along, 0.5):
+            continue
+        if kind < trees:
+            builder.tree(place, rng.uniform(4, 6.5))
+        elif kind < trees + 0.6 * (1 - trees):
+            builder.sign(place)
+        else:
+            builder.lamp(place)
+
+
+def _add_sidewalk(builder: Builder, street: Street, side: int, people: float, bushes: float) -> None:
+    """People and bushes of one side, as many as `people` and `bushes` per 10 m of both sides ask for."""
+    rng, start, length = builder.rng, -REACH / 2, REACH
+    for _ in range(rng.poisson(people * length / 20)):
+        beyond = street.verge + rng.uniform(0.1, 0.9) * street.sidewalk
+        place = street.place(side, beyond, rng.uniform(start, start + length))
+        builder.person(place._replace(yaw=rng.uniform(0, 2 * np.pi)))
+    for _ in range(rng.poisson(bushes * length / 20)):
+        along = rng.uniform(start, start + length)
+        if not street.crossed(along, street.front):
+            builder.bush(street.place(side, street.front - 0.5, along))
+
+
+def _add_cars(builder: Builder, street: Street, cars: float) -> None:
+    """Cars parked at both kerbs and driving in both lanes, `cars` per 10 m in all, with room around the ego car."""
+    rng, slot_length = builder.rng, 6.5
+    # (side, m beyond the kerb, m to stay away from the ego car): parked right and left, oncoming, ahead or behind
+    lanes = ((1, -1.1, 7.0), (-1, -1.1, 4.0), (-1, -0.65 * street.road, 4.0), (1, -0.6 * street.road, 16.0))
+    for slot in np.arange(-REACH / 2, REACH, slot_length):
+        for side, beyond, room in lanes:
+            along = slot + rng.uniform(-1, 1)
+            wanted = rng.random() < cars * slot_length / 10 / len(lanes)
+            if wanted and abs(along) > room and not street.crossed(along, 3):
+                builder.car(street.place(side, beyond, along))
+
+
+def _add_surroundings(builder: Builder) -> None:
+    """A ring of far houses and woods that closes the view."""
+    rng = builder.rng
+    for angle in np.linspace(0, 2 * np.pi, 28, endpoint=False):
+        distance = rng.uniform(85, 110)
+        place = Place(distance * np.sin(angle), distance * np.cos(angle), angle - np.pi / 2)
+        if rng.random() < 0.5:
+            builder.building(place, rng.uniform(12, 22), 10, rng.uniform(2, 5))
+        else:
+            builder.add(ELLIPSOID, LEAVES, VEGETATION, place, (26, 26, rng.uniform(9, 18)), -1, builder.pick(GREENS))
+
+
+def mix(source: Streets, target: Streets, share: float) -> Streets:
+    """Every bound of every range, `share` of the way from source to target."""
+    ranges = ((f.name, getattr(source, f.name), getattr(target, f.name)) for f in fields(Streets))
+    return Streets(**{name: tuple(a + share * (b - a) for a, b in zip(old, new)) for name, old, new in ranges})
