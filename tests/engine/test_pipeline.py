@@ -115,6 +115,17 @@ def test_a_folder_that_holds_a_run_is_refused(finished: Path, run_here: Run, cap
     assert "overwrite=true" in shown
 
 
+def test_settings_that_came_later_and_are_off_change_nothing(finished: Path, run_here: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "older"
+    shutil.copytree(finished, folder)
+    for path in folder.glob("*/settings.json"):
+        settings = json.loads(path.read_text())
+        del settings["model"]["wrap"]
+        path.write_text(json.dumps(settings))
+    assert run_here(folder, "resume=true", "tf32=true") == 0
+    assert run_here(folder, "resume=true", "model.wrap=true") == 2
+
+
 def test_changed_settings_are_named(finished: Path, run_here: Run, capsys: pytest.CaptureFixture) -> None:
     assert run_here(finished, "resume=true", "stages.mpa.method.lambda_adv=0.5") == 2
     shown = capsys.readouterr().out
@@ -239,10 +250,25 @@ def test_bad_samples_stop_or_are_skipped(
     assert {name: stage["bad_samples"] for name, stage in stages.items()} == {
         "source": 1, "warmup": 2, "pseudo_labels": 1, "mpa": 1
     }  # fmt: skip
-    assert str(pinhole) in (tmp_path / "r/source/bad_samples.txt").read_text()
-    assert str(panorama) in (tmp_path / "r/pseudo_labels/bad_samples.txt").read_text()
+    assert str(pinhole) in (tmp_path / "r/source/bad_samples.json").read_text()
+    assert str(panorama) in (tmp_path / "r/pseudo_labels/bad_samples.json").read_text()
     assert log_of(tmp_path / "r").count("bad sample") == 5
+    done = json.loads((tmp_path / "r/pseudo_labels/done.json").read_text())
+    assert [Path(name).name for name in done["left_out"]] == [panorama.stem.rstrip("_")]
     assert run_here(tmp_path / "r", "resume=true", "on_bad_sample=ignore") == 2
+
+
+def test_a_wrapped_model_is_told_what_is_no_panorama(
+    run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    short = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
+    short += ["model.wrap=true", "stages.source.steps=1", "stages.warmup.steps=1"]
+    assert run_here(tmp_path / "r", *short) == 0
+    assert "stages.source.domains.source gives images that are no full panoramas" in " ".join(
+        log_of(tmp_path / "r").split()
+    )
+    assert run_here(tmp_path / "s", *short, "stages.source.domains.source.transform.size=[60,32]") == 2
+    assert "transform.size is 60 wide" in " ".join(capsys.readouterr().out.split())
 
 
 def test_speed_settings_change_only_last_digits(finished: Path, run_here: Run, tmp_path: Path) -> None:
@@ -270,7 +296,7 @@ def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
     where = "stages.source.method.loss"
     chosen = [f"loss@{where}=cross_entropy_dice", f"+loss@{where}.terms.hard=hard_pixel", f"+{where}.weights.hard=0.5"]
-    chosen += [f"{where}.weights.dice=0.5", f"{where}.terms.cross_entropy.class_weights=auto"]
+    chosen += [f"+{where}.weights.dice=0.5", f"{where}.terms.cross_entropy.class_weights=auto"]
     assert run_here(tmp_path / "r", *chosen, *off) == 0
     assert weights(tmp_path / "r", "source")["objective.loss.terms.hard.step"] == 4
     assert (tmp_path / "r" / "source" / "class_weights.json").exists()

@@ -96,3 +96,15 @@ def test_unknown_pixels_give_no_gradient_and_no_labels_zero() -> None:
 def test_a_bad_radius_is_refused() -> None:
     with pytest.raises(ConfigError, match="0"):
         EdgeLoss(radius=0)
+
+
+def test_a_panoramas_sides_meet() -> None:
+    labels = torch.zeros(1, 6, 12, dtype=torch.int64)
+    labels[..., 6:] = 1  # a class change in the middle, and another where the sides meet
+    labels[0, 0, 0] = 255
+    edges, known = edge_target(labels, 1, wrap=True)
+    rolled = edge_target(labels.roll(5, 2), 1, wrap=True)
+    assert torch.equal(rolled[0], edges.roll(5, 2)) and torch.equal(rolled[1], known.roll(5, 2))
+    assert edges[0, 3].nonzero().flatten().tolist() == [0, 5, 6, 11]
+    assert edge_target(labels, 1)[0][0, 3].nonzero().flatten().tolist() == [5, 6]
+    assert not known[0, 1, 11]

@@ -1,7 +1,7 @@
 """What every data set shares: items, decoding, seeded augmentation, and errors that name the file."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,17 +138,16 @@ class SegmentationDataset(Dataset):
         other._set_transform(transform)
         return other
 
-    def relabelled(self, folder: str | Path, allow_missing: bool = False) -> "SegmentationDataset":
+    def relabelled(self, folder: str | Path, without: Collection[str] = ()) -> "SegmentationDataset":
         """A copy whose labels are `<folder>/<name>_labelTrainIds.png`, train ids of its label space, image-sized.
 
-        An image that has none raises DataError, or is left out with `allow_missing`.
+        The images named in `without` are left out; raises DataError if another one has no label.
         """
         other = copy.copy(self)
         other.labelled = True
         paths = [(item, Path(folder) / f"{item.name}{LABEL_SUFFIX}") for item in self.items]
         items = [Item(item.name, item.image, path, self.labels.name) for item, path in paths]
-        if allow_missing:
-            items = [item for item in items if item.label.exists()]
+        items = [item for item in items if item.name not in without]
         other.items = other._checked(items, "the folder must hold one for every image: write them anew")
         return other
 

@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from trans4pass import dist
-from trans4pass.data.base import SegmentationDataset, derive_seed
+from trans4pass.data.base import Item, SegmentationDataset, derive_seed
 from trans4pass.errors import ConfigError, DataError, UserError
 
-OnBad = Callable[[str, str], None]  # called in the main process with a bad sample's name and what is wrong with it
+OnBad = Callable[[str, str], None]  # called in the main process with a bad sample's image and what is wrong with it
 
 
 class PositionSampler(Sampler):
@@ -59,8 +59,8 @@ class Batches:
                 # A new one: raising what a local name holds makes a cycle of exception and frame, which also keeps
                 # the workers, and Python's cycle collector ends them in an order that takes seconds.
                 raise type(batch)(*batch.args)
-            for name, reason in batch.pop("bad"):
-                self.on_bad(name, reason)
+            for image, reason in batch.pop("bad"):
+                self.on_bad(image, reason)
             if batch:
                 yield batch
 
@@ -122,7 +122,7 @@ def collate(samples: list[dict | UserError]) -> dict | UserError:
 class Samples(Dataset):
     """A data set whose user errors are samples: a DataLoader would re-raise them with the worker's traceback in them.
 
-    With `skip` a DataError becomes an entry (name, reason) of the sample's "bad" instead, and the sample is empty or,
+    With `skip` a DataError becomes an entry (image, reason) of the sample's "bad" instead, and the sample is empty or,
     with `replace`, the next one that can be read.
     """
 
@@ -142,16 +142,15 @@ class Samples(Dataset):
             except UserError as error:
                 if not (self.skip and isinstance(error, DataError)):
                     return error
-                bad.append((self.name_of(candidate), str(error)))
+                bad.append((str(self.item(candidate).image), str(error)))
         if self.replace:
             return DataError(f"none of the {len(self)} samples can be read; the first one: {bad[0][1]}")
         return {"bad": bad}
 
-    def name_of(self, index: int) -> str:
-        subset = isinstance(self.dataset, Subset)
-        return (
-            self.dataset.dataset.items[self.dataset.indices[index]].name if subset else self.dataset.items[index].name
-        )
+    def item(self, index: int) -> Item:
+        if isinstance(self.dataset, Subset):
+            return self.dataset.dataset.items[self.dataset.indices[index]]
+        return self.dataset.items[index]
 
 
 def _batches(samples: Samples, num_workers: int, on_bad: OnBad | None, **batching) -> Batches:

@@ -137,7 +137,8 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
         labelled=True,
         transform=EvalTransform(size),
     )
-    folder = Path(config["output"] or Path(config["checkpoint"]).parent / f"eval_{dataset.name}_{config['split']}")
+    name = f"eval_{dataset.name}_{config['split']}" + ("_wrap" if config["wrap"] else "")
+    folder = Path(config["output"] or Path(config["checkpoint"]).parent / name)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {item.name: item.image for item in dataset.items}
 
@@ -151,7 +152,7 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
 
     confusion = evaluate(predictor, dataset, model_labels, config["num_workers"], "evaluate", interrupts, keep)
     scores, parts = confusion.scores(), regions.scores() if dataset.panorama else {}
-    result = metrics(scores, parts, scored, len(dataset), config, predictor.test_time, size)
+    result = metrics(scores, parts, scored, len(dataset), config, predictor.test_time, size, predictor.wrap)
     if dist.is_main():
         write_json(folder / "metrics.json", result)
         title = f"{config['checkpoint']} on {dataset.name} {config['split']}"
@@ -170,6 +171,7 @@ def metrics(
     config: Mapping[str, Any],
     test_time: TestTime,
     size: Any,
+    wrap: bool,
 ) -> dict[str, Any]:
     """What metrics.json says; an IoU is null where the class occurs neither in labels nor in predictions."""
     settings = {
@@ -179,6 +181,7 @@ def metrics(
         "labels": labels.name,
         "size": size,
         "precision": config["precision"],
+        "wrap": wrap,
         **test_time.settings(),
     }
     return {
@@ -239,8 +242,16 @@ def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: In
     summaries = [json.loads(path.read_text()) for path in paths]
     if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
         raise ConfigError("the runs have different stages: compare runs of one experiment")
-    models = [summary["model"]["config"] for summary in summaries]
-    console.print(compare(summaries) if all(model == models[0] for model in models) else compare_models(summaries))
+    models = [summary.get("model") for summary in summaries]
+    if any(model != models[0] for model in models):
+        old = [str(path) for path, model in zip(paths, models, strict=True) if model is None]
+        if old:
+            raise ConfigError(
+                f"{', '.join(old)} tell no model, as older versions wrote them: repeat those with resume=true"
+            )
+        console.print(compare_models(summaries))
+    else:
+        console.print(compare(summaries))
 
 
 def find_input(path: Path) -> list[Item]:

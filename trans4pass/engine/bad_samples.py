@@ -1,5 +1,6 @@
-"""What happens to files that cannot be read while a run goes on: on_bad_sample=error|skip."""
+"""What happens to samples that cannot be used while a run goes on: on_bad_sample=error|skip."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -8,39 +9,41 @@ import torch.distributed as td
 from trans4pass import dist
 from trans4pass.errors import ConfigError
 
+from .run import write_json
+
 log = logging.getLogger(__name__)
 
 CHOICES = ("error", "skip")
 
 
 class BadSamples:
-    """Counts and logs the samples of a stage that were skipped, each once; `<folder>/bad_samples.txt` lists them."""
+    """Counts and logs the samples of a stage that were skipped, each once, interruptions included.
+
+    `<folder>/bad_samples.json` lists them by image, with reasons; other ranks have files of their own until `finish`.
+    """
 
     def __init__(self, folder: Path):
-        self.path = folder / "bad_samples.txt"
-        self.reasons: dict[str, str] = {}
+        self.path = folder / (f"bad_samples.{dist.rank()}.json" if dist.rank() else "bad_samples.json")
+        self.reasons: dict[str, str] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def __call__(self, name: str, reason: str) -> None:
-        if name in self.reasons:
+    def __call__(self, image: str, reason: str) -> None:
+        if image in self.reasons:
             return
-        self.reasons[name] = reason
-        log.warning("bad sample %d skipped: %s: %s", len(self.reasons), name, reason)
-        if dist.is_main():
-            self._write(self.reasons)
+        self.reasons[image] = reason
+        log.warning("bad sample %d skipped: %s: %s", len(self.reasons), image, reason)
+        write_json(self.path, self.reasons)
 
     def finish(self) -> int:
         """The number over all ranks, listed by rank 0; every rank must call it."""
-        everywhere = [self.reasons]
         if dist.active():
             everywhere = [{} for _ in range(dist.world_size())]
             td.all_gather_object(everywhere, self.reasons)
-        reasons = {name: reason for part in everywhere for name, reason in part.items()}
-        if reasons and dist.is_main():
-            self._write(reasons)
-        return len(reasons)
-
-    def _write(self, reasons: dict[str, str]) -> None:
-        self.path.write_text("".join(f"{name}: {reason}\n" for name, reason in sorted(reasons.items())))
+            self.reasons = {image: reason for part in everywhere for image, reason in part.items()}
+        if dist.is_main() and self.reasons:
+            write_json(self.path, self.reasons)
+        elif not dist.is_main():
+            self.path.unlink(missing_ok=True)
+        return len(self.reasons)
 
 
 def bad_samples(choice: str, folder: Path) -> BadSamples | None:

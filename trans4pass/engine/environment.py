@@ -26,6 +26,7 @@ def processes(device: str) -> Iterator[torch.device]:
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<n>`.
     """
     name_slurm_ranks()
+    torch.backends.cudnn.allow_tf32 = False  # torch's default is true; `tf32` is the setting of a run
     chosen = choose_device(device)
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield chosen
@@ -42,16 +43,22 @@ def name_slurm_ranks() -> None:
     """Give torch the ranks of a SLURM step of several tasks (srun, submitit), which names them in its own way."""
     if "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return
-    listed = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
-    hosts = subprocess.run(listed, capture_output=True, text=True, check=True, timeout=60).stdout.split()
-    os.environ |= {
-        "RANK": os.environ["SLURM_PROCID"],
-        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
-        "MASTER_ADDR": hosts[0],
-        # The same on all nodes, and another for each job and step that may share one.
-        "MASTER_PORT": str(20000 + (int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])) % 20000),
-    }
+    try:
+        listed = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+        hosts = subprocess.run(listed, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+        os.environ |= {
+            "RANK": os.environ["SLURM_PROCID"],
+            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+            "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+            "MASTER_ADDR": hosts[0],
+            # The same on all nodes, and another for each job and step that may share one.
+            "MASTER_PORT": str(20000 + (int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])) % 20000),
+        }
+    except (OSError, subprocess.SubprocessError, KeyError, IndexError) as error:
+        raise ConfigError(
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks, but where they are cannot be told ({error!r}): "
+            "set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each, or use torchrun"
+        ) from error
 
 
 def restarted_store() -> dict[str, Any]:
@@ -79,7 +86,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(f"device={name}, but torch sees no GPU here: use device=cpu or device=auto")
-        device = torch.device("cuda", dist.local_rank() if device.index is None else device.index)
+        # Where a scheduler binds a GPU to each task, every task sees one only.
+        own = dist.local_rank() % torch.cuda.device_count()
+        device = torch.device("cuda", own if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
 

@@ -46,6 +46,7 @@ class LabelStage(Stage):
         dataset = self.dataset()
         self.predict(dataset)
         dist.barrier()
+        left_out = [item.name for item in dataset.items if not self.spilled(item.name).exists()]
         limits = self.thresholds(dataset)
         kept = self.write(dataset, limits)
         dist.barrier()
@@ -54,7 +55,8 @@ class LabelStage(Stage):
         if dist.is_main():
             write_json(self.folder / "thresholds.json", named)
             shutil.rmtree(self.folder / "maps")
-        return {"kind": "labels", "kept": kept, "seconds": round(time.perf_counter() - started, 1)}
+        seconds = round(time.perf_counter() - started, 1)
+        return {"kind": "labels", "kept": kept, "left_out": left_out, "seconds": seconds}
 
     def dataset(self) -> SegmentationDataset:
         """The set to label, at the size at which it is predicted."""
@@ -87,7 +89,7 @@ class LabelStage(Stage):
         self.run.interrupts.check(self.run.device)
 
     def own(self, dataset: SegmentationDataset) -> list[Any]:
-        """This rank's share of the items, without those that could not be read."""
+        """This rank's share of the items, without bad samples that were skipped."""
         share = dataset.items[dist.rank() :: dist.world_size()]
         return [item for item in share if self.bad is None or self.spilled(item.name).exists()]
 

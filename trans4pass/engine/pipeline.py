@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from trans4pass import dist
 from trans4pass.errors import ConfigError
 from trans4pass.labels import LabelSpace
+from trans4pass.models import input_size
 from trans4pass.models.benchmark import complexity
 
 from . import checkpoint, environment
@@ -207,11 +208,10 @@ def report(run: Run, trained: dict[str, Stage], results: Mapping[str, Mapping[st
     final = run.config["final_stage"] or list(trained)[-1]
     sets = dict(run.validation())
     side = "target" if "target" in sets else next(iter(sets), None)
-    model = {"config": run.meta()["model"]}
-    if side is not None:
-        height, width = sets[side][0]["image"].shape[1:]
-        parameters, gmacs = complexity(build_network(run.meta()["model"], run.labels), height, width)
-        model |= {"parameters": parameters, "gmacs": round(gmacs, 3), "size": [width, height]}
+    network = build_network(run.meta()["model"], run.labels)
+    size = (512, 512) if side is None else input_size(network, sets[side][0]["image"].shape[1:], 1.0)
+    parameters, gmacs = complexity(network, *size)
+    model = {"config": run.meta()["model"], "parameters": parameters, "gmacs": round(gmacs, 3), "size": [*size[::-1]]}
     summary = summarise(run.config["name"], run.config["seed"], results, final, model)
     write_json(run.folder / "summary.json", summary)
     console.print(table(summary))

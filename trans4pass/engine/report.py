@@ -103,7 +103,10 @@ def summarise(
     stages = {}
     for stage, result in results.items():
         if result["kind"] == "train":
-            stages[stage] = {**result["last"], **{key: result[key] for key in ("best", "steps", "seconds_per_step")}}
+            stages[stage] = {
+                **result["last"],
+                **{key: result.get(key) for key in ("best", "steps", "seconds_per_step")},
+            }
         stages.setdefault(stage, {})["seconds"] = result["seconds"]
         stages[stage] |= {key: result[key] for key in ("kept", "bad_samples") if key in result}
     scored = {stage: values["target"] for stage, values in stages.items() if "target" in values}
@@ -158,7 +161,7 @@ def compare(summaries: Sequence[Mapping[str, Any]]) -> Table:
 def compare_models(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """Runs of one experiment with different models, a row each."""
     shown = Table(title="mIoU in %, after the first and the final training stage")
-    columns = ("pinholes, first", "panoramas, first", "panoramas, final", "gain", "parameters", "GMACs", "s/it, first")
+    columns = ("source, first", "target, first", "target, final", "gain", "parameters", "GMACs", "s/it, first")
     for column in ("model", "seed", *columns):
         shown.add_column(column, justify="left" if column == "model" else "right")
     for summary in summaries:
@@ -173,7 +176,7 @@ def compare_models(summaries: Sequence[Mapping[str, Any]]) -> Table:
             "" if summary["gain"] is None else f"{summary['gain']:+.2f}",
             f"{model['parameters'] / 1e6:.2f} M",
             f"{model['gmacs']:.2f}",
-            number(first["seconds_per_step"]),
+            number(first.get("seconds_per_step")),
         )
     size = summaries[0]["model"]["size"]
     shown.caption = f"GMACs of one {size[0]}x{size[1]} image, deformable sampling not counted"

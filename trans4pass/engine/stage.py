@@ -19,8 +19,6 @@ from .run import Run, flatten, settings_hash, write_json
 
 # Settings that change what a run shows or how fast it is, but not its result.
 COSMETIC = ("enabled", "log_every", "checkpoint_every")
-# Settings that change how the same mathematics is computed, and so the last digits.
-SPEED = ("tf32", "channels_last", "compile", "recompute_activations")
 
 
 @dataclass
@@ -88,7 +86,7 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """All that the stage's result follows from."""
         own = {key: value for key, value in self.config.items() if key not in COSMETIC}
-        shared = {key: self.run.config[key] for key in ("seed", "model", "labels", *SPEED)}
+        shared = {key: self.run.config[key] for key in ("seed", "model", "labels")}
         data = {side: without_cache(config["dataset"]) for side, config in self.run.config["data"].items()}
         return {**shared, "data": data, "stage": own, "inputs": self.inputs()}
 
@@ -126,6 +124,8 @@ class Stage:
             return
         old, new = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(self.settings())))
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        # A setting that the stage was begun without, and that is off, changes nothing.
+        changed = [key for key in changed if key in old or new[key] not in (None, False)]
         if changed:
             lines = "\n".join(f"  {key}: {old.get(key)} -> {new.get(key)}" for key in changed[:12])
             raise ConfigError(

@@ -15,6 +15,7 @@ from trans4pass import dist
 from trans4pass.data import EvalTransform, SegmentationDataset, eval_loader, train_loader
 from trans4pass.errors import ConfigError
 from trans4pass.methods import Method
+from trans4pass.models.sideways import MULTIPLE
 
 from . import checkpoint
 from .build import build
@@ -46,7 +47,19 @@ class TrainStage(Stage):
 
     def check(self) -> None:
         datasets = {domain: self.dataset(domain, ahead=True) for domain in self.config["domains"]}
-        self.build_trainer(datasets, ahead=True)
+        trainer = self.build_trainer(datasets, ahead=True)
+        if trainer.method.network.wrap:
+            for domain, dataset in datasets.items():
+                self.check_wrap(domain, dataset)
+
+    def check_wrap(self, domain: str, dataset: SegmentationDataset) -> None:
+        """What a network for full panoramas is given: refuse widths that cannot be, point out what is no panorama."""
+        transform = self.config["domains"][domain]["transform"]
+        where, width = f"{self.where}.domains.{domain}", transform["size"][0]
+        if width % MULTIPLE:
+            raise ConfigError(f"{where}.transform.size is {width} wide; model.wrap=true needs a multiple of {MULTIPLE}")
+        if not dataset.panorama or transform["fit"] != "resize":
+            log.warning("%s gives images that are no full panoramas, and model.wrap=true joins their sides", where)
 
     def execute(self) -> dict[str, Any]:
         clock = self.folder / "seconds.json"
@@ -88,8 +101,7 @@ class TrainStage(Stage):
         if discriminator and getattr(method, "discriminator", None) is not None:
             method.discriminator.load_state_dict(discriminator)
         method.to(self.run.device)
-        if not ahead:
-            self.speed_up(network)
+        self.speed_up(network, ahead)
         if dist.active() and self.run.device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         try:
@@ -97,8 +109,8 @@ class TrainStage(Stage):
         except TypeError as error:  # e.g. steps=abc
             raise ConfigError(f"{self.where}: {error}") from error
 
-    def speed_up(self, network: nn.Module) -> None:
-        """Apply the run's settings of how the network is computed."""
+    def speed_up(self, network: nn.Module, ahead: bool) -> None:
+        """Apply the run's settings of how the network is computed; they may change when a run goes on."""
         config = self.run.config
         if config["recompute_activations"]:
             if not hasattr(network.encoder, "recompute"):
@@ -109,7 +121,7 @@ class TrainStage(Stage):
             network.encoder.recompute = True
         if config["channels_last"]:
             network.to(memory_format=torch.channels_last)
-        if config["compile"]:
+        if config["compile"] and not ahead:
             network.compile(dynamic=False)  # with symbolic sizes the compiler fails on the attention of some stages
 
     def assemble(self, method: Method, steps: int) -> Trainer:
@@ -206,7 +218,7 @@ class TrainStage(Stage):
         if labels not in (TRUTH, NO_LABELS):
             stage = self.labelling_stage(labels)
             if not ahead:
-                dataset = dataset.relabelled(stage.folder / "labels", allow_missing=self.bad is not None)
+                dataset = dataset.relabelled(stage.folder / "labels", without=stage.result().get("left_out", ()))
         transform = build({"_target_": "trans4pass.data.TrainTransform", **config["transform"]}, f"{where}.transform")
         return dataset.with_transform(transform)
 

@@ -187,7 +187,8 @@ class Trainer:
                     break
             if not finite:
                 break
-        if not finite or not self.gradients_are_finite(values, micro_batches):
+        skipped = not finite or not self.gradients_are_finite(values, micro_batches)
+        if skipped:
             self.skip_step(before)
         else:
             for optimizer in self.optimizers.values():
@@ -195,14 +196,16 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
             values |= self.method.after_step(self.step)
-        self.advance_schedules()
+        self.advance_schedules(skipped)
         return {name: float(value) for name, value in values.items()}
 
     # ---- its parts ----
 
-    def advance_schedules(self) -> None:
-        with warnings.catch_warnings():  # a first step that was skipped on purpose
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+    def advance_schedules(self, skipped: bool) -> None:
+        # Only around a skipped step, for which torch may warn: each change of filters shows all old warnings again.
+        with warnings.catch_warnings() if skipped else nullcontext():
+            if skipped:
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             for scheduler in self.schedulers.values():
                 scheduler.step()
 

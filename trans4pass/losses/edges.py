@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,11 +25,12 @@ def soft_edge(masks: Tensor, radius: int = 2) -> Tensor:
     return masks + window_max(-masks, radius)
 
 
-def edge_target(labels: Tensor, radius: int = 2) -> tuple[Tensor, Tensor]:
+def edge_target(labels: Tensor, radius: int = 2, wrap: bool = False) -> tuple[Tensor, Tensor]:
     """Union over the classes of the edges of each class's mask, and where that is known.
 
     A pixel is on its own class's edge if, and only if, the window around it has another label, so that no class needs a
-    mask of its own. The image's border makes no edge. A pixel whose window has an ignored one is unknown.
+    mask of its own. The image's border makes no edge; with `wrap` its left and right sides meet. A pixel whose window
+    has an ignored one is unknown.
 
     Args:
         labels: (B,H,W) class indices; 255 is ignored.
@@ -36,6 +38,10 @@ def edge_target(labels: Tensor, radius: int = 2) -> tuple[Tensor, Tensor]:
     Returns:
         edges (B,H,W), float 0 or 1, 0 where unknown; known (B,H,W), bool.
     """
+    if wrap:
+        ring = torch.arange(-radius, labels.shape[2] + radius, device=labels.device) % labels.shape[2]
+        edges, known = edge_target(labels[..., ring], radius)
+        return edges[..., radius:-radius], known[..., radius:-radius]
     values = labels.float()
     highest = window_max(values, radius)
     known = highest != IGNORE  # the largest label there is
@@ -50,21 +56,28 @@ class EdgeLoss(nn.Module):
 
     Args:
         radius: of the erosion that makes the edges, pixels >= 1; an edge is 2 * radius wide, half of it on each side.
+        wrap: whether images are full panoramas, whose left and right sides meet.
     """
 
-    def __init__(self, radius: int = 2):
+    def __init__(self, radius: int = 2, wrap: bool = False):
         super().__init__()
         if radius < 1:
             raise ConfigError(f"radius must be at least 1 pixel, got {radius}")
-        self.radius = radius
+        self.radius, self.wrap = radius, wrap
 
     def normaliser(self, labels: Tensor) -> Tensor:
         """Number of images with a known pixel, a float scalar."""
-        return mask_counts(edge_target(labels, self.radius)[1])
+        return mask_counts(edge_target(labels, self.radius, self.wrap)[1])
 
     def forward(self, levels: Mapping[str, Tensor], labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
-        """Scalar loss of edge logits (B,1,h,w) by name; `normaliser` is the whole batch's, its own where None."""
-        edges, known = edge_target(labels, self.radius)
+        """Scalar loss of edge logits (B,1,h,w) by name; `normaliser` is the whole batch's, its own where None.
+
+        Maps of another size than the labels are resized bilinearly, as without `wrap`.
+        """
+        edges, known = edge_target(labels, self.radius, self.wrap)
         size = labels.shape[1:]
-        resized = [F.interpolate(x, size, mode="bilinear", align_corners=False)[:, 0] for x in levels.values()]
+        resized = [
+            (x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False))[:, 0]
+            for x in levels.values()
+        ]
         return sum(dice_loss(x, edges, known, normaliser) for x in resized)

@@ -20,7 +20,10 @@ class WeightedSum(nn.Module):
         super().__init__()
         weights = weights or {}
         if not terms or not weights.keys() <= terms.keys():
-            raise ConfigError(f"a weighted sum has the terms {list(terms)} and weights for {list(weights)}")
+            raise ConfigError(
+                f"a weighted sum needs a term or more, and weights for its terms only; it has the terms {list(terms)} "
+                f"and weights for {list(weights)}: add terms.<name>, or take weights.<name> out"
+            )
         self.weights = [float(weights.get(name, 1)) for name in terms]
         self.terms = nn.ModuleDict(terms)
 

@@ -24,7 +24,7 @@ from trans4pass.losses import (
     prototype_distillation,
     resize_labels,
 )
-from trans4pass.models import input_size, resize
+from trans4pass.models import input_size, resize, wrap_sideways
 
 from .base import Batch, Method
 from .discriminator import Discriminator
@@ -78,6 +78,8 @@ class Adaptation(Method):
         self.temperature, self.alpha = temperature, alpha
         head = network.head
         self.discriminator = Discriminator(head.num_classes) if lambda_adv else None
+        if network.wrap and self.discriminator is not None:
+            wrap_sideways(self.discriminator)
         self.bank = PrototypeBank(head.num_classes, head.feature_dim, **(prototypes or {})) if lambda_proto else None
         paper = self.bank is not None and self.bank.flavour == "paper"
         self.bank_scales = tuple(bank_scales or (PAPER_SCALES if paper else (1.0,)))

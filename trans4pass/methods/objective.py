@@ -25,7 +25,7 @@ class Objective(nn.Module):
 
     def __init__(self, loss: nn.Module, aux_weight: float, edge_weight: float, edges: bool, wrap: bool):
         super().__init__()
-        self.loss, self.edges = loss, EdgeLoss() if edges else None
+        self.loss, self.edges = loss, EdgeLoss(wrap=wrap) if edges else None
         self.aux_weight, self.edge_weight, self.wrap = aux_weight, edge_weight, wrap
 
     def normalisers(self, labels: Tensor) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ class Objective(nn.Module):
         levels = {}
         for name, logits in output.aux.items():
             if name.startswith(EDGE):
-                levels[name] = logits
+                levels[name] = resize(logits, labels.shape[1:], self.wrap, align_corners=False)
                 continue
             logits = resize(logits, labels.shape[1:], self.wrap)
             losses[name] = self.aux_weight * self.loss(logits, labels, norms["seg"])

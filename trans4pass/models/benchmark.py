@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from trans4pass.errors import ConfigError
+from trans4pass.models.ecrm import PrototypeRing
 from trans4pass.models.registry import create_model
 from trans4pass.ops import deform_conv2d
 
@@ -117,6 +118,7 @@ def make_precision_step(
 
     def call() -> None:
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             step()
 
@@ -146,11 +148,16 @@ def complexity(model: nn.Module, height: int, width: int) -> tuple[int, float]:
     Convolutions, linear layers and attention count. Of deformable convolutions the `native` backend's products count
     and its sampling does not; of `torchvision`'s nothing does. Element-wise work does not count.
     """
-    training = model.training
+    training, rings = model.training, [m for m in model.modules() if isinstance(m, PrototypeRing)]
+    written = [int(ring.written) for ring in rings]
+    for ring in rings:
+        ring.written.fill_(len(ring.bank))  # as training leaves it: an empty ring is never read
     image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
     with FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops}) as counter:
         model.eval()(image)
     model.train(training)
+    for ring, count in zip(rings, written):
+        ring.written.fill_(count)
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9
 
 

@@ -57,8 +57,11 @@ def wrap_sideways(model: nn.Module) -> None:
     """Make every layer of `model` circular; names and shapes of its weights stay.
 
     Convolutions and poolings change their class; a module that samples or resizes by itself has an attribute `wrap`.
+    Deformable convolutions become native, the only ones that can wrap.
     """
     for module in model.modules():
         if hasattr(module, "wrap"):
             module.wrap = True
+        if hasattr(module, "backend"):
+            module.backend = "native"
         module.__class__ = LAYERS.get(type(module), type(module))
