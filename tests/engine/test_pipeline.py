@@ -55,6 +55,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert any("pseudo-label" in tag for tag in tags)
 
 
+@pytest.mark.slow
 def test_the_best_step_is_scored_on_all_sides(run_here: Run, tiny_data: Path, tmp_path: Path) -> None:
     """Also where a later step was worse: a learning rate that wrecks the network after its first evaluation."""
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
@@ -271,6 +272,7 @@ def test_a_wrapped_model_is_told_what_is_no_panorama(
     assert "transform.size is 60 wide" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_speed_settings_change_only_last_digits(finished: Path, run_here: Run, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
     settings = ["channels_last=true", "recompute_activations=true", "tf32=true"]
@@ -315,6 +317,7 @@ def test_two_processes(finished: Path, tiny: list[str], tmp_path: Path) -> None:
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
+@pytest.mark.slow
 def test_two_processes_score_and_label_as_one(finished: Path, tiny: list[str], tiny_data: Path, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("source", "warmup")]
     start = finished / "warmup" / "last.pt"
@@ -341,7 +344,8 @@ def test_another_number_of_processes_is_refused(finished: Path, tiny: list[str])
     assert "processes: 1 -> 2" in again.stdout + again.stderr
 
 
-@pytest.mark.parametrize("model", ["danet_micro", pytest.param("trans4pass_micro_ecrm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["danet_micro", "trans4pass_micro_ecrm"])
 def test_two_processes_warm_up_with_auxiliary_outputs(model: str, tiny: list[str], tmp_path: Path) -> None:
     """Panoramas without labels leave the auxiliary outputs without a loss: no parameter may be missed by that."""
     off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
