@@ -82,11 +82,25 @@ def test_native_equals_torchvision(case: str, offsets: str) -> None:
 
 
 def test_mmcv_equals_torchvision() -> None:
+    """But for offsets' gradients at -1 exactly, a kink from which mmcv looks outwards and torchvision inwards."""
     pytest.importorskip("mmcv.ops", reason="optional: make setup-mmcv")
     for case, offsets in product(CASES, OFFSETS):
         tensors, grad = CASES[case].tensors(offsets)
         expected = CASES[case].run(tensors, grad, "torchvision")
-        assert_close(CASES[case].run(tensors, grad, "mmcv"), expected, 1e-5)
+        actual = CASES[case].run(tensors, grad, "mmcv")
+        if offsets not in ("random", "far outside"):  # whole numbers, or within rounding of them
+            del expected[2], actual[2]
+        assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["native", "torchvision", "mmcv"])
+def test_memory_layout_does_not_matter(backend: str) -> None:
+    if backend == "mmcv":
+        pytest.importorskip("mmcv.ops", reason="optional: make setup-mmcv")
+    tensors, _ = CASES["3x3, three groups"].tensors()
+    other = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in tensors[:4]] + tensors[4:]
+    assert not any(x.is_contiguous() for x in other[:4])
+    assert torch.equal(deform_conv2d(*other, 1, 1, backend), deform_conv2d(*tensors, 1, 1, backend))
 
 
 @pytest.mark.skipif(find_spec("mmcv") is not None, reason="mmcv is there")

@@ -38,11 +38,14 @@ def _mmcv(
     from mmcv.ops import modulated_deform_conv2d  # optional, and slow to import
 
     refuse_wrap("mmcv", wrap)
+    # At -1 exactly (zero offset, in the padding) the offset's gradient is 0 here, and not so in the other backends.
     groups, taps = offset.shape[1] // (2 * weight.shape[-1] ** 2), weight.shape[-1] ** 2
     if mask is None:
         mask = input.new_ones(len(input), groups * taps, *offset.shape[2:])
+    # It reads memory as if it were contiguous, whatever the strides.
+    tensors = [x.contiguous() for x in (input, offset, mask, weight)]
     # The last three: dilation, groups of the weight, offset groups.
-    return modulated_deform_conv2d(input, offset, mask, weight, bias, stride, padding, 1, 1, groups)
+    return modulated_deform_conv2d(*tensors, bias, stride, padding, 1, 1, groups)
 
 
 def refuse_wrap(name: str, wrap: bool) -> None:
