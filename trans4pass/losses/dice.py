@@ -44,7 +44,7 @@ class Dice(nn.Module):
     A class that an image does not show is not in its mean: its Dice coefficient would be 0 however well it is left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # its own: nn.Module's takes any setting, and typing errors in configs would pass
         super().__init__()
 
     def normaliser(self, labels: Tensor) -> Tensor:
