@@ -1,4 +1,4 @@
-"""tools/eval.py, tools/predict.py and tools/compare.py on a trained checkpoint."""
+"""tools/eval.py, tools/predict.py and tools/export_weights.py on a trained checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from PIL import Image
 
 from trans4pass import create_model
 from trans4pass.engine import checkpoint
-from trans4pass.engine.apply import compare_runs, evaluate_checkpoint, export_weights, predict_images
+from trans4pass.engine.apply import evaluate_checkpoint, export_weights, predict_images
 from trans4pass.engine.command import run_command
 from trans4pass.labels import LabelSpace
 
@@ -131,37 +131,6 @@ def test_predict_says_what_is_wrong_with_its_input(data: Path, capsys: pytest.Ca
     for folder, word in ((data / "nowhere", "neither"), (data / "empty", "no image")):
         assert run("predict", predict_images, f"checkpoint={path}", f"input={folder}") == 2
         assert word in capsys.readouterr().out
-
-
-def test_compare_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for seed, target in ((0, 40.0), (1, 44.0)):
-        stages = {
-            "source": {"source": 60.0, "target": target, "seconds": 60},
-            "mpa": {"source": 60.0, "target": target + 5 + seed, "seconds": 120},
-        }
-        (tmp_path / str(seed)).mkdir()
-        (tmp_path / str(seed) / "summary.json").write_text(
-            json.dumps({"seed": seed, "stages": stages, "model": {"config": {"name": "m"}}})
-        )
-    assert run("compare", compare_runs, f"runs=[{tmp_path / '0'},{tmp_path / '1'}]") == 0
-    shown = capsys.readouterr().out
-    assert "42.0 (40.0 to 44.0)" in shown
-    assert "+5.5 (+5.0 to +6.0)" in shown
-    assert run("compare", compare_runs, f"runs=['{tmp_path}/?']") == 0
-    assert "42.0 (40.0 to 44.0)" in capsys.readouterr().out
-    assert run("compare", compare_runs, f"runs=[{tmp_path}]") == 2
-
-
-def test_compare_runs_of_other_models(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for number, extra in enumerate(({}, {"head": "fpn", "ecrm": True, "edges": False})):
-        stage = {"source": 60.0, "target": 40.0 + number, "seconds": 60, "seconds_per_step": 0.25, "steps": 9}
-        model = {"config": {"name": "trans4pass_micro", **extra}, "parameters": 3_000_000, "gmacs": 1.5, "size": [8, 4]}
-        summary = {"seed": 0, "gain": 5.0, "final": "mpa", "stages": {"source": stage, "mpa": stage}, "model": model}
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "summary.json").write_text(json.dumps(summary))
-    assert run("compare", compare_runs, f"runs=['{tmp_path}/*']") == 0
-    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "trans4pass_micro head=fpn ecrm 0 60.00 41.00 41.00 +5.00 3.00 M 1.50 0.25" in shown
 
 
 def test_exported_weights_are_scored_alike_and_load_into_a_model(data: Path) -> None:

@@ -1,12 +1,12 @@
-"""Mean and range of several runs: python tools/compare.py runs=[runs/a,runs/b]."""
+"""Several runs in one table: python tools/compare.py runs=[runs/a,runs/b]."""
 
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from trans4pass.engine.apply import compare_runs
 from trans4pass.engine.command import run_command
+from trans4pass.engine.compare import compare_runs
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")

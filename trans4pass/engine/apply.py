@@ -6,7 +6,6 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from .interrupt import Interrupts
 from .log import console
 from .metrics import Regions, Scores
 from .pictures import colour_picture, overlay_picture, save, write_label
-from .report import compare, compare_models, number
+from .report import number
 from .run import build_network, write_json
 from .stage import part
 from .trainer import PRECISIONS
@@ -229,29 +228,6 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
     if dist.is_main():
         console.print(f"wrote labels, colour and overlay of {len(dataset)} images to {folder}", soft_wrap=True)
     return len(dataset)
-
-
-def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
-    """Print the mean and range of several runs' summaries, or a row per run if models differ (configs/compare.yaml)."""
-    # Path.glob takes no absolute patterns.
-    runs = [path for run in config["runs"] for path in sorted(glob(run)) or [run]]  # noqa: PTH207
-    paths = [Path(run) / "summary.json" for run in runs]
-    for path in paths:
-        if not path.is_file():
-            raise ConfigError(f"there is no {path}: name folders of finished runs, e.g. runs=[runs/a,runs/b]")
-    summaries = [json.loads(path.read_text()) for path in paths]
-    if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
-        raise ConfigError("the runs have different stages: compare runs of one experiment")
-    models = [summary.get("model") for summary in summaries]
-    if any(model != models[0] for model in models):
-        old = [str(path) for path, model in zip(paths, models, strict=True) if model is None]
-        if old:
-            raise ConfigError(
-                f"{', '.join(old)} tell no model, as older versions wrote them: repeat those with resume=true"
-            )
-        console.print(compare_models(summaries))
-    else:
-        console.print(compare(summaries))
 
 
 def find_input(path: Path) -> list[Item]:

@@ -138,68 +138,9 @@ def table(summary: Mapping[str, Any]) -> Table:
     return shown
 
 
-def compare(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Several runs of one experiment (other seeds) in one table: mean and range of each stage's figures."""
-    base = {index: first_target(summary) for index, summary in enumerate(summaries)}
-    seeds = ", ".join(str(summary["seed"]) for summary in summaries)
-    shown = Table(title=f"{len(summaries)} runs, seeds {seeds}: mean (lowest to highest), mIoU in %")
-    for column in ("stage", "source", "target", "gain over source-only", "minutes"):
-        shown.add_column(column, justify="left" if column == "stage" else "right")
-    for stage in summaries[0]["stages"]:
-        rows = [summary["stages"][stage] for summary in summaries]
-        gains = [row["target"] - base[index] for index, row in enumerate(rows) if "target" in row]
-        shown.add_row(
-            stage,
-            spread([row["source"] for row in rows if "source" in row]),
-            spread([row["target"] for row in rows if "target" in row]),
-            spread(gains, "+.1f"),
-            spread([row["seconds"] / 60 for row in rows]),
-        )
-    return shown
-
-
-def compare_models(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Runs of one experiment with different models, a row each."""
-    shown = Table(title="mIoU in %, after the first and the final training stage")
-    columns = ("source, first", "target, first", "target, final", "gain", "parameters", "GMACs", "s/it, first")
-    for column in ("model", "seed", *columns):
-        shown.add_column(column, justify="left" if column == "model" else "right")
-    for summary in summaries:
-        model, final = summary["model"], summary["stages"][summary["final"]]
-        first = next(stage for stage in summary["stages"].values() if "steps" in stage)
-        shown.add_row(
-            describe(model["config"]),
-            str(summary["seed"]),
-            number(first.get("source")),
-            number(first.get("target")),
-            number(final.get("target")),
-            "" if summary["gain"] is None else f"{summary['gain']:+.2f}",
-            f"{model['parameters'] / 1e6:.2f} M",
-            f"{model['gmacs']:.2f}",
-            number(first.get("seconds_per_step")),
-        )
-    size = summaries[0]["model"]["size"]
-    shown.caption = f"GMACs of one {size[0]}x{size[1]} image, deformable sampling not counted"
-    return shown
-
-
-def describe(model: Mapping[str, Any]) -> str:
-    """A model config in words: its name, and the options that are on."""
-    head = [] if model.get("head") is None else [f"head={model['head']}"]
-    return " ".join([model["name"], *head, *(name for name in ("ecrm", "edges", "wrap") if model.get(name))])
-
-
 def first_target(summary: Mapping[str, Any]) -> float | None:
     """The first training stage's target mIoU: what gains are measured from."""
     return next((values["target"] for values in summary["stages"].values() if "target" in values), None)
-
-
-def spread(values: Sequence[float], form: str = ".1f") -> str:
-    """Mean and range; nothing where there are no values."""
-    if not values:
-        return ""
-    mean = sum(values) / len(values)
-    return f"{mean:{form}} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else f"{mean:{form}}"
 
 
 def number(value: float | None) -> str:

@@ -1,0 +1,134 @@
+"""Several finished runs in one table: other seeds as mean and range, other settings as a row each."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.table import Table
+
+from trans4pass.errors import ConfigError
+
+from .interrupt import Interrupts
+from .log import console
+from .report import first_target
+from .run import flatten
+
+Summary = Mapping[str, Any]
+
+# What may differ between runs of the same settings: where they live, their seed, and what leaves no trace in results.
+INCIDENTAL = ("name", "run_dir", "resume", "overwrite", "seed", "num_workers")
+INCIDENTAL_ANYWHERE = ("checkpoint_every", "log_every")
+
+
+def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Print runs that differ in the seed alone stage by stage, others with a row per setting (configs/compare.yaml)."""
+    # Path.glob takes no absolute patterns.
+    runs = [Path(path) for run in config["runs"] for path in sorted(glob(run)) or [run]]  # noqa: PTH207
+    for run in runs:
+        if not ((run / "summary.json").is_file() and (run / "config.yaml").is_file()):
+            raise ConfigError(f"{run} is no finished run: name such folders, e.g. runs=[runs/a,runs/b] or 'runs/a_*'")
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
+        raise ConfigError("the runs have different stages: compare runs of one experiment")
+    settings = tell_apart([yaml.safe_load((run / "config.yaml").read_text()) for run in runs])
+    groups: dict[str, list[Summary]] = {}
+    for words, summary in zip(settings, summaries, strict=True):
+        groups.setdefault(words, []).append(summary)
+    console.print(compare_seeds(summaries) if len(groups) == 1 else compare_settings(groups))
+
+
+def tell_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What sets each configuration apart from the others, in words; equal settings get equal words.
+
+    Shown are the settings that all have and that differ, options that are off only if there is nothing else to tell;
+    where that does not tell all apart, every difference.
+    """
+    flat = [{key: value for key, value in flatten(config).items() if not is_incidental(key)} for config in configs]
+    keys = list(dict.fromkeys(key for values in flat for key in values))
+    differing = [key for key in keys if any(key not in one or one[key] != flat[0].get(key) for one in flat)]
+    shared = [key for key in differing if all(key in one for one in flat)]
+    every = [in_words(one, differing) for one in flat]
+    brief = [
+        in_words(one, [key for key in shared if one[key] is not None and one[key] is not False])
+        or in_words(one, shared)
+        for one in flat
+    ]
+    return brief if len(set(brief)) == len(set(every)) else every
+
+
+def is_incidental(key: str) -> bool:
+    return key in INCIDENTAL or key.rsplit(".", 1)[-1] in INCIDENTAL_ANYWHERE
+
+
+def in_words(settings: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """`key=value` of those keys that there are, a class by its name alone."""
+    words = []
+    for key in keys:
+        if key.endswith("._target_") and key in settings:
+            words.append(f"{key.removesuffix('._target_')}={settings[key].rsplit('.', 1)[-1]}")
+        elif key in settings:
+            words.append(f"{key}={settings[key]}")
+    return ", ".join(words)
+
+
+def compare_seeds(summaries: Sequence[Summary]) -> Table:
+    """Runs of the same settings: mean and range of each stage's figures."""
+    shown = Table(title=f"{len(summaries)} runs, seeds {seeds(summaries)}: mean (lowest to highest), mIoU in %")
+    for column in ("stage", "source", "target", "gain over source-only", "minutes"):
+        shown.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in summaries[0]["stages"]:
+        rows = [summary["stages"][stage] for summary in summaries]
+        pairs = zip(summaries, rows, strict=True)
+        shown.add_row(
+            stage,
+            spread([row["source"] for row in rows if "source" in row]),
+            spread([row["target"] for row in rows if "target" in row]),
+            spread([row["target"] - first_target(summary) for summary, row in pairs if "target" in row], "+.1f"),
+            spread([row["seconds"] / 60 for row in rows]),
+        )
+    return shown
+
+
+def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Table:
+    """Runs that differ in more than the seed: per setting the first and the final training stage's figures."""
+    several = any(len(summaries) > 1 for summaries in groups.values())
+    shown = Table(
+        title="mIoU in %, after the first and the final training stage" + several * ": mean (range over seeds)"
+    )
+    columns = ("source, first", "target, first", "target, final", "gain", "parameters", "GMACs", "s/it, first")
+    for column in ("settings", "seeds", *columns):
+        shown.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
+    for words, summaries in groups.items():
+        firsts = [next(stage for stage in summary["stages"].values() if "steps" in stage) for summary in summaries]
+        finals = [summary["stages"][summary["final"]] for summary in summaries]
+        model = summaries[0]["model"]
+        shown.add_row(
+            words,
+            seeds(summaries),
+            spread([stage["source"] for stage in firsts if "source" in stage]),
+            spread([stage["target"] for stage in firsts if "target" in stage]),
+            spread([stage["target"] for stage in finals if "target" in stage]),
+            spread([summary["gain"] for summary in summaries if summary["gain"] is not None], "+.1f"),
+            f"{model['parameters'] / 1e6:.2f} M",
+            f"{model['gmacs']:.2f}",
+            spread([stage["seconds_per_step"] for stage in firsts if stage.get("seconds_per_step")], ".2f"),
+        )
+    width, height = summaries[0]["model"]["size"]
+    shown.caption = f"GMACs of one {width}x{height} image, deformable sampling not counted"
+    return shown
+
+
+def seeds(summaries: Sequence[Summary]) -> str:
+    return ", ".join(str(summary["seed"]) for summary in summaries)
+
+
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """Mean and range; nothing where there are no values."""
+    if not values:
+        return ""
+    mean = sum(values) / len(values)
+    return f"{mean:{form}} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else f"{mean:{form}}"
