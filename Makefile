@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo setup-mmcv toy-table toy-ablation test test-slow soak lint format benchmark
+.PHONY: help setup demo setup-mmcv toy-table toy-ablation toy-losses toy-policies test test-slow soak lint format benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,11 +27,36 @@ toy-table: setup  ## measure the README's table of the toy world (three seeds, a
 	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
 
 MICRO := trans4pass_micro
-ABLATED := $(MICRO),trans4pass_plus_micro,$(MICRO)_fpn,$(MICRO)_coarse_to_fine,$(MICRO)_ecrm,$(MICRO)_edges,danet_micro
+ABLATED := $(MICRO),trans4pass_plus_micro,$(MICRO)_fpn,$(MICRO)_coarse_to_fine,$(MICRO)_ecrm,$(MICRO)_edges,danet_micro,danet_resnet50
 
-toy-ablation: setup  ## measure the model zoo's table of heads and options on the toy world (about an hour)
+toy-ablation: setup  ## measure the model zoo's table of heads and options on the toy world (about two hours)
 	$(BIN)/python tools/train.py -m experiment=toy_ablation model=$(ABLATED) resume=true
 	$(BIN)/python tools/compare.py "runs=['runs/toy_ablation_*']"
+
+TOY := $(BIN)/python tools/train.py experiment=pin2pan_toy resume=true
+LOSS := stages.source.method.loss
+SCHEDULE := stages.source.schedule
+ADAPTATION_OFF := stages.warmup.enabled=false stages.pseudo_labels.enabled=false stages.mpa.enabled=false
+
+toy-losses: setup  ## measure the model zoo's table of source losses on the toy world (half an hour)
+	$(TOY) name=toy_loss_cross_entropy
+	$(TOY) name=toy_loss_focal loss@$(LOSS)=focal
+	$(TOY) name=toy_loss_hard_pixel loss@$(LOSS)=hard_pixel $(LOSS).mining_steps=400
+	$(TOY) name=toy_loss_ohem loss@$(LOSS)=ohem $(LOSS).min_kept=8000
+	$(TOY) name=toy_loss_dice loss@$(LOSS)=dice
+	$(TOY) name=toy_loss_cross_entropy_dice loss@$(LOSS)=cross_entropy_dice
+	$(BIN)/python tools/compare.py "runs=['runs/toy_loss_*']"
+
+toy-policies: setup  ## measure the model zoo's table of learning-rate policies on the toy world (20 minutes)
+	$(TOY) name=toy_policy_poly $(ADAPTATION_OFF)
+	$(TOY) name=toy_policy_cosine $(ADAPTATION_OFF) schedule@$(SCHEDULE)=cosine
+	$(TOY) name=toy_policy_fixed $(ADAPTATION_OFF) schedule@$(SCHEDULE)=fixed
+	$(TOY) name=toy_policy_step $(ADAPTATION_OFF) schedule@$(SCHEDULE)=step $(SCHEDULE).size=150
+	$(TOY) name=toy_policy_multistep $(ADAPTATION_OFF) schedule@$(SCHEDULE)=multistep $(SCHEDULE).milestones=[250,350]
+	$(TOY) name=toy_policy_exp $(ADAPTATION_OFF) schedule@$(SCHEDULE)=exp $(SCHEDULE).gamma=0.99
+	$(TOY) name=toy_policy_inv $(ADAPTATION_OFF) schedule@$(SCHEDULE)=inv $(SCHEDULE).gamma=0.01
+	$(TOY) name=toy_policy_sigmoid $(ADAPTATION_OFF) schedule@$(SCHEDULE)=sigmoid $(SCHEDULE).gamma=-0.02 $(SCHEDULE).middle=250
+	$(BIN)/python tools/compare.py "runs=['runs/toy_policy_*']"
 
 test: setup  ## the daily tests (minutes)
 	$(BIN)/python -m pytest

@@ -95,10 +95,7 @@ def compare_seeds(summaries: Sequence[Summary]) -> Table:
 
 def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Table:
     """Runs that differ in more than the seed: per setting the first and the final training stage's figures."""
-    several = any(len(summaries) > 1 for summaries in groups.values())
-    shown = Table(
-        title="mIoU in %, after the first and the final training stage" + several * ": mean (range over seeds)"
-    )
+    shown = Table(title="mIoU in %, after the first and the final training stage; several seeds: mean and range")
     columns = ("source, first", "target, first", "target, final", "gain", "parameters", "GMACs", "s/it, first")
     for column in ("settings", "seeds", *columns):
         shown.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
