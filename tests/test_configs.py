@@ -162,6 +162,12 @@ def test_pseudo_labels_and_distillation_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("loss", sorted(path.stem for path in (CONFIGS / "loss").glob("*.yaml")))
 def test_every_loss_can_be_chosen(loss: str) -> None:
-    config = composed("source_cityscapes13", f"loss@stages.source.method.loss={loss}")
-    built = build(config["stages"]["source"]["method"]["loss"], "stages.source.method.loss")
-    assert callable(built.normaliser)
+    for experiment in ("pin2pan", "pin2pan_toy"):
+        config = composed(experiment)
+        trained = [name for name, stage in config["stages"].items() if stage["kind"] == "train"]
+        assert {"source", "warmup", "mpa"} <= set(trained)
+        config = composed(experiment, *(f"loss@stages.{name}.method.loss={loss}" for name in trained))
+        for name in trained:
+            built = build(config["stages"][name]["method"]["loss"], f"stages.{name}.method.loss")
+            assert callable(built.normaliser)
+            assert callable(built.after_step)

@@ -40,19 +40,20 @@ class Method(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = nn.Sequential()
-        self.network.body, self.network.head = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.network.encoder, self.network.context, self.network.head = (nn.Linear(2, 2) for _ in range(3))
         self.discriminator = nn.Linear(2, 1)
 
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
 
 
-def test_the_head_gets_its_own_rate() -> None:
+def test_all_behind_the_encoder_gets_its_own_rate() -> None:
     method = Method()
     optimizers = build_optimizers(method, {"network": {**SGD, "head_lr_scale": 10.0}, "discriminator": SGD}, "optim")
     rates = {id(p): group["lr"] for group in optimizers["network"].param_groups for p in group["params"]}
-    assert {rates[id(p)] for p in method.network.body.parameters()} == {0.1}
-    assert {rates[id(p)] for p in method.network.head.parameters()} == {1.0}
+    assert {rates[id(p)] for p in method.network.encoder.parameters()} == {0.1}
+    for part in (method.network.context, method.network.head):
+        assert {rates[id(p)] for p in part.parameters()} == {1.0}
     assert len(optimizers["discriminator"].param_groups) == 1
 
 
@@ -60,7 +61,7 @@ def test_each_trainable_parameter_needs_exactly_one_optimiser() -> None:
     with pytest.raises(ConfigError, match=r"discriminator\.weight"):
         build_optimizers(Method(), {"network": SGD}, "optim")
     shared = Method()
-    shared.discriminator = shared.network.body
+    shared.discriminator = shared.network.head
     with pytest.raises(ConfigError, match="also trained by"):
         build_optimizers(shared, {"network": SGD, "discriminator": SGD}, "optim")
     with pytest.raises(ConfigError, match="lrr"):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from trans4pass.errors import ConfigError
 from trans4pass.losses.dice import dice_loss
-from trans4pass.losses.edges import EdgeLoss, edge_target, soft_edge
+from trans4pass.losses.edges import EdgeLoss, MaskEdge, edge_target, soft_edge
 
 CLASSES = 5
 
@@ -108,3 +108,33 @@ def test_a_panoramas_sides_meet() -> None:
     assert edges[0, 3].nonzero().flatten().tolist() == [0, 5, 6, 11]
     assert edge_target(labels, 1)[0][0, 3].nonzero().flatten().tolist() == [5, 6]
     assert not known[0, 1, 11]
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_the_edges_of_predicted_masks_are_compared(wrap: bool) -> None:
+    labels = random_labels()
+    logits = torch.randn(2, CLASSES, *labels.shape[1:], generator=torch.Generator().manual_seed(0)).double()
+    loss, radius = MaskEdge(1, wrap), 1
+    edges, known = edge_target(labels, radius, wrap)
+    expected = []
+    for n in range(2):
+        masks = logits[n].softmax(0)
+        if wrap:
+            masks = torch.cat((masks[..., -radius:], masks, masks[..., :radius]), -1)
+        found = torch.stack([mask - eroded(mask, radius) for mask in masks]).amax(0)
+        found = found[:, radius:-radius] if wrap else found
+        p, g = found[known[n]], edges[n][known[n]]
+        expected.append(1 - 2 * (p * g).sum() / (p.square().sum() + 0.001 + g.square().sum() + 0.001))
+    assert loss(logits, labels).item() == pytest.approx(sum(expected).item() / 2, abs=1e-10)
+
+
+def test_true_masks_have_true_edges_and_ignored_pixels_no_part() -> None:
+    labels = random_labels()
+    truth = F.one_hot(labels.where(labels != 255, 0), CLASSES).permute(0, 3, 1, 2).double() * 60
+    assert MaskEdge()(truth, labels).item() < 1e-3
+    logits = torch.zeros_like(truth).normal_(generator=torch.Generator().manual_seed(0)).requires_grad_()
+    MaskEdge()(logits, labels).backward()
+    assert logits.grad.any()
+    assert not logits.grad[(labels == 255)[:, None].expand_as(logits)].any()
+    nothing = MaskEdge()(logits, torch.full_like(labels, 255))
+    assert nothing.item() == 0

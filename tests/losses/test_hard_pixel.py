@@ -135,3 +135,11 @@ def test_ohem_averages_the_parts_that_have_labels() -> None:
 def test_bad_settings_are_refused(build, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         build()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_counts_and_sums_in_single(dtype: torch.dtype) -> None:
+    logits = torch.randn(1, CLASSES, 260, 260, generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels = torch.zeros(1, 260, 260, dtype=torch.int64)
+    loss = HardPixelCrossEntropy()
+    assert loss(logits, labels).item() == pytest.approx(loss(logits.float(), labels).item(), rel=1e-6)

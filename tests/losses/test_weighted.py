@@ -43,7 +43,7 @@ def test_a_sum_weighs_its_terms() -> None:
 def test_its_terms_follow_the_steps() -> None:
     total = WeightedSum({"hard": HardPixelCrossEntropy(mining_steps=10), "dice": Dice()})
     total.after_step(4)
-    assert total.state_dict()["terms.hard.step"] == 5
+    assert total.state_dict()["terms.0.step"] == 5
 
 
 @pytest.mark.parametrize("loss", [Dice(), WeightedSum({"a": CrossEntropy(), "b": Dice()})], ids=["dice", "sum"])
@@ -68,3 +68,13 @@ def test_ignored_pixels_give_neither_value_nor_gradient(loss: torch.nn.Module) -
 def test_a_sum_without_terms_or_with_weights_for_none_is_refused(terms: dict, weights: dict) -> None:
     with pytest.raises(ConfigError, match="terms"):
         WeightedSum(terms, weights)
+
+
+def test_a_sum_may_be_a_term_and_names_are_free() -> None:
+    logits, labels = example()
+    inner = WeightedSum({"type": CrossEntropy(), "a.b": Dice()}, {"a.b": 3.0})
+    total = WeightedSum({"inner": inner, "hard": HardPixelCrossEntropy()}, {"inner": 0.5})
+    expected = 0.5 * (CrossEntropy()(logits, labels) + 3 * Dice()(logits, labels))
+    expected += HardPixelCrossEntropy()(logits, labels)
+    assert total.normaliser(labels).shape == (3,)
+    assert total(logits, labels).item() == pytest.approx(expected.item(), abs=1e-12)

@@ -65,24 +65,24 @@ def test_head_goes_from_coarse_to_fine(sizes) -> None:
 
 
 def test_a_single_head_is_on_the_finest_level() -> None:
-    aux = ReverseEdgeHead(CHANNELS, width=16, edges=1).double()(pyramid(*ODD))
+    aux = ReverseEdgeHead(CHANNELS, width=16, levels=1).double()(pyramid(*ODD))
     assert {name: tuple(x.shape) for name, x in aux.items()} == {"edge1": (2, 1, 13, 19)}
 
 
-@pytest.mark.parametrize("edges", [1, 3])
-def test_gradient_reaches_every_parameter(edges: int) -> None:
-    head = CoarseToFineHead(CHANNELS, 5, width=64, edges=edges).double()
+@pytest.mark.parametrize("levels", [1, 3])
+def test_gradient_reaches_every_parameter(levels: int) -> None:
+    head = CoarseToFineHead(CHANNELS, 5, width=64, levels=levels).double()
     _, logits, aux = head(pyramid(*ODD))
     sum(x.square().sum() for x in (logits, *aux.values())).backward()
     assert all(parameter.grad.any() for parameter in head.parameters())
 
-    beside = ReverseEdgeHead(CHANNELS, width=16, edges=edges).double()
+    beside = ReverseEdgeHead(CHANNELS, width=16, levels=levels).double()
     sum(x.square().sum() for x in beside(pyramid(*ODD)).values()).backward()
     assert all(parameter.grad.any() for parameter in beside.parameters())
 
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="1 to 3"):
-        ReverseEdgeHead(CHANNELS, edges=4)
+        ReverseEdgeHead(CHANNELS, levels=4)
     with pytest.raises(ConfigError, match="40"):
         CoarseToFineHead(CHANNELS, 5, width=40)

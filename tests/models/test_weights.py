@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trans4pass import create_model
 from trans4pass.errors import WeightsError
-from trans4pass.models import identify, load_weights, read_state_dict
+from trans4pass.models import Variant, identify, load_weights, read_state_dict
 
 State = dict[str, Tensor]
 CLASSES = 13
@@ -105,7 +105,8 @@ def test_a_whole_checkpoint_round_trips(format: str, tmp_path: Path) -> None:
     loaded = create_model("trans4pass_micro", CLASSES, path).state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
-    assert identify(read_state_dict(path)) == ("trans4pass_micro", CLASSES, 128, (True, False, False, False))
+    expected = Variant("trans4pass_micro", CLASSES, embed_dim=128, deform=(True, False, False, False))
+    assert identify(read_state_dict(path)) == expected
 
 
 @pytest.mark.parametrize("format", [segformer, transformers])
@@ -165,6 +166,48 @@ def test_another_model_is_refused_and_named(case: str, tmp_path: Path) -> None:
     path = save(official(random_state(name, classes, **settings)), tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=f"other.pth.*{message}"):
         create_model("trans4pass_micro", 13, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("danet_resnet101", {}),
+        ("danet_resnet50", {"head": "dmlp", "embed_dim": 32, "ecrm": True}),
+        ("danet_micro", {}),
+        ("trans4pass_plus_tiny", {"deform": (True, True, False, False), "edges": True}),
+        ("trans4pass_micro", {"head": "fpn", "ecrm": True, "edges": True}),
+        ("trans4pass_micro", {"head": "coarse_to_fine"}),
+    ],
+)
+def test_every_model_is_known_by_its_weights(name: str, settings: dict) -> None:
+    with torch.device("meta"):
+        state = create_model(name, 7, **settings).state_dict()
+        variant = identify(state)
+        again = create_model(variant.name, variant.num_classes, **variant.options()).state_dict()
+    assert {key: value.shape for key, value in again.items()} == {key: value.shape for key, value in state.items()}
+    assert identify(again) == variant
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "message"),
+    [
+        ({}, {"edges": True}, "Use model.edges=true, or"),
+        ({"ecrm": True}, {}, "Use model.ecrm=false, or"),
+        ({}, {"head": "fpn"}, "Use model.head=fpn, or"),
+        ({"head": "fpn"}, {}, "Use model.embed_dim=128 and .*model.head=null, or"),
+        ({"head": {"name": "fpn", "hidden": 64}}, {"head": "fpn"}, "lacks|Shapes differ.*other settings of head"),
+    ],
+)
+def test_the_fitting_options_are_named(asked: dict, held: dict, message: str, tmp_path: Path) -> None:
+    path = save(random_state(**held), tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=message):
+        create_model("trans4pass_micro", CLASSES, path, **asked)
+
+
+def test_a_resnets_weights_are_sent_to_their_place(tmp_path: Path) -> None:
+    path = save({"layer1.0.conv1.weight": torch.rand(64, 64, 1, 1)}, tmp_path / "resnet50.pth")
+    with pytest.raises(WeightsError, match=r"model\.encoder_weights of model=danet_resnet50"):
+        create_model("trans4pass_micro", CLASSES, path)
 
 
 def test_small_is_told_from_tiny(tmp_path: Path) -> None:

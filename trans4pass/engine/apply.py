@@ -61,7 +61,7 @@ def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple
             f"labels@model_labels=<label space>, e.g. cityscapes19 or outdoor13"
         )
     labels = LabelSpace.from_dict(model_labels)
-    network = create_model(variant.name, labels.num_classes, embed_dim=variant.embed_dim, deform=variant.deform)
+    network = create_model(variant.name, labels.num_classes, **variant.options())
     load_weights(network, path)
     return network, labels
 

@@ -17,7 +17,7 @@ def build_optimizers(method: nn.Module, configs: Mapping[str, Mapping[str, Any]]
     Args:
         method: a `Method`.
         configs: submodule name (`network`, `discriminator`) -> optimiser config, which may also say `head_lr_scale`, a
-            factor on the learning rate of the submodule's `head`.
+            factor on the learning rate of all that the submodule has behind its `encoder`.
         where: the configs' place, for error messages.
     Raises:
         ConfigError: a trainable parameter in no optimiser or in two, or an optimiser for a submodule that is not there.
@@ -38,14 +38,14 @@ def build_optimizers(method: nn.Module, configs: Mapping[str, Mapping[str, Any]]
 
 
 def parameter_groups(module: nn.Module, head_scale: float, lr: float | None, where: str) -> list[dict[str, Any]]:
-    """All parameters once; with a scale other than 1 those of `module.head` in a group of their own."""
+    """All parameters once; with a scale other than 1 those behind `module.encoder` in a group of their own."""
     if head_scale == 1:
         return [{"params": list(module.parameters())}]
-    if not hasattr(module, "head"):
-        raise ConfigError(f"{where}.head_lr_scale is {head_scale}, but this submodule has no head: leave it out")
-    head = set(module.head.parameters())
-    body = [parameter for parameter in module.parameters() if parameter not in head]
-    return [{"params": body}, {"params": list(module.head.parameters()), "lr": lr * head_scale}]
+    if not hasattr(module, "encoder"):
+        raise ConfigError(f"{where}.head_lr_scale is {head_scale}, but this submodule has no encoder: leave it out")
+    encoder = list(module.encoder.parameters())
+    behind = [parameter for parameter in module.parameters() if parameter not in set(encoder)]
+    return [{"params": encoder}, {"params": behind, "lr": lr * head_scale}]
 
 
 def check_coverage(method: nn.Module, optimizers: Mapping[str, Optimizer], where: str) -> None:

@@ -4,9 +4,10 @@ Each is a function of the step (from 0), the step at which it ends, and its own 
 the learning rate. All but cosine and the line of `make_schedule` are Caffe's.
 """
 
+import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from math import cos, pi, tanh
+from math import cos, isfinite, pi, tanh
 
 from trans4pass.errors import ConfigError
 
@@ -18,6 +19,8 @@ def fixed(step: int, total: int) -> float:
 
 def step_(step: int, total: int, size: int, gamma: float = 0.1) -> float:
     """gamma^floor(step/size): one drop every `size` steps."""
+    if size < 1:
+        raise ArithmeticError(f"size must be at least 1 step, got {size}")
     return gamma ** (step // size)
 
 
@@ -79,11 +82,16 @@ def make_schedule(
     if total_steps < 1 or warmup_steps < 0:
         raise ConfigError(f"total_steps must be >= 1 and warmup_steps >= 0, got {total_steps} and {warmup_steps}")
     function = POLICIES[policy]
+    known = list(inspect.signature(function).parameters)[2:]
     try:
-        for step in (0, total_steps):
-            function(step, total_steps, **parameters)
+        factors = [function(step, total_steps, **parameters) for step in (0, 1, total_steps)]
     except (TypeError, ArithmeticError) as error:
-        raise ConfigError(f"schedule policy {policy!r}: {error}") from None
+        raise ConfigError(f"schedule policy {policy!r}, which takes {', '.join(known) or 'nothing'}: {error}") from None
+    if any(isinstance(factor, complex) or not isfinite(factor) or factor < 0 for factor in factors):
+        raise ConfigError(
+            f"schedule policy {policy!r} with {parameters} gives the factors {', '.join(map(str, factors))} at steps "
+            f"0, 1 and {total_steps}; they must be numbers >= 0"
+        )
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

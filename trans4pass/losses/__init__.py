@@ -2,7 +2,7 @@
 
 from .adversarial import SOURCE, TARGET, domain_loss
 from .dice import Dice, dice_loss, soft_dice
-from .edges import EdgeLoss, edge_target, soft_edge
+from .edges import EdgeLoss, MaskEdge, edge_target, soft_edge
 from .hard_pixel import HardPixelCrossEntropy, OHEMCrossEntropy
 from .pixel import CrossEntropy, Focal, at_least_single, pixel_counts
 from .prototype import class_sums, prototype_distillation, resize_labels
@@ -16,6 +16,7 @@ __all__ = [
     "EdgeLoss",
     "Focal",
     "HardPixelCrossEntropy",
+    "MaskEdge",
     "OHEMCrossEntropy",
     "WeightedSum",
     "at_least_single",

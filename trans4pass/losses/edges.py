@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 
-from .dice import dice_loss, mask_counts
+from .dice import dice_loss, mask_counts, soft_dice
+from .pixel import at_least_single
 
 
 def window_max(x: Tensor, radius: int) -> Tensor:
@@ -49,10 +50,8 @@ def edge_target(labels: Tensor, radius: int = 2, wrap: bool = False) -> tuple[Te
     return edges.float(), known
 
 
-class EdgeLoss(nn.Module):
-    """Dice loss of edge logits against the labels' edges, averaged over the images and summed over the levels.
-
-    Every level is compared at the labels' size. An image without a known pixel is not in the mean.
+class AgainstEdges(nn.Module):
+    """What is compared with the labels' edges by Dice, averaged over the images that have a known pixel.
 
     Args:
         radius: of the erosion that makes the edges, pixels >= 1; an edge is 2 * radius wide, half of it on each side.
@@ -69,6 +68,10 @@ class EdgeLoss(nn.Module):
         """Number of images with a known pixel, a float scalar."""
         return mask_counts(edge_target(labels, self.radius, self.wrap)[1])
 
+
+class EdgeLoss(AgainstEdges):
+    """The edge maps that a network tells, summed over its levels; every level is compared at the labels' size."""
+
     def forward(self, levels: Mapping[str, Tensor], labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
         """Scalar loss of edge logits (B,1,h,w) by name; `normaliser` is the whole batch's, its own where None.
 
@@ -81,3 +84,24 @@ class EdgeLoss(nn.Module):
             for x in levels.values()
         ]
         return sum(dice_loss(x, edges, known, normaliser) for x in resized)
+
+
+class MaskEdge(AgainstEdges):
+    """The edges of the predicted masks, without any edge head; usually beside a cross-entropy.
+
+    OSFormer compares the edge of a predicted instance's mask with the true one's. Here the softmax's probability maps
+    are the masks, and the union of their edges is at each pixel the largest.
+    """
+
+    def after_step(self, step: int) -> None:
+        """Nothing changes with the steps."""
+
+    def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
+        """Scalar loss of logits (B,K,H,W) and labels (B,H,W); `normaliser` is this batch's own where None."""
+        edges, known = edge_target(labels, self.radius, self.wrap)
+        masks = at_least_single(logits).softmax(1)
+        if self.wrap:
+            masks = F.pad(masks, (self.radius, self.radius, 0, 0), mode="circular")
+        found = soft_edge(masks.flatten(0, 1), self.radius).unflatten(0, masks.shape[:2]).amax(1)  # B,K,H,W -> B,H,W
+        found = found[..., self.radius : -self.radius] if self.wrap else found
+        return soft_dice(found, edges, known, normaliser)

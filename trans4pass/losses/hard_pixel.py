@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 
-from .pixel import CrossEntropy, safe_ratio
+from .pixel import CrossEntropy, at_least_single, safe_ratio
 
 
 class HardPixelCrossEntropy(nn.Module):
@@ -49,7 +49,7 @@ class HardPixelCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
         """Scalar loss; `normaliser` is the whole batch's, this batch's own where None."""
-        losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
+        losses = F.cross_entropy(at_least_single(logits), labels.long(), ignore_index=IGNORE, reduction="none")
         kept = (self.share() * (labels != IGNORE).flatten(1).sum(1)).floor().clamp(min=1)  # B,H,W -> B,N
         # An ignored pixel's loss is 0, the least there is; images without labels have nothing else.
         hardest = losses.flatten(1).sort(1, descending=True).values  # B,H,W -> B,N

@@ -25,19 +25,24 @@ class WeightedSum(nn.Module):
                 f"and weights for {list(weights)}: add terms.<name>, or take weights.<name> out"
             )
         self.weights = [float(weights.get(name, 1)) for name in terms]
-        self.terms = nn.ModuleDict(terms)
+        self.terms = nn.ModuleList(terms.values())  # no ModuleDict: it takes neither dots nor names like `type`
+        # A term may be a sum itself, which has a normaliser for each of its own terms.
+        self.sizes = [sum(loss.sizes) if isinstance(loss, WeightedSum) else 1 for loss in self.terms]
 
     def normaliser(self, labels: Tensor) -> Tensor:
-        """Each term's normaliser, (T,)."""
-        return torch.stack([loss.normaliser(labels) for loss in self.terms.values()])
+        """Each term's normaliser, (T,), of the terms of terms where those are sums."""
+        return torch.cat([loss.normaliser(labels).reshape(-1) for loss in self.terms])
 
     def after_step(self, step: int) -> None:
         """Called after step number `step` (from 0)."""
-        for loss in self.terms.values():
+        for loss in self.terms:
             loss.after_step(step)
 
     def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
         """Scalar loss; `normaliser` is the whole batch's, this batch's own where None."""
-        norms = self.normaliser(labels) if normaliser is None else normaliser
-        losses = [loss(logits, labels, norm) for loss, norm in zip(self.terms.values(), norms, strict=True)]
+        norms = (self.normaliser(labels) if normaliser is None else normaliser).split(self.sizes)
+        losses = [
+            loss(logits, labels, norm if isinstance(loss, WeightedSum) else norm[0])
+            for loss, norm in zip(self.terms, norms, strict=True)
+        ]
         return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))

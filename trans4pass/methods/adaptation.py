@@ -40,7 +40,8 @@ class Adaptation(Method):
     Args:
         network: returns a `SegOutput`; tells `feature_stride`, `has_edges` and `wrap`; its `head` tells its widths.
         loss: the source's pixel loss. The target's pseudo-labels always get the unweighted cross-entropy.
-        aux_weight, edge_weight: of the auxiliary class maps and edge maps, in both domains (see `Objective`).
+        aux_weight, edge_weight, edge_radius: of the auxiliary class maps and edge maps, in both domains (see
+            `Objective`).
         lambda_adv: weight of the adversarial term; 0 leaves the discriminator out.
         lambda_target: weight of the cross-entropy on the target's pseudo-labels; 0 leaves it out.
         lambda_proto: weight of the prototype distillation in each domain; 0 leaves the bank out.
@@ -59,6 +60,7 @@ class Adaptation(Method):
         loss: nn.Module,
         aux_weight: float = 1.0,
         edge_weight: float = 1.0,
+        edge_radius: int = 2,
         lambda_adv: float = 0.0,
         lambda_target: float = 0.0,
         lambda_proto: float = 0.0,
@@ -72,8 +74,9 @@ class Adaptation(Method):
             raise ConfigError(
                 f"lambdas must be >= 0, got adv {lambda_adv}, target {lambda_target}, proto {lambda_proto}"
             )
-        self.source_objective = Objective(loss, aux_weight, edge_weight, network.has_edges, network.wrap)
-        self.target_objective = Objective(CrossEntropy(), aux_weight, edge_weight, network.has_edges, network.wrap)
+        settings = (aux_weight, edge_weight, edge_radius, network.has_edges, network.wrap)
+        self.source_objective = Objective(loss, *settings)
+        self.target_objective = Objective(CrossEntropy(), *settings)
         self.lambda_adv, self.lambda_target, self.lambda_proto = lambda_adv, lambda_target, lambda_proto
         self.temperature, self.alpha = temperature, alpha
         head = network.head

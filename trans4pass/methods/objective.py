@@ -19,13 +19,16 @@ class Objective(nn.Module):
         loss: a pixel loss with a `normaliser` (see `trans4pass.losses`).
         aux_weight: of each auxiliary class map.
         edge_weight: of the edge maps' summed loss.
+        edge_radius: of the erosion that makes the edges (see `EdgeLoss`).
         edges: whether the network tells edges.
         wrap: whether its maps are full panoramas'.
     """
 
-    def __init__(self, loss: nn.Module, aux_weight: float, edge_weight: float, edges: bool, wrap: bool):
+    def __init__(
+        self, loss: nn.Module, aux_weight: float, edge_weight: float, edge_radius: int, edges: bool, wrap: bool
+    ):
         super().__init__()
-        self.loss, self.edges = loss, EdgeLoss(wrap=wrap) if edges else None
+        self.loss, self.edges = loss, EdgeLoss(edge_radius, wrap) if edges else None
         self.aux_weight, self.edge_weight, self.wrap = aux_weight, edge_weight, wrap
 
     def normalisers(self, labels: Tensor) -> dict[str, Tensor]:

@@ -14,15 +14,22 @@ class Supervised(Method):
     Args:
         network: returns a `SegOutput`; tells `has_edges`.
         loss: a pixel loss with a `normaliser` (see `trans4pass.losses`).
-        aux_weight, edge_weight: of the network's auxiliary class maps and edge maps (see `Objective`).
+        aux_weight, edge_weight, edge_radius: of the network's auxiliary class maps and edge maps (see `Objective`).
     """
 
     phases = ("source",)
     domains = ("source",)
 
-    def __init__(self, network: nn.Module, loss: nn.Module, aux_weight: float = 1.0, edge_weight: float = 1.0):
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        aux_weight: float = 1.0,
+        edge_weight: float = 1.0,
+        edge_radius: int = 2,
+    ):
         super().__init__(network)
-        self.objective = Objective(loss, aux_weight, edge_weight, network.has_edges, network.wrap)
+        self.objective = Objective(loss, aux_weight, edge_weight, edge_radius, network.has_edges, network.wrap)
 
     def normalisers(self, phase: str, batch: Batch) -> dict[str, Tensor]:
         return self.objective.normalisers(batch["source"]["label"])

@@ -128,7 +128,7 @@ class PyramidTransformer(nn.Module):
         if len(deform) != 4:
             raise ConfigError(f"deform={list(deform)} has {len(deform)} values; there are 4 stages")
         self.channels, depths = PYRAMID_SIZES[size]
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         in_dims = (3, *self.channels[:3])
         for s, dim in enumerate(self.channels):
             kernel, stride = (7, 4) if s == 0 else (3, 2)

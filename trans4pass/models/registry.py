@@ -1,5 +1,6 @@
 """Models by name."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from os import PathLike
@@ -27,13 +28,12 @@ HEADS: dict[str, type[nn.Module]] = {
     "fpn": FPNHead,
     "coarse_to_fine": CoarseToFineHead,
 }
-DEFORMABLE_HEADS = ("dmlp", "dmlp_v2")
 RESNETS = {"resnet50": 50, "resnet101": 101}
 FAMILIES = {"trans4pass": "dmlp", "trans4pass_plus": "dmlp_v2"}
 # name -> encoder's size and default head
 MODELS = {
     **{f"{family}_{size}": (size, head) for family, head in FAMILIES.items() for size in PYRAMID_SIZES},
-    **{f"danet_{size}": (size, "danet") for size in (*PYRAMID_SIZES, *RESNETS)},
+    **{f"danet_{size}": (size, "danet") for size in ("micro", *RESNETS)},
 }
 
 
@@ -46,13 +46,13 @@ def create_model(
     deform: Sequence[bool] = (True, False, False, False),
     deform_backend: str = "auto",
     drop_path: float = 0.1,
-    head: str | None = None,
-    ecrm: bool = False,
-    edges: bool = False,
+    head: str | Mapping[str, Any] | None = None,
+    ecrm: bool | Mapping[str, Any] = False,
+    edges: bool | Mapping[str, Any] = False,
     wrap: bool = False,
     encoder_weights: str | PathLike | None = None,
 ) -> Segmentor:
-    """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,tiny,small,resnet50,resnet101}.
+    """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,resnet50,resnet101}.
 
     Args:
         weights: a checkpoint in any format that `load_weights` reads.
@@ -60,38 +60,56 @@ def create_model(
         deform: which of the pyramid's four patch embeddings are deformable; without effect on a ResNet.
         deform_backend: auto | native | torchvision | mmcv (optional); without effect where nothing deforms.
         drop_path: the pyramid's last block's rate of stochastic depth; without effect on a ResNet.
-        head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine.
-        ecrm: put the Exterior Contextual-Relation Module between encoder and head.
-        edges: put reverse edge supervision beside the head.
+        head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine; with its own settings
+            {"name": "fpn", "hidden": 128} or {"name": "coarse_to_fine", "width": 64, "levels": 1}.
+        ecrm: put the Exterior Contextual-Relation Module between encoder and head; True, or the settings that differ
+            from its own, {"bank_size": 40}.
+        edges: put reverse edge supervision beside the head; True, or the settings that differ, {"levels": 1}.
         wrap: images are full panoramas: their left and right edges are neighbours for every layer. Widths must be
             multiples of 32; the published weights were trained without it.
         encoder_weights: ImageNet weights of a ResNet, a local file.
     Raises:
-        ConfigError: an unknown name, head or backend, or a combination that cannot work.
+        ConfigError: an unknown name, head, setting or backend, or a combination that cannot work.
         WeightsError: a checkpoint that does not fit.
     """
     size, default_head = look_up(name, MODELS, "model")
-    head_class = look_up(head or default_head, HEADS, "head")
+    head_settings = {"name": default_head, **({"name": head} if isinstance(head, str) else head or {})}
+    head_class = look_up(head_settings.pop("name"), HEADS, "head")
     if size in RESNETS:
         encoder = DilatedResNet(RESNETS[size], encoder_weights)
     elif encoder_weights is not None:
         raise ConfigError(f"encoder_weights is for ResNets; {name} takes its encoder's weights through weights")
     else:
         encoder = PyramidTransformer(size, deform, deform_backend, drop_path)
-    if edges and head_class is CoarseToFineHead:
+    ecrm_settings, edge_settings = ({} if option is True else option for option in (ecrm, edges))
+    if edge_settings is not False and head_class is CoarseToFineHead:
         raise ConfigError("head=coarse_to_fine tells edges by itself: leave edges=false")
     if wrap and deform_backend in ("torchvision", "mmcv"):
         raise ConfigError(f"wrap=true needs deform_backend native or auto: {deform_backend}'s cannot wrap around")
-    context = ECRM(encoder.channels, num_classes) if ecrm else None
+    context = None if ecrm_settings is False else assemble(ECRM, "ecrm", ecrm_settings, encoder.channels, num_classes)
+    edge_head = None if edge_settings is False else assemble(ReverseEdgeHead, "edges", edge_settings, encoder.channels)
     channels = encoder.channels if context is None else context.channels
-    options = (embed_dim, deform_backend) if (head or default_head) in DEFORMABLE_HEADS else ()
-    edge_head = ReverseEdgeHead(encoder.channels) if edges else None
-    model = Segmentor(encoder, head_class(channels, num_classes, *options), context, edge_head)
+    shared = (embed_dim, deform_backend) if issubclass(head_class, DMLPHead | DMLPv2Head) else ()
+    decoder = assemble(head_class, "head", head_settings, channels, num_classes, *shared)
+    model = Segmentor(encoder, decoder, context, edge_head)
     if wrap:
         wrap_sideways(model)
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def assemble(part: type[nn.Module], option: str, settings: Mapping[str, Any], *given: Any) -> nn.Module:
+    """`part(*given, **settings)`; ConfigError with the settings that it takes where one is unknown."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{option} is true, false or a mapping of settings, not {settings!r}")
+    known = list(inspect.signature(part).parameters)[len(given) :]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{option}.{unknown[0]} has no effect: {part.__name__} takes {', '.join(known) or 'no settings'}"
+        )
+    return part(*given, **settings)
 
 
 def look_up(name: str, table: Mapping[str, Any], kind: str) -> Any:

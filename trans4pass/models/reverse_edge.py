@@ -39,20 +39,22 @@ class ReverseEdgeHead(nn.Module):
     Takes the encoder's list of maps, of widths `channels`, finest first. The coarsest map is convolved; then, level by
     level, the sum so far is convolved (but for the coarsest, which was), resized bilinearly, and added to the level's
     own convolved map, with a ReLU. Returns edge logits by name: `edge1` is the finest level's [B, 1, H/4, W/4], `edge2`
-    the next one's. `edges` counts the levels that tell edges, from the finest: 3 is every level above the coarsest, 1
-    the finest alone. Raises ConfigError for another number.
+    the next one's. `levels` counts those that tell edges, from the finest: 3 is every level above the coarsest, 1 the
+    finest alone. Raises ConfigError for another number.
     """
 
     wrap = False  # see models/sideways.py
 
-    def __init__(self, channels: Sequence[int], width: int = 128, edges: int = 3) -> None:
+    def __init__(self, channels: Sequence[int], width: int = 128, levels: int = 3) -> None:
         super().__init__()
-        levels = len(channels) - 1
-        if not 1 <= edges <= levels:
-            raise ConfigError(f"edges must be 1 to {levels}, one for each level above the coarsest, got {edges}")
+        above = len(channels) - 1
+        if not 1 <= levels <= above:
+            raise ConfigError(
+                f"levels that tell edges must be 1 to {above}, the number of those above the coarsest, got {levels}"
+            )
         self.laterals = nn.ModuleList(nn.Conv2d(dim, width, 3, padding=1) for dim in channels)
-        self.between = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(levels - 1))
-        self.edges = nn.ModuleList(ReverseEdgeAttention(width) for _ in range(edges))
+        self.between = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(above - 1))
+        self.edges = nn.ModuleList(ReverseEdgeAttention(width) for _ in range(levels))
 
     def fuse(self, maps: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The finest fused map [B, width, H/4, W/4], and the edge logits by name."""
@@ -81,8 +83,8 @@ class CoarseToFineHead(ReverseEdgeHead):
     feature_level = 0  # the encoder's map whose size the features have
     tells_edges = True
 
-    def __init__(self, channels: Sequence[int], num_classes: int, width: int = 128, edges: int = 3) -> None:
-        super().__init__(channels, width, edges)
+    def __init__(self, channels: Sequence[int], num_classes: int, width: int = 128, levels: int = 3) -> None:
+        super().__init__(channels, width, levels)
         if width % GROUPS:
             raise ConfigError(f"the coarse-to-fine head's width must be a multiple of {GROUPS}, got {width}")
         self.num_classes, self.feature_dim = num_classes, width

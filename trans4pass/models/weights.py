@@ -30,11 +30,20 @@ class Variant(NamedTuple):
 
     name: str
     num_classes: int
-    embed_dim: int
-    deform: tuple[bool, ...]
+    embed_dim: int | None = None  # None where the head has no such width
+    deform: tuple[bool, ...] | None = None  # None where the encoder does not deform
+    head: str | None = None  # None: the name's own
+    ecrm: bool = False
+    edges: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} with {self.num_classes} classes (embed_dim {self.embed_dim})"
+        options = {key: value for key, value in self.options().items() if key != "deform"}
+        listed = f" ({', '.join(f'{key} {value}'.lower() for key, value in options.items())})" if options else ""
+        return f"{self.name} with {self.num_classes} classes{listed}"
+
+    def options(self) -> dict[str, Any]:
+        """What `create_model` takes beside name and classes, where it is told."""
+        return {key: value for key, value in self._asdict().items() if value and key not in ("name", "num_classes")}
 
 
 class LoadReport(NamedTuple):
@@ -83,16 +92,33 @@ def read_state_dict(path: str | PathLike) -> State:
 def identify(state: Mapping[str, Tensor]) -> Variant | None:
     """The model that a whole state dict belongs to, told by names and shapes; None where there is none."""
     _, state, _ = _convert(dict(state), "the state dict")
-    size, pred = _encoder_size(state), state.get("head.pred.weight")
-    families = [family for family, layer in FAMILIES.items() if f"head.head1.{layer}.weight" in state]
-    if size is None or pred is None or not families:
+    head = next((head for head, key in HEADS.items() if key in state), None)
+    pred = next((state[key] for key in ("head.pred.weight", "head.pred.1.weight") if key in state), None)
+    size, resnet = _encoder_size(state), _resnet_name(state)
+    if head is None or pred is None or not (size or resnet):
         return None
-    deform = tuple(f"encoder.patch_embed{stage}.offset_conv.weight" in state for stage in STAGES)
-    return Variant(f"{families[0]}_{size}", pred.shape[0], pred.shape[1], deform)
+    own_head = head == "danet" if resnet else head in FAMILIES
+    return Variant(
+        name=resnet or f"{FAMILIES.get(head, 'trans4pass')}_{size}",
+        num_classes=pred.shape[0],
+        embed_dim=pred.shape[1] if head in FAMILIES else None,
+        deform=None if resnet else tuple(f"encoder.patch_embed{stage}.offset_conv.weight" in state for stage in STAGES),
+        head=None if own_head else head,
+        ecrm=any(key.startswith("context.") for key in state),
+        edges=any(key.startswith("edges.") for key in state),
+    )
 
 
 STAGES = (1, 2, 3, 4)
-FAMILIES = {"trans4pass": "h_mlp", "trans4pass_plus": "dmlp"}  # a layer that only this family's head has
+HEADS = {  # a tensor that only this head has
+    "dmlp": "head.head1.h_mlp.weight",
+    "dmlp_v2": "head.head1.dmlp.weight",
+    "danet": "head.pred_position.1.weight",
+    "fpn": "head.adapters.0.weight",
+    "coarse_to_fine": "head.laterals.0.weight",
+}
+FAMILIES = {"dmlp": "trans4pass", "dmlp_v2": "trans4pass_plus"}  # heads that give a model its name
+RESNETS = {6: "danet_resnet50", 23: "danet_resnet101"}  # by the blocks of the third stage
 PREFIXES = {"dede_head.": "head.", "backbone.": "encoder.", "decode_head.": "head."}  # official -> here
 TRANSFORMERS = {  # inside a stage; longer names first
     "attention.self.layer_norm": "attn.norm",
@@ -225,6 +251,11 @@ def _encoder_size(state: State) -> str | None:
     return {size: name for name, size in PYRAMID_SIZES.items()}.get(PyramidSize(channels, depths))
 
 
+def _resnet_name(state: State) -> str | None:
+    blocks = sum(bool(re.fullmatch(r"encoder\.body\.layer3\.\d+\.conv1\.weight", key)) for key in state)
+    return RESNETS.get(blocks)
+
+
 def _explain(state: State, wanted: State, missing: list[str], unexpected: list[str], mismatched: list[str]) -> str:
     """What the file holds instead, and the settings that would fit it."""
     held, asked = identify(state), identify(wanted)
@@ -239,7 +270,13 @@ def _explain(state: State, wanted: State, missing: list[str], unexpected: list[s
     shapes = [f"{key} {list(state[key].shape)} instead of {list(wanted[key].shape)}" for key in mismatched]
     parts = {"It lacks": missing, "It has unknown": unexpected, "Shapes differ:": shapes}
     lines = [f"{what} {', '.join(keys[:4])}{_more(keys)}" for what, keys in parts.items() if keys]
-    return f"{'. '.join(lines)}. Is it a Trans4PASS or SegFormer checkpoint?"
+    if held:
+        hint = f"It is {held}, as the model is, made with other settings of head, ecrm or edges: give those"
+    elif "layer1.0.conv1.weight" in state:
+        hint = "It holds a ResNet's ImageNet weights: give them as model.encoder_weights of model=danet_resnet50 or 101"
+    else:
+        hint = "Is it a Trans4PASS or SegFormer checkpoint?"
+    return f"{'. '.join(lines)}. {hint}"
 
 
 def _more(keys: list[str]) -> str:
@@ -253,8 +290,9 @@ def _settings(held: Variant, asked: Variant) -> str:
         differ.append(f"model={held.name}")
     if held.num_classes != asked.num_classes:
         differ.append(f"labels with {held.num_classes} classes")
-    if held.embed_dim != asked.embed_dim:
-        differ.append(f"model.embed_dim={held.embed_dim}")
-    if held.deform != asked.deform:
-        differ.append(f"model.deform={str(list(held.deform)).lower().replace(' ', '')}")
+    for key in ("embed_dim", "deform", "head", "ecrm", "edges"):
+        value = getattr(held, key)
+        if value != getattr(asked, key) and (value is not None or key == "head"):
+            shown = str(list(value) if isinstance(value, tuple) else value).lower().replace(" ", "")
+            differ.append(f"model.{key}={shown.replace('none', 'null')}")
     return " and ".join(differ)
