@@ -45,6 +45,7 @@ toy-losses: setup  ## measure the model zoo's table of source losses on the toy 
 	$(TOY) name=toy_loss_ohem loss@$(LOSS)=ohem $(LOSS).min_kept=8000
 	$(TOY) name=toy_loss_dice loss@$(LOSS)=dice
 	$(TOY) name=toy_loss_cross_entropy_dice loss@$(LOSS)=cross_entropy_dice
+	$(TOY) name=toy_loss_mask_edge loss@$(LOSS)=cross_entropy_dice '~$(LOSS).terms.dice' +loss@$(LOSS).terms.mask_edge=mask_edge
 	$(BIN)/python tools/compare.py "runs=['runs/toy_loss_*']"
 
 toy-policies: setup  ## measure the model zoo's table of learning-rate policies on the toy world (20 minutes)

@@ -45,7 +45,7 @@ def tell_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What sets each configuration apart from the others, in words; equal settings get equal words.
 
     Shown are the settings that all have and that differ, options that are off only if there is nothing else to tell;
-    where that does not tell all apart, every difference.
+    where that fits two different ones, every difference.
     """
     flat = [{key: value for key, value in flatten(config).items() if not is_incidental(key)} for config in configs]
     keys = list(dict.fromkeys(key for values in flat for key in values))
@@ -57,7 +57,8 @@ def tell_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         or in_words(one, shared)
         for one in flat
     ]
-    return brief if len(set(brief)) == len(set(every)) else every
+    meanings = {words: {whole for other, whole in zip(brief, every, strict=True) if other == words} for words in brief}
+    return [words if len(meanings[words]) == 1 else whole for words, whole in zip(brief, every, strict=True)]
 
 
 def is_incidental(key: str) -> bool:
