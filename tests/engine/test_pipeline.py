@@ -300,7 +300,7 @@ def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     chosen = [f"loss@{where}=cross_entropy_dice", f"+loss@{where}.terms.hard=hard_pixel", f"+{where}.weights.hard=0.5"]
     chosen += [f"+{where}.weights.dice=0.5", f"{where}.terms.cross_entropy.class_weights=auto"]
     assert run_here(tmp_path / "r", *chosen, *off) == 0
-    assert weights(tmp_path / "r", "source")["objective.loss.terms.hard.step"] == 4
+    assert weights(tmp_path / "r", "source")["objective.loss.terms.2.step"] == 4
     assert (tmp_path / "r" / "source" / "class_weights.json").exists()
 
 
