@@ -13,6 +13,10 @@ class DataError(UserError, ValueError):
     """A data set, file or label that cannot be used as it is."""
 
 
+class NonFinite(UserError):
+    """A loss, a gradient or a prediction that is NaN or infinite."""
+
+
 class StorageError(UserError, OSError):
     """A file that could not be written."""
 

@@ -1,7 +1,8 @@
 """From a folder to image and label files, and from a file to pixels; nothing that a file holds is trusted."""
 
 import os.path
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,10 @@ MIN_SIDE = 8
 
 
 def find_images(dataset: str, root: str | Path, folder: str, pattern: str) -> list[Path]:
-    """Files under `root/folder` that match `pattern`, sorted; DataError if folder or files are missing."""
+    """Files under `root/folder` that match `pattern`, sorted; DataError if folder or files are missing.
+
+    "**/<name>" stands for names in all folders, see `files_below`.
+    """
     root = Path(root)
     searched = root / folder
     settings = f"set data_root=... or data.<source or target>.dataset.root=... (now {root}); {HELP}"
@@ -38,12 +42,28 @@ def find_images(dataset: str, root: str | Path, folder: str, pattern: str) -> li
         found = f"{parent} has only {siblings}" if siblings else f"{parent} is missing or empty"
         raise DataError(f"{dataset}: there is no folder {searched.absolute()}; {found}; {settings}")
     # Archives packed on a Mac leave a "._x.png" beside every "x.png".
-    images = sorted(path for path in searched.glob(pattern) if not path.name.startswith("."))
+    found = files_below(searched, pattern[3:]) if pattern.startswith("**/") else searched.glob(pattern)
+    images = sorted(path for path in found if not path.name.startswith("."))
     if not images:
         raise DataError(
             f"{dataset}: no image matches {searched.absolute()}/{pattern}, so the split is empty; {settings}"
         )
     return images
+
+
+def files_below(folder: Path, pattern: str = "*", above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Files under `folder` whose names match, those in linked folders too, which `Path.rglob` passes over.
+
+    `above` are the folders around this one: a link back to one of them is not followed.
+    """
+    real = os.path.realpath(folder)
+    if real in above or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from files_below(path, pattern, (*above, real))
+        elif fnmatchcase(path.name, pattern):
+            yield path
 
 
 def read_path_list(dataset: str, root: str | Path, path: str | Path) -> set[Path]:
@@ -53,7 +73,7 @@ def read_path_list(dataset: str, root: str | Path, path: str | Path) -> set[Path
     """
     root, path = Path(root), Path(root) / path
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"{dataset}: cannot read the list {path} ({error})") from error
     entries = {number: line for number, line in enumerate(lines, start=1) if line and not line.startswith("#")}
@@ -63,17 +83,17 @@ def read_path_list(dataset: str, root: str | Path, path: str | Path) -> set[Path
 
 
 def _listed(where: str, root: Path, entry: str) -> Path:
-    try:
-        target = (root / entry).resolve()
-        inside = not Path(entry).is_absolute() and target.is_relative_to(root.resolve())
-        exists = inside and target.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, a loop of links
-        raise DataError(f"{where} is no path ({error})") from error
-    if not inside:
+    # By its letters: a folder of the data set may be a link to another disk.
+    path = Path(os.path.normpath(entry))
+    if path.is_absolute() or path.parts[:1] == (os.pardir,):
         raise DataError(f"{where} leads out of {root}; a list holds paths relative to the data set's root, inside it")
+    try:
+        exists = (root / path).is_file()
+    except (OSError, ValueError) as error:  # a name too long, a null byte
+        raise DataError(f"{where} is no path ({error})") from error
     if not exists:
         raise DataError(f"{where} is no file under {root}; copy it there, or remove the line")
-    return root / os.path.normpath(entry)
+    return root / path
 
 
 def read_image(path: Path) -> Tensor:

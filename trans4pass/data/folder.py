@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trans4pass.data.base import Item, SegmentationDataset
-from trans4pass.data.files import IMAGE_SUFFIXES, find_images
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, find_images
 from trans4pass.data.transforms import Transform
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
@@ -62,4 +62,4 @@ class Folder(SegmentationDataset):
         return Item(name, image, self.label_root / f"{name}{self.label_suffix}", self.encoding)
 
     def label_files(self) -> Iterator[Path]:
-        return iter(()) if self.label_root is None else self.label_root.glob(f"**/*{self.label_suffix}")
+        return iter(()) if self.label_root is None else files_below(self.label_root, f"*{self.label_suffix}")

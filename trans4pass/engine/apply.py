@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trans4pass import dist
 from trans4pass.data import EvalTransform, Item, SegmentationDataset
-from trans4pass.data.files import IMAGE_SUFFIXES
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below
 from trans4pass.errors import ConfigError, DataError, WeightsError
 from trans4pass.labels import LabelSpace
 from trans4pass.models import create_model, wrap_sideways
@@ -236,7 +236,7 @@ def find_input(path: Path) -> list[Item]:
         return [Item(path.stem, path)]
     if not path.is_dir():
         raise DataError(f"input={path} is neither an image nor a folder")
-    images = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    images = (file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES)
     found = sorted(file for file in images if not file.name.startswith("."))
     if not found:
         raise DataError(f"input={path} holds no image ({', '.join(IMAGE_SUFFIXES)})")

@@ -31,7 +31,7 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}; it was given {values}") from error
 
 
 def build_nested(value: Any, where: str) -> Any:

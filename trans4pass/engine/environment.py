@@ -96,6 +96,8 @@ def choose_device(name: str) -> torch.device:
 def set_switches(threads: int | None, deterministic: bool, tf32: bool) -> None:
     """CPU threads (their number changes floating-point results; None = torch's choice), deterministic kernels, TF32."""
     if threads is not None:
+        if not isinstance(threads, int) or threads < 1:
+            raise ConfigError(f"threads must be a whole number >= 1, or null for torch's choice, got {threads}")
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trans4pass.data import OnBad, SegmentationDataset, eval_loader
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, NonFinite
 from trans4pass.labels import LabelSpace
 from trans4pass.models import input_size, resize
 
@@ -35,9 +35,10 @@ class TestTime:
     yaw_rolls: int = 1
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0 or self.yaw_rolls < 1:
+        listed = isinstance(self.scales, Sequence) and all(isinstance(scale, (int, float)) for scale in self.scales)
+        if not listed or not self.scales or min(self.scales) <= 0 or self.yaw_rolls < 1:
             raise ConfigError(
-                f"scales must be positive and yaw_rolls >= 1, got {list(self.scales)} and {self.yaw_rolls}"
+                f"scales must be a list of positive numbers and yaw_rolls >= 1, got {self.scales} and {self.yaw_rolls}"
             )
 
     def settings(self) -> dict[str, Any]:
@@ -102,13 +103,19 @@ def predict_all(
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """This rank's (batch, logits (1,K,H,W)) pairs, each image once over all ranks, with a progress bar.
 
-    For `on_bad` see `eval_loader`.
+    For `on_bad` see `eval_loader`. Raises NonFinite for logits that are NaN or infinite.
     """
     loader = eval_loader(dataset, num_workers, on_bad=on_bad)
     for batch in track(loader, len(loader), description):
         if interrupts is not None:
             interrupts.check_alone()
-        yield batch, predictor(batch["image"])
+        logits = predictor(batch["image"])
+        if not logits.isfinite().all():  # its argmax would be some class, and look like a prediction
+            raise NonFinite(
+                f"{description}: the prediction of {batch['name'][0]} is not finite: the weights are broken, or half "
+                "precision is too narrow for them; try precision=fp32 or another checkpoint"
+            )
+        yield batch, logits
 
 
 def evaluate(

@@ -39,6 +39,10 @@ class LabelStage(Stage):
             raise ConfigError(f"{self.where}.init is null: pseudo-labels need a trained network, a stage's or a path")
         self.dataset()
         self.test_time()
+        if self.config["precision"] not in PRECISIONS:
+            raise ConfigError(
+                f"{self.where}.precision={self.config['precision']} is not one of {', '.join(PRECISIONS)}"
+            )
         pseudo_labels.thresholds(np.zeros((1, pseudo_labels.BINS), np.int64), self.config["keep"], self.config["cap"])
 
     def execute(self) -> dict[str, Any]:

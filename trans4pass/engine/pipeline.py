@@ -42,6 +42,8 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
     if "stages" not in config:
         known = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
         raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
+    if not isinstance(config["num_workers"], int) or config["num_workers"] < 0:
+        raise ConfigError(f"num_workers must be a whole number >= 0, got {config['num_workers']}")
     environment.set_switches(config["threads"], config["deterministic"], config["tf32"])
     folder = Path(config["run_dir"])
     with claimed(folder, config["resume"], config["overwrite"]):
@@ -112,6 +114,8 @@ def find_init(name: str, config: Mapping[str, Any], stages: Mapping[str, Stage])
                 f"stages.{name}.init=<path of a checkpoint>, or null to start from a fresh network"
             )
         return list(trained.values())[-1]
+    if not isinstance(init, str):
+        raise ConfigError(f"stages.{name}.init is {init}; it must be previous, stages.<name>, null or one file's path")
     if init.startswith("stages."):
         if init.removeprefix("stages.") not in trained:
             raise ConfigError(

@@ -17,6 +17,8 @@ from trans4pass.labels import LabelSpace
 from .build import build
 from .interrupt import Interrupts
 
+STARTS = ("weights", "encoder_weights")  # a model's settings that name files
+
 
 @dataclass
 class Run:
@@ -67,8 +69,8 @@ class Run:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") >> 1
 
     def meta(self) -> dict[str, Any]:
-        """What every checkpoint says about its model."""
-        model = {key: value for key, value in self.config["model"].items() if key != "weights"}
+        """What every checkpoint says about its model: all but the files that it once started from."""
+        model = {key: value for key, value in self.config["model"].items() if key not in STARTS}
         return {"model": model, "labels": self.labels.to_dict()}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trans4pass import dist
 from trans4pass.errors import ConfigError
+from trans4pass.labels import LabelSpace
 
 from . import checkpoint
 from .bad_samples import BadSamples, bad_samples
@@ -136,7 +137,9 @@ class Stage:
     def starting_point(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """The network to start from, and the whole state of the method it comes from (empty where that is unknown)."""
         if isinstance(self.init, str):
-            return self.run.network(weights=self.init), method_state(Path(self.init))
+            content = own_checkpoint(Path(self.init))
+            self.check_classes(content)
+            return self.run.network(weights=self.init), content.get("method", {})
         network = self.run.network()
         if self.init is None:
             return network, {}
@@ -144,15 +147,27 @@ class Stage:
         network.load_state_dict(part(state, "network"))
         return network, state
 
+    def check_classes(self, content: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of other classes, of which there may be as many."""
+        if "labels" not in content:
+            return
+        held, wanted = LabelSpace.from_dict(content["labels"]), self.run.labels
+        if held.classes != wanted.classes:
+            raise ConfigError(
+                f"{self.where}.init={self.init} was trained on labels/{held.name} ({', '.join(held.classes)}), and "
+                f"this run's are labels/{wanted.name} ({', '.join(wanted.classes)}): set labels={held.name}, or start "
+                "from another checkpoint"
+            )
+
 
 def without_cache(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """A data set's settings but for where decoded files are kept, which changes nothing of what is read."""
     return {key: value for key, value in dataset.items() if key != "cache"}
 
 
-def method_state(path: Path) -> dict[str, Tensor]:
-    """The method's state in a checkpoint of this project; weights in other formats hold none."""
-    return checkpoint.load(path).get("method", {}) if zipfile.is_zipfile(path) else {}
+def own_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint of this project holds; of weights in other formats nothing of use here."""
+    return checkpoint.load(path) if zipfile.is_zipfile(path) else {}
 
 
 def part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

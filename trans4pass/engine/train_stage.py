@@ -146,6 +146,8 @@ class TrainStage(Stage):
     def build_method(self, network: nn.Module, datasets: dict[str, SegmentationDataset], ahead: bool) -> Method:
         config = dict(self.config["method"])
         where = f"{self.where}.method.loss"
+        if not isinstance(config.get("loss"), Mapping):
+            raise ConfigError(f"{where} is {config.get('loss')}: choose one, e.g. loss@{where}=cross_entropy")
         loss = build(self.weigh_classes(config.pop("loss"), where, datasets, ahead), where)
         torch.manual_seed(self.run.seed(self.name, "method"))
         method = build(
@@ -154,6 +156,12 @@ class TrainStage(Stage):
             network=network,
             loss=loss,
         )
+        unlabelled = [d for d in method.supervised if self.config["domains"].get(d, {}).get("labels") == NO_LABELS]
+        if unlabelled:
+            raise ConfigError(
+                f"{self.where}.domains.{unlabelled[0]}.labels is {NO_LABELS}, and the method trains on that domain's "
+                f"labels: name a labelling stage or {TRUTH}, or set lambda_target=0"
+            )
         if set(method.domains) != set(self.config["domains"]):
             raise ConfigError(
                 f"{self.where}.domains has {', '.join(self.config['domains'])}; "
@@ -170,15 +178,20 @@ class TrainStage(Stage):
             loss["terms"] = {**loss["terms"], name: self.weigh_classes(term, f"{where}.terms.{name}", datasets, ahead)}
         if loss.get("class_weights") == "auto":
             loss["class_weights"] = None if ahead else self.counted_weights(datasets["source"])
-        if len(loss.get("class_weights") or self.run.labels.classes) != self.run.labels.num_classes:
+        weights = loss.get("class_weights")
+        if weights is not None and (isinstance(weights, str) or len(weights) != self.run.labels.num_classes):
             raise ConfigError(
-                f"{where}.class_weights has {len(loss['class_weights'])} numbers, and "
-                f"labels/{self.run.labels.name} {self.run.labels.num_classes} classes"
+                f"{where}.class_weights is {weights}; it must be null, auto, or a list of one number for each of the "
+                f"{self.run.labels.num_classes} classes of labels/{self.run.labels.name} (source_class_weights=... "
+                "sets it for all adaptation stages)"
             )
         return loss
 
     def counted_weights(self, dataset: SegmentationDataset) -> list[float]:
-        """Class weights 1 / ln(1.1 + share of the class's pixels), which gives the published list on Cityscapes."""
+        """Class weights 1 / ln(1.1 + share of the class among the labelled pixels).
+
+        The published list fits the same formula with shares of all pixels, the ignored ones included.
+        """
         path = self.folder / "class_weights.json"
         if path.exists():
             return list(json.loads(path.read_text()).values())
@@ -193,6 +206,9 @@ class TrainStage(Stage):
         steps, epochs = self.config["steps"], self.config["epochs"]
         if (steps is None) == (epochs is None):
             raise ConfigError(f"{self.where} needs steps or epochs, and has steps={steps}, epochs={epochs}")
+        name, value = ("steps", steps) if epochs is None else ("epochs", epochs)
+        if value <= 0 or (name == "steps" and value != int(value)):
+            raise ConfigError(f"{self.where}.{name} must be a {'whole ' * (name == 'steps')}number > 0, got {value}")
         if steps is not None:
             return steps
         batch = self.config["domains"]["source"]["batch_size"] * dist.world_size() * self.config["accumulate"]
@@ -207,6 +223,8 @@ class TrainStage(Stage):
         known = {"data", "split", "labels", "batch_size", "transform"}
         if set(config) != known:
             raise ConfigError(f"{where} must have {', '.join(sorted(known))}, it has {', '.join(sorted(config))}")
+        if not isinstance(config["batch_size"], int) or config["batch_size"] < 1:
+            raise ConfigError(f"{where}.batch_size must be a whole number >= 1, got {config['batch_size']}")
         labels = config["labels"]
         dataset = self.run.dataset(
             config["data"],

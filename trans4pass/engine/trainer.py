@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError, UserError
+from trans4pass.errors import ConfigError, NonFinite
 from trans4pass.methods import Method
 
 from . import checkpoint
@@ -26,10 +26,6 @@ from .log import Monitor
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class NonFinite(UserError):
-    """A loss or gradient that is NaN or infinite, with `on_nonfinite=error`."""
 
 
 @dataclass(frozen=True)

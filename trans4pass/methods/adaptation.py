@@ -75,6 +75,10 @@ class Adaptation(Method):
                 f"lambdas must be >= 0, got adv {lambda_adv}, target {lambda_target}, proto {lambda_proto}"
             )
         settings = (aux_weight, edge_weight, edge_radius, network.has_edges, network.wrap)
+        if temperature <= 0 or not 0 <= alpha <= 1:
+            raise ConfigError(f"temperature must be > 0 and alpha in [0,1], got {temperature} and {alpha}")
+        if bank_scales is not None and (not bank_scales or min(bank_scales) <= 0):
+            raise ConfigError(f"bank_scales must be positive factors, or null for the flavour's own, got {bank_scales}")
         self.source_objective = Objective(loss, *settings)
         self.target_objective = Objective(CrossEntropy(), *settings)
         self.lambda_adv, self.lambda_target, self.lambda_proto = lambda_adv, lambda_target, lambda_proto
@@ -88,6 +92,10 @@ class Adaptation(Method):
         self.bank_scales = tuple(bank_scales or (PAPER_SCALES if paper else (1.0,)))
         # The released code averages the distillation over all pixels; the fixed flavour over labelled ones.
         self.over = "labelled" if self.bank is not None and self.bank.flavour == "fixed" else "all"
+
+    @property
+    def supervised(self) -> tuple[str, ...]:
+        return ("source", "target") if self.lambda_target else ("source",)
 
     def prepare(self, loaders: Mapping[str, Iterable]) -> None:
         """Start the prototypes from one pass over each domain (the network in eval mode)."""

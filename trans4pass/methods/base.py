@@ -27,6 +27,11 @@ class Method(nn.Module):
         super().__init__()
         self.network = network
 
+    @property
+    def supervised(self) -> tuple[str, ...]:
+        """The domains that give a loss by their labels."""
+        return self.domains
+
     def prepare(self, loaders: Mapping[str, Iterable]) -> None:
         """Called once before step 0 with one finite loader of un-augmented training samples per domain."""
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from trans4pass.errors import ConfigError
 from trans4pass.losses import EdgeLoss
 from trans4pass.models import SegOutput, resize
 
@@ -28,6 +29,8 @@ class Objective(nn.Module):
         self, loss: nn.Module, aux_weight: float, edge_weight: float, edge_radius: int, edges: bool, wrap: bool
     ):
         super().__init__()
+        if min(aux_weight, edge_weight) < 0:
+            raise ConfigError(f"aux_weight and edge_weight must be >= 0, got {aux_weight} and {edge_weight}")
         self.loss, self.edges = loss, EdgeLoss(edge_radius, wrap) if edges else None
         self.aux_weight, self.edge_weight, self.wrap = aux_weight, edge_weight, wrap
 
