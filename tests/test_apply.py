@@ -151,3 +151,26 @@ def test_damaged_safetensors_are_named(data: Path, capsys: pytest.CaptureFixture
     (data / "bad.safetensors").write_bytes(b"12345678 no header")
     assert evaluate(data, data / "bad.safetensors") == 2
     assert "bad.safetensors" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_overlay_of_16_bits_shows_the_image(data: Path) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    Image.fromarray(np.full((32, 64), 128 * 256, np.uint16)).save(data / "grey.png")
+    fixed = [f"checkpoint={path}", "num_workers=0", "opacity=0.0"]
+    assert run("predict", predict_images, *fixed, f"input={data / 'grey.png'}", f"output={data / 'out'}") == 0
+    assert np.unique(np.asarray(Image.open(data / "out/overlay/grey.png"))).tolist() == [128]
+
+
+def test_a_checkpoints_own_classes_are_not_overruled(data: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    assert evaluate(data, path, "labels@model_labels=outdoor13") == 2
+    assert "leave labels@model_labels out" in " ".join(capsys.readouterr().out.split())
+    assert evaluate(data, path, "labels@model_labels=cityscapes19") == 0
+
+
+def test_a_full_or_forbidden_folder_is_told_in_a_line(data: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    (data / "file").write_text("")
+    fixed = [f"checkpoint={path}", "num_workers=0", f"input={data / 'DensePASS/leftImg8bit/val'}"]
+    assert run("predict", predict_images, *fixed, f"output={data / 'file' / 'out'}") == 2
+    assert "Not a directory" in " ".join(capsys.readouterr().out.split())

@@ -363,3 +363,24 @@ def test_own_label_space_needs_no_encodings(own_root):
     classes = {str(i): [i, i, i] for i in range(19)}
     space = LabelSpace.from_dict({"name": "own19", "classes": classes, "encodings": {}})
     assert Folder(own_root, "train", space)[0]["label"].max() == IGNORE
+
+
+def test_synpass_lists_read_linked_folders_and_byte_order_marks(synpass_root, synpass22):
+    whole = synpass_root.parent / "another_disk"
+    (synpass_root / "img").rename(whole)
+    (synpass_root / "img").symlink_to(whole)
+    listed = "img/fog/val/MAP_1_point1/000000.jpg"
+    (synpass_root / "list.txt").write_text(listed + "\n", encoding="utf-8-sig")
+    assert [item.image for item in SynPASS(synpass_root, "val", synpass22, subset_list="list.txt").items] == [
+        synpass_root / listed
+    ]
+
+
+def test_folder_follows_links_but_not_back_to_itself(own_root, cityscapes19, tmp_path):
+    before = len(Folder(own_root, "train", cityscapes19, annotations=None))
+    save(tmp_path / "elsewhere" / "x.png", picture(0))
+    (own_root / "images/train/linked").symlink_to(tmp_path / "elsewhere")
+    (own_root / "images/train/back").symlink_to(own_root / "images")
+    names = [item.name for item in Folder(own_root, "train", cityscapes19, annotations=None).items]
+    assert len(names) == before + 1
+    assert "linked/x" in names

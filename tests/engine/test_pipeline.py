@@ -214,7 +214,22 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
             ["loss@stages.source.method.loss=cross_entropy_dice", "+stages.source.method.loss.terms.dice.top=1"],
             ["terms.dice.top"],
         ),
-        (["source_class_weights=[1.0,2.0]"], ["2 numbers", "11 classes"]),
+        (["source_class_weights=[1.0,2.0]"], ["[1.0, 2.0]", "11 classes", "auto"]),
+        (["overwrite=no"], ["overwrite must be true or false, got 'no'"]),
+        (["stages.mpa.enabled=no"], ["stages.mpa.enabled", "'no'"]),
+        (["clip_grad=-1"], ["clip_grad", "-1"]),
+        (["seed=abc"], ["seed", "abc"]),
+        (["threads=0"], ["threads", "0"]),
+        (["num_workers=-1"], ["num_workers", "-1"]),
+        (["stages.source.steps=2.5"], ["stages.source.steps", "2.5"]),
+        (["stages.mpa.domains.target.batch_size=1.5"], ["stages.mpa.domains.target.batch_size", "1.5"]),
+        (["stages.mpa.domains.target.labels=none"], ["stages.mpa.domains.target.labels", "lambda_target=0"]),
+        (["stages.mpa.method.temperature=0"], ["temperature"]),
+        (["stages.mpa.method.bank_scales=[-1.0]"], ["bank_scales"]),
+        (["stages.mpa.init=[1]"], ["stages.mpa.init"]),
+        (["stages.pseudo_labels.precision=fp8"], ["stages.pseudo_labels.precision", "fp8"]),
+        (["stages.pseudo_labels.scales=abc"], ["scales", "abc"]),
+        (["stages.source.method.loss=ce"], ["stages.source.method.loss", "loss@stages.source.method.loss"]),
     ],
 )
 def test_bad_settings_are_named_before_anything_runs(
@@ -384,3 +399,51 @@ def test_torchrun_restarts_a_dead_worker(tiny: list[str], tmp_path: Path) -> Non
         assert agent.returncode == 0, output
         assert "goes on at step" in log_of(killed)
         assert_same_weights(whole, killed, "warmup")
+
+
+def test_a_checkpoint_of_other_classes_is_refused(
+    finished: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    start = checkpoint.load(finished / "source" / "last.pt")
+    start["labels"]["classes"] = dict(reversed(start["labels"]["classes"].items()))
+    checkpoint.save(start, tmp_path / "other.pt")
+    assert run_here(tmp_path / "r", f"stages.mpa.init={tmp_path / 'other.pt'}") == 2
+    assert not (tmp_path / "r" / "source").exists()  # known before anything is trained
+    assert "another checkpoint" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_broken_network_labels_nothing(
+    finished: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    start = checkpoint.load(finished / "source" / "last.pt")
+    start["method"]["network.head.pred.bias"].fill_(float("nan"))
+    checkpoint.save(start, tmp_path / "nan.pt")
+    off = [f"stages.{name}.enabled=false" for name in ("source", "warmup")]
+    starts = [f"stages.{name}.init={tmp_path / 'nan.pt'}" for name in ("pseudo_labels", "mpa")]
+    assert run_here(tmp_path / "r", *off, *starts) == 2
+    assert "is not finite" in " ".join(capsys.readouterr().out.split())
+    assert not list((tmp_path / "r").rglob("*_labelTrainIds.png"))
+
+
+def test_another_evaluation_or_thread_count_is_another_run(
+    finished: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(finished, tmp_path / "r")
+    for override, word in (("evaluate.source=null", "evaluate.source"), ("threads=3", "CPU threads")):
+        assert run_here(tmp_path / "r", "resume=true", override) == 2
+        assert word in " ".join(capsys.readouterr().out.split())
+
+
+def test_gains_are_measured_from_the_checkpoint_that_is_given(
+    finished: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = json.loads((finished / "summary.json").read_text())["stages"]["source"]["target"]
+    off = [f"stages.{name}.enabled=false" for name in ("source", "pseudo_labels", "mpa")]
+    assert run_here(tmp_path / "r", *off, f"stages.warmup.init={finished / 'source' / 'last.pt'}") == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["stages"]["warmup"]["given"]["target"] == pytest.approx(before)
+    assert summary["gain"] == pytest.approx(summary["stages"]["warmup"]["target"] - before)
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "warmup, as given" in shown
+    assert summary["stages"]["warmup"]["classes_in_mean"]["target"].endswith("of 11")
+    assert "target over" in shown

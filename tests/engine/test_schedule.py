@@ -48,7 +48,7 @@ def test_warmup_is_a_line_to_the_policy() -> None:
         ({"policy": "step", "total_steps": 10}, "size"),
         ({"policy": "step", "total_steps": 10, "step_size": 5}, "takes size, gamma"),
         ({"policy": "step", "total_steps": 10, "size": 0}, "at least 1 step"),
-        ({"policy": "inv", "total_steps": 10, "gamma": -0.5, "power": 0.75}, "numbers >= 0"),
+        ({"policy": "inv", "total_steps": 10, "gamma": -0.5, "power": 0.75}, "gamma must be >= 0"),
         ({"policy": "exp", "total_steps": 10, "gamma": -0.5}, "numbers >= 0"),
         ({"policy": "exp", "total_steps": 10**6, "gamma": 2.0}, "exp"),
     ],

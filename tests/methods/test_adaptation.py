@@ -55,10 +55,10 @@ def test_terms_of_each_stage() -> None:
         if method.bank is not None:
             method.bank.prototypes.normal_()
         names[stage] = {f"{p}/{n}" for p in method.phases for n in phase(method, p, data)[0]}
-    warmup = {"source/seg", "target/seg", "source/disc", "target/disc", "target/adv"}
+    warmup = {"source/seg", "source/disc", "target/disc", "target/adv"}
     assert names["warmup"] == warmup
     assert names["ssl"] == {"source/seg", "target/seg"}
-    assert names["mpa"] == warmup | {"source/proto", "target/proto"}
+    assert names["mpa"] == warmup | {"target/seg", "source/proto", "target/proto"}
 
 
 def test_the_adversarial_term_teaches_the_network_and_not_the_discriminator() -> None:

@@ -178,3 +178,14 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         model(pixels).logits.square().mean().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_images_that_would_be_misread_are_refused() -> None:
+    model = create_model("trans4pass_micro", 5, embed_dim=16).eval()
+    image = torch.randint(0, 256, (1, 3, 32, 64))
+    for wrong in (image, image.int(), image[:, :1].byte(), image[0].byte(), image.bool()):
+        with pytest.raises(ConfigError, match="uint8 or floating"):
+            model(wrong)
+    with torch.no_grad():
+        expected = model(image.byte()).logits
+        assert (model(image.double() / 255).logits - expected).abs().max() < 1e-4

@@ -34,7 +34,8 @@ class DensePASS(SegmentationDataset):
         images = find_images(self.name, root, f"leftImg8bit/{split}", "*/*.png")
         self.label_root = Path(root) / "gtFine" / split
         items = map(self._item, images)
-        if not labelled and split == "train":
+        self.unlabelled = not labelled and split == "train"
+        if self.unlabelled:
             items = (item.without_label() for item in items)
         labelled = split != "train" if labelled is None else labelled
         super().__init__(items, labels, labelled, transform, seed, cache, cache_size)
@@ -46,4 +47,5 @@ class DensePASS(SegmentationDataset):
         return Item(name, image, self.label_root / f"{name}{LABEL_SUFFIX}", "cityscapes19")
 
     def label_files(self) -> Iterator[Path]:
-        return self.label_root.glob(f"*/*{LABEL_SUFFIX}")
+        # Training images are unlabelled by nature; labels that lie beside them (the toy world's) are no strays.
+        return iter(()) if self.unlabelled else self.label_root.glob(f"*/*{LABEL_SUFFIX}")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from trans4pass import dist
 from trans4pass.data import EvalTransform, Item, SegmentationDataset
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below
-from trans4pass.errors import ConfigError, DataError, WeightsError
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, read_image
+from trans4pass.errors import ConfigError, DataError, WeightsError, true_or_false
 from trans4pass.labels import LabelSpace
 from trans4pass.models import create_model, wrap_sideways
 from trans4pass.models.weights import identify, load_weights, read_state_dict
@@ -51,6 +51,10 @@ def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple
     """
     described = described_network(path)
     if described is not None:
+        if model_labels is not None and LabelSpace.from_dict(model_labels).classes != described[1].classes:
+            raise ConfigError(
+                f"{path} says that its classes are those of labels/{described[1].name}; leave labels@model_labels out"
+            )
         return described
     variant = identify(read_state_dict(path))
     if variant is None:
@@ -113,6 +117,7 @@ def export_weights(config: Mapping[str, Any], device: torch.device, interrupts: 
 def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that an eval or predict configuration describes, and its label space."""
     network, labels = open_checkpoint(Path(config["checkpoint"]), config.get("model_labels"))
+    true_or_false("wrap", config["wrap"])
     if config["wrap"]:
         wrap_sideways(network)
     test_time = TestTime(config["scales"], config["flip"], config["yaw_rolls"])
@@ -247,8 +252,7 @@ def write_prediction(
     folder: Path, name: str, prediction: Tensor, labels: LabelSpace, image: Path, overlay: float | None = None
 ) -> None:
     """Write `<folder>/{labels,colour}/<name>.png` at the image's size, with an opacity also the overlay."""
-    with Image.open(image) as picture:
-        picture = picture.convert("RGB")
+    picture = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
     label = write_label(folder / "labels" / f"{name}.png", prediction.numpy().astype(np.uint8), picture.size)
     colour = colour_picture(label, labels)
     save(folder / "colour" / f"{name}.png", colour)

@@ -32,7 +32,7 @@ def save(state: dict[str, Any], path: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise StorageError(
-            f"cannot write {path} ({error}); the checkpoint before it is intact. "
+            f"cannot write {path} ({error}); a checkpoint before it is intact. "
             "Free some space, then go on with resume=true"
         ) from error
     if path.exists():

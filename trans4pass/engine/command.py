@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trans4pass.errors import ConfigError, UserError
+from trans4pass.errors import ConfigError, UserError, whole_number
 
 from .environment import processes
 from .interrupt import Interrupted, Interrupts
@@ -34,6 +34,8 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
     setup_logging()
     try:
         plain = resolved(config)
+        if "num_workers" in plain:
+            whole_number("num_workers", plain["num_workers"], 0)
         with processes(plain["device"]) as device, Interrupts() as interrupts:
             try:
                 function(plain, device, interrupts)
@@ -42,6 +44,9 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
                 interrupts.check_alone()
                 raise
     except UserError as error:
+        log.error("%s", error)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
         log.error("%s", error)
         return 2
     except Interrupted as stop:

@@ -27,7 +27,11 @@ INCIDENTAL_ANYWHERE = ("checkpoint_every", "log_every")
 def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Print runs that differ in the seed alone stage by stage, others with a row per setting (configs/compare.yaml)."""
     # Path.glob takes no absolute patterns.
-    runs = [Path(path) for run in config["runs"] for path in sorted(glob(run)) or [run]]  # noqa: PTH207
+    given = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
+    if not isinstance(given, list) or not given:
+        raise ConfigError(f"runs must name a folder or more, e.g. runs=[runs/a,runs/b] or 'runs/a_*', got {given}")
+    found = [Path(path) for run in given for path in sorted(glob(str(run))) or [str(run)]]  # noqa: PTH207
+    runs = list(dict.fromkeys(path.resolve() for path in found))  # a pattern and a name may mean one run
     for run in runs:
         if not ((run / "summary.json").is_file() and (run / "config.yaml").is_file()):
             raise ConfigError(f"{run} is no finished run: name such folders, e.g. runs=[runs/a,runs/b] or 'runs/a_*'")

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as td
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, whole_number
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf")
 
@@ -96,8 +96,7 @@ def choose_device(name: str) -> torch.device:
 def set_switches(threads: int | None, deterministic: bool, tf32: bool) -> None:
     """CPU threads (their number changes floating-point results; None = torch's choice), deterministic kernels, TF32."""
     if threads is not None:
-        if not isinstance(threads, int) or threads < 1:
-            raise ConfigError(f"threads must be a whole number >= 1, or null for torch's choice, got {threads}")
+        whole_number("threads", threads, 1)
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32

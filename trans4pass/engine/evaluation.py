@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trans4pass.data import OnBad, SegmentationDataset, eval_loader
-from trans4pass.errors import ConfigError, NonFinite
+from trans4pass.errors import ConfigError, NonFinite, true_or_false, whole_number
 from trans4pass.labels import LabelSpace
 from trans4pass.models import input_size, resize
 
@@ -35,11 +35,11 @@ class TestTime:
     yaw_rolls: int = 1
 
     def __post_init__(self) -> None:
+        true_or_false("flip", self.flip)
+        whole_number("yaw_rolls", self.yaw_rolls, 1)
         listed = isinstance(self.scales, Sequence) and all(isinstance(scale, (int, float)) for scale in self.scales)
-        if not listed or not self.scales or min(self.scales) <= 0 or self.yaw_rolls < 1:
-            raise ConfigError(
-                f"scales must be a list of positive numbers and yaw_rolls >= 1, got {self.scales} and {self.yaw_rolls}"
-            )
+        if not listed or not self.scales or min(self.scales) <= 0:
+            raise ConfigError(f"scales must be a list of positive numbers, got {self.scales}")
 
     def settings(self) -> dict[str, Any]:
         return {**asdict(self), "scales": list(self.scales)}

@@ -37,6 +37,8 @@ class LabelStage(Stage):
     def check(self) -> None:
         if self.init is None:
             raise ConfigError(f"{self.where}.init is null: pseudo-labels need a trained network, a stage's or a path")
+        if isinstance(self.init, str):
+            self.starting_point()
         self.dataset()
         self.test_time()
         if self.config["precision"] not in PRECISIONS:

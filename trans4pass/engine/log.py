@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -122,7 +123,7 @@ class Monitor:
         if step % self.log_every and step != self.steps:
             return
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        left = time.strftime("%H:%M:%S", time.gmtime(pace * (self.steps - step)))
+        left = timedelta(seconds=round(pace * (self.steps - step)))  # 1 day, 20:26:40
         log.info("%s %d/%d  %s  %s  ETA %s", self.stage, step, self.steps, line(means), state, left)
         self.scalars(
             {**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}, step

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, true_or_false
 from trans4pass.labels import LabelSpace
 from trans4pass.models import input_size
 from trans4pass.models.benchmark import complexity
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 KINDS: dict[str, type[Stage]] = {"train": TrainStage, "labels": LabelStage}
 EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiment"
 PANORAMAS = 4  # in the final picture
+SWITCHES = ("resume", "overwrite", "deterministic", "tf32", "channels_last", "compile", "recompute_activations")
 
 
 def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
@@ -42,8 +43,12 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
     if "stages" not in config:
         known = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
         raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
-    if not isinstance(config["num_workers"], int) or config["num_workers"] < 0:
-        raise ConfigError(f"num_workers must be a whole number >= 0, got {config['num_workers']}")
+    for name in SWITCHES:
+        true_or_false(name, config[name])
+    for name, stage in config["stages"].items():
+        true_or_false(f"stages.{name}.enabled", stage.get("enabled", True))
+    if not isinstance(config["seed"], int):
+        raise ConfigError(f"seed must be a whole number, got {config['seed']!r}")
     environment.set_switches(config["threads"], config["deterministic"], config["tf32"])
     folder = Path(config["run_dir"])
     with claimed(folder, config["resume"], config["overwrite"]):
@@ -58,11 +63,12 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
 
 def run_stages(run: Run) -> None:
     """Check all stages, then run those that are not finished, then report."""
-    if run.config["prepare_data"] is not None:
-        prepare_data(run.config["prepare_data"])
     stages = make_stages(run)
     for stage in stages:
         stage.check_settings()
+    if run.config["prepare_data"] is not None:
+        prepare_data(run)
+    for stage in stages:
         if stage.result() is None:
             stage.check()
     run.check_validation()
@@ -73,11 +79,16 @@ def run_stages(run: Run) -> None:
         report(run, {stage.name: stage for stage in stages if isinstance(stage, TrainStage)}, results)
 
 
-def prepare_data(config: Mapping[str, Any]) -> None:
+def prepare_data(run: Run) -> None:
     """Call the function that makes the run's data exist, with a progress bar."""
     with progress_bar() as bar:
         task = bar.add_task("prepare data", total=None)
-        build(config, "prepare_data", progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            run.interrupts.check_alone()
+
+        build(run.config["prepare_data"], "prepare_data", progress=progress)
 
 
 def make_stages(run: Run) -> list[Stage]:
@@ -197,8 +208,14 @@ def is_stage(folder: Path) -> bool:
 def keep_environment(folder: Path, config: Mapping[str, Any]) -> None:
     """Write what the run is made on; a resumed run takes over the number of CPU threads that results depend on."""
     path = folder / "environment.json"
-    if path.exists() and config["threads"] is None:
-        torch.set_num_threads(json.loads(path.read_text())["threads"])
+    if path.exists():
+        before = json.loads(path.read_text())["threads"]
+        if config["threads"] not in (None, before):
+            raise ConfigError(
+                f"the run in {folder} was begun with {before} CPU threads, which its results depend on: leave threads "
+                "out, or give the run another name=..."
+            )
+        torch.set_num_threads(before)
     dist.barrier()
     if dist.is_main() and not path.exists():
         write_json(path, environment.record(folder))

@@ -12,6 +12,7 @@ from torch import Tensor
 from trans4pass.labels import LabelSpace
 
 GAP = 4  # pixels between pictures
+MEANS = "classes_in_mean"
 
 
 class Gallery:
@@ -97,21 +98,24 @@ def summarise(
 ) -> dict[str, Any]:
     """The run's figures: per training stage mIoU (percent) by side, and `gain` in points on the target.
 
-    `gain` is the target mIoU of the stage called `final` minus the first training stage's, both after their last step;
-    None for a run of one training stage or without a target. `model` is taken over as it is.
+    `gain` is the target mIoU of the stage called `final` after its last step minus `first_target`; None where that is
+    the same figure, or without a target. `model` is taken over as it is.
     """
     stages = {}
     for stage, result in results.items():
         if result["kind"] == "train":
             stages[stage] = {
                 **result["last"],
-                **{key: result.get(key) for key in ("best", "steps", "seconds_per_step")},
+                **{key: result.get(key) for key in ("best", "given", "steps", "seconds_per_step")},
+                MEANS: result.get(MEANS, {}),
             }
         stages.setdefault(stage, {})["seconds"] = result["seconds"]
         stages[stage] |= {key: result[key] for key in ("kept", "bad_samples") if key in result}
-    scored = {stage: values["target"] for stage, values in stages.items() if "target" in values}
-    gain = scored[final] - next(iter(scored.values())) if len(scored) > 1 else None
-    return {"name": name, "seed": seed, "gain": gain, "final": final, "stages": stages, "model": dict(model)}
+    summary = {"name": name, "seed": seed, "gain": None, "final": final, "stages": stages, "model": dict(model)}
+    figures = [side for values in stages.values() for side in (*values, *(values.get("given") or {}))]
+    if figures.count("target") > 1:
+        summary["gain"] = stages[final]["target"] - first_target(summary)
+    return summary
 
 
 def table(summary: Mapping[str, Any]) -> Table:
@@ -122,7 +126,9 @@ def table(summary: Mapping[str, Any]) -> Table:
         shown.add_column(column, justify="left" if column == "stage" else "right")
     base = first_target(summary)
     for stage, values in summary["stages"].items():
-        best = values.get("best", {})
+        best, given = values.get("best") or {}, values.get("given")
+        if given:
+            shown.add_row(f"{stage}, as given", number(given.get("source")), "", number(given.get("target")))
         kept = f"{values['kept']:.0%} of pixels kept" if "kept" in values else ""
         shown.add_row(
             stage,
@@ -134,13 +140,18 @@ def table(summary: Mapping[str, Any]) -> Table:
             f"{values['seconds'] / 60:.1f}",
         )
     judge = "target" if base is not None else "source"
-    shown.caption = f"mIoU on the validation sets; * best was selected on the {judge}'s validation labels, last on none"
+    picked = any(values.get("best") for values in summary["stages"].values())
+    note = f"; * best was selected on the {judge}'s validation labels, last on none" if picked else ""
+    means = {side: count for values in summary["stages"].values() for side, count in values.get(MEANS, {}).items()}
+    over = "".join(f", {side} over {count} classes" for side, count in means.items())
+    shown.caption = f"mIoU on the validation sets{over}{note}"
     return shown
 
 
 def first_target(summary: Mapping[str, Any]) -> float | None:
-    """The first training stage's target mIoU: what gains are measured from."""
-    return next((values["target"] for values in summary["stages"].values() if "target" in values), None)
+    """What gains are measured from: the target mIoU of the checkpoint that was given, else of the first stage."""
+    scored = (values for values in summary["stages"].values() if "target" in values)
+    return next(((values.get("given") or values)["target"] for values in scored), None)
 
 
 def number(value: float | None) -> str:

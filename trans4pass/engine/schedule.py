@@ -31,6 +31,8 @@ def exp(step: int, total: int, gamma: float) -> float:
 
 def inv(step: int, total: int, gamma: float, power: float) -> float:
     """(1 + gamma*step)^-power."""
+    if gamma < 0:
+        raise ArithmeticError(f"gamma must be >= 0, got {gamma}")
     return (1 + gamma * step) ** -power
 
 
@@ -84,10 +86,10 @@ def make_schedule(
     function = POLICIES[policy]
     known = list(inspect.signature(function).parameters)[2:]
     try:
-        factors = [function(step, total_steps, **parameters) for step in (0, 1, total_steps)]
+        factors = [float(function(step, total_steps, **parameters)) for step in (0, 1, total_steps)]
     except (TypeError, ArithmeticError) as error:
         raise ConfigError(f"schedule policy {policy!r}, which takes {', '.join(known) or 'nothing'}: {error}") from None
-    if any(isinstance(factor, complex) or not isfinite(factor) or factor < 0 for factor in factors):
+    if any(not isfinite(factor) or factor < 0 for factor in factors):
         raise ConfigError(
             f"schedule policy {policy!r} with {parameters} gives the factors {', '.join(map(str, factors))} at steps "
             f"0, 1 and {total_steps}; they must be numbers >= 0"

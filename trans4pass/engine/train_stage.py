@@ -13,14 +13,14 @@ from torch import nn
 
 from trans4pass import dist
 from trans4pass.data import EvalTransform, SegmentationDataset, eval_loader, train_loader
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, whole_number
 from trans4pass.methods import Method
 from trans4pass.models.sideways import MULTIPLE
 
 from . import checkpoint
 from .build import build
 from .evaluation import Predictor, evaluate
-from .log import line, track
+from .log import track
 from .optim import build_optimizers
 from .report import Gallery, contact_sheet
 from .run import write_json
@@ -42,6 +42,10 @@ class TrainStage(Stage):
 
     Its settings are commented in configs/stage/_train.yaml.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.classes_in_mean: dict[str, str] = {}  # by side: how many classes occur there
 
     KEYS = (*Stage.KEYS, "method", "domains", "optim", "schedule", "steps", "epochs", *TRAINER_KEYS)
 
@@ -67,6 +71,7 @@ class TrainStage(Stage):
         started = time.perf_counter()
         datasets = {domain: self.dataset(domain) for domain in self.config["domains"]}
         trainer = self.build_trainer(datasets)
+        given = self.score_given(trainer)
         try:
             trainer.fit(prepare=lambda: trainer.method.prepare(self.plain_loaders(datasets)))
         finally:
@@ -76,16 +81,21 @@ class TrainStage(Stage):
         last = {key: value for key, value in trainer.history[-1].items() if key != "step"}
         return {
             "kind": "train",
+            "given": given,
             "last": last,
             "best": self.score_best(trainer),
             "steps": trainer.step,
             "seconds": seconds,
             "seconds_per_step": trainer.monitor.pace,
+            "classes_in_mean": self.classes_in_mean,
         }
 
     def settings(self) -> dict[str, Any]:
-        # Another number of processes is another batch size, and where epochs count, another number of steps.
-        return {**super().settings(), "processes": dist.world_size()}
+        # Another number of processes is another batch size, and where epochs count, another number of steps. Another
+        # evaluation picks another best model, and a run that is done would not be scored anew.
+        sides = {side: split for side, split in self.run.config["evaluate"].items() if split is not None}
+        sizes = {side: self.run.config["data"].get(side, {}).get("eval_size") for side in sides}
+        return {**super().settings(), "processes": dist.world_size(), "evaluate": sides, "eval_size": sizes}
 
     def inputs(self) -> dict[str, str]:
         sources = {domain["labels"] for domain in self.config["domains"].values()} - {TRUTH, NO_LABELS}
@@ -95,7 +105,8 @@ class TrainStage(Stage):
 
     def build_trainer(self, datasets: dict[str, SegmentationDataset], ahead: bool = False) -> Trainer:
         """The trainer, nothing run yet; `ahead` builds it for checking only, before the stages in front have run."""
-        network, carried = (self.run.network(), {}) if ahead else self.starting_point()
+        known = isinstance(self.init, str) or not ahead
+        network, carried = self.starting_point() if known else (self.run.network(), {})
         method = self.build_method(network, datasets, ahead)
         discriminator = part(carried, "discriminator")
         if discriminator and getattr(method, "discriminator", None) is not None:
@@ -206,11 +217,11 @@ class TrainStage(Stage):
         steps, epochs = self.config["steps"], self.config["epochs"]
         if (steps is None) == (epochs is None):
             raise ConfigError(f"{self.where} needs steps or epochs, and has steps={steps}, epochs={epochs}")
-        name, value = ("steps", steps) if epochs is None else ("epochs", epochs)
-        if value <= 0 or (name == "steps" and value != int(value)):
-            raise ConfigError(f"{self.where}.{name} must be a {'whole ' * (name == 'steps')}number > 0, got {value}")
         if steps is not None:
+            whole_number(f"{self.where}.steps", steps, 1)
             return steps
+        if not isinstance(epochs, (int, float)) or epochs <= 0:
+            raise ConfigError(f"{self.where}.epochs must be a number > 0, got {epochs!r}")
         batch = self.config["domains"]["source"]["batch_size"] * dist.world_size() * self.config["accumulate"]
         return max(1, round(epochs * len(datasets["source"]) / batch))
 
@@ -223,8 +234,7 @@ class TrainStage(Stage):
         known = {"data", "split", "labels", "batch_size", "transform"}
         if set(config) != known:
             raise ConfigError(f"{where} must have {', '.join(sorted(known))}, it has {', '.join(sorted(config))}")
-        if not isinstance(config["batch_size"], int) or config["batch_size"] < 1:
-            raise ConfigError(f"{where}.batch_size must be a whole number >= 1, got {config['batch_size']}")
+        whole_number(f"{where}.batch_size", config["batch_size"], 1)
         labels = config["labels"]
         dataset = self.run.dataset(
             config["data"],
@@ -293,7 +303,7 @@ class TrainStage(Stage):
             scores[side] = self.score(predictor, side, dataset, gallery.add)
             if gallery.rows:  # a rank may have no image
                 trainer.show(f"val/{side}: image, truth, prediction", contact_sheet(gallery.rows))
-        log.info("%s step %d  mIoU %s", self.name, trainer.step, line(scores))
+        log.info("%s step %d  mIoU %s", self.name, trainer.step, self.in_words(scores))
         if final and dist.is_main():
             self.show_training_set(trainer, predictor)
         return scores
@@ -302,7 +312,28 @@ class TrainStage(Stage):
         """mIoU on a validation set; for `keep` see `evaluate`."""
         title = f"{self.name}: evaluate {side}"
         workers, interrupts = self.run.config["num_workers"], self.run.interrupts
-        return evaluate(predictor, dataset, self.run.labels, workers, title, interrupts, keep).scores().miou
+        scores = evaluate(predictor, dataset, self.run.labels, workers, title, interrupts, keep).scores()
+        self.classes_in_mean[side] = f"{scores.classes_in_mean} of {len(scores.iou)}"
+        return scores.miou
+
+    def score_given(self, trainer: Trainer) -> dict[str, float]:
+        """mIoU by side of a checkpoint from outside that the stage starts from, before it is trained on."""
+        path = self.folder / "given.json"
+        if not isinstance(self.init, str):
+            return {}
+        if not path.exists():
+            predictor = self.predictor(trainer.method.network)
+            scores = {side: self.score(predictor, side, dataset) for side, dataset in self.run.validation()}
+            trainer.method.train()
+            log.info("%s starts from %s: mIoU %s", self.name, self.init, self.in_words(scores) or "not measured")
+            if dist.is_main():
+                write_json(path, scores)
+            dist.barrier()
+        return json.loads(path.read_text())
+
+    def in_words(self, scores: Mapping[str, float]) -> str:
+        """Sides with their mIoU and the classes that the mean ran over."""
+        return "  ".join(f"{side} {miou:.2f} ({self.classes_in_mean[side]} classes)" for side, miou in scores.items())
 
     def predictor(self, network: nn.Module) -> Predictor:
         return Predictor(network, self.run.device, precision=PRECISIONS[self.config["precision"]])

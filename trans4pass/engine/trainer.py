@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError, NonFinite
+from trans4pass.errors import ConfigError, NonFinite, whole_number
 from trans4pass.methods import Method
 
 from . import checkpoint
@@ -58,8 +59,11 @@ class TrainerSettings:
         if self.on_nonfinite not in ("error", "skip"):
             raise ConfigError(f"on_nonfinite={self.on_nonfinite} is not error or skip")
         for name in ("steps", "accumulate", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+            whole_number(name, getattr(self, name), 1)
+        whole_number("eval_every", self.eval_every, 0)
+        number = isinstance(self.clip_grad, (int, float)) and not isinstance(self.clip_grad, bool)
+        if not number or not 0 <= self.clip_grad < math.inf:
+            raise ConfigError(f"clip_grad must be a number >= 0, 0 for no clipping, got {self.clip_grad}")
 
 
 class Trainer:

@@ -154,14 +154,17 @@ class Adaptation(Method):
         if phase == "source":
             losses = self.source_objective(output, labels, norms)
         else:
-            # With weight 0 the terms only keep every parameter in the graph (DDP counts on it).
             terms = self.target_objective(output, labels, norms)
-            losses = {name: self.lambda_target * term for name, term in terms.items()}
+            losses = {name: self.lambda_target * term for name, term in terms.items() if self.lambda_target}
         if self.discriminator is not None:
             losses |= self._adversarial(phase, output.logits.softmax(1))
         if self.bank is not None:
             distilled, values = self._distil(phase, images, labels, output.features, norms["proto"])
             losses["proto"] = self.lambda_proto * distilled
+        if phase == "target" and not self.lambda_target:
+            # DDP counts on every parameter, those of auxiliary heads too, being in the graph.
+            name = next(iter(losses), "seg")
+            losses[name] = losses.get(name, 0) + 0 * sum(terms.values())
         return losses, values
 
     def _adversarial(self, phase: str, probabilities: Tensor) -> dict[str, Tensor]:

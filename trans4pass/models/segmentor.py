@@ -52,6 +52,10 @@ class Segmentor(nn.Module):
 
     def forward(self, image: Tensor) -> SegOutput:
         """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; ConfigError for sizes that cannot work."""
+        if image.ndim != 4 or image.shape[1] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+            raise ConfigError(
+                f"images must be [B, 3, H, W], uint8 or floating in [0, 1], got {list(image.shape)} {image.dtype}"
+            )
         if min(image.shape[-2:]) < SMALLEST:
             height, width = image.shape[-2:]
             raise ConfigError(
@@ -64,6 +68,8 @@ class Segmentor(nn.Module):
             )
         if image.dtype == torch.uint8:
             image = image.to(self.mean.dtype) / 255
+        elif image.dtype == torch.float64:  # numpy's default; narrower types are widened by the mean
+            image = image.to(self.mean.dtype)
         return self.forward_normalised((image - self.mean) / self.std)
 
     def forward_normalised(self, x: Tensor) -> SegOutput:
