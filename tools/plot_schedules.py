@@ -47,12 +47,12 @@ def main(config: DictConfig) -> None:
             factor = make_schedule(**schedule | {"total_steps": schedule["total_steps"] or steps})
             row, column = divmod(index, COLUMNS)
             draw_panel(draw, column * PANEL[0], row * PANEL[1], title, factor, steps)
-    except UserError as error:
+        path = Path(plain["file"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except (UserError, OSError, ValueError) as error:  # PIL raises ValueError for an unknown suffix
         print(error, file=sys.stderr)
         sys.exit(2)
-    path = Path(plain["file"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
     print(path)
 
 

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from trans4pass.engine import checkpoint
+from trans4pass.engine.interrupt import Interrupts
+from trans4pass.engine.run import Run
 from trans4pass.errors import WeightsError
+from trans4pass.labels import LabelSpace
+
+from .conftest import ROOT
 
 
 def state(value: float) -> dict:
@@ -79,3 +84,10 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(WeightsError):
         checkpoint.load(tmp_path / "plain.pt")
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_checkpoint_does_not_need_the_files_that_its_run_started_from() -> None:
+    model = {"name": "danet_resnet50", "weights": "gone.pth", "encoder_weights": "gone_too.pth"}
+    labels = LabelSpace.from_yaml(ROOT / "configs" / "labels" / "toy11.yaml")
+    run = Run({"model": model}, Path(), labels, torch.device("cpu"), Interrupts())
+    assert run.meta()["model"] == {"name": "danet_resnet50"}

@@ -33,7 +33,7 @@ def find_images(dataset: str, root: str | Path, folder: str, pattern: str) -> li
     """
     root = Path(root)
     searched = root / folder
-    settings = f"set data_root=... or data.<source or target>.dataset.root=... (now {root}); {HELP}"
+    settings = f"set data_root=... or data.[<source or target>.]dataset.root=... (now {root}); {HELP}"
     if not root.is_dir():
         raise DataError(f"{dataset}: there is no folder {root.absolute()}; {settings}")
     if not searched.is_dir():

@@ -121,7 +121,8 @@ def roll(image: Image, label: Mask, shift: int) -> tuple[Image, Mask]:
 
 def checked_size(size: Sequence[int]) -> tuple[int, int]:
     """(W,H) in pixels; ConfigError for anything else, or for a side shorter than the encoder's stride."""
-    if isinstance(size, str) or len(size) != 2 or any(side != math.floor(side) or side < MIN_SIDE for side in size):
+    pair = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, (int, float)) for side in size)
+    if not pair or any(side != math.floor(side) or side < MIN_SIDE for side in size):
         raise ConfigError(f"size={size} is not [width, height] with at least {MIN_SIDE} pixels each")
     return int(size[0]), int(size[1])
 

@@ -28,6 +28,7 @@ def check_data(config: Mapping[str, Any]) -> bool:
     labels = LabelSpace.from_dict(config["labels"])
     published = config["data"].get("published") or {}
     splits = config["splits"] or [split for split in published if split != TOTAL] or ["train", "val"]
+    splits = [splits] if isinstance(splits, str) else splits
     summaries = {split: check_split(config, split, labels) for split in splits}
     console.print(counts_table(summaries, published))
     if any(summary.counts.any() for summary in summaries.values()):

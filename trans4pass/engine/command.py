@@ -34,7 +34,7 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
     setup_logging()
     try:
         plain = resolved(config)
-        if "num_workers" in plain:
+        if plain.get("num_workers") is not None:
             whole_number("num_workers", plain["num_workers"], 0)
         with processes(plain["device"]) as device, Interrupts() as interrupts:
             try:

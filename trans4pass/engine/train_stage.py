@@ -324,7 +324,6 @@ class TrainStage(Stage):
         if not path.exists():
             predictor = self.predictor(trainer.method.network)
             scores = {side: self.score(predictor, side, dataset) for side, dataset in self.run.validation()}
-            trainer.method.train()
             log.info("%s starts from %s: mIoU %s", self.name, self.init, self.in_words(scores) or "not measured")
             if dist.is_main():
                 write_json(path, scores)
