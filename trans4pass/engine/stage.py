@@ -1,5 +1,6 @@
 """What every stage of a run has: a folder that says what it was made with, where it starts from, whether it is done."""
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -61,8 +62,10 @@ class Stage:
         raise TypeError(f"{type(self).__name__} does not define execute")
 
     def inputs(self) -> dict[str, str]:
-        """Digests of the stages whose results it reads."""
-        return {"init": self.init.digest} if isinstance(self.init, Stage) else {}
+        """Digests of the stages and the file whose results it reads."""
+        if self.init is None:
+            return {}
+        return {"init": self.init.digest if isinstance(self.init, Stage) else self.file_digest}
 
     # ---- what they share ----
 
@@ -78,6 +81,12 @@ class Stage:
     def bad(self) -> BadSamples | None:
         """Who is told of samples that cannot be read; None: their errors stop the run."""
         return bad_samples(self.run.config["on_bad_sample"], self.folder)
+
+    @cached_property
+    def file_digest(self) -> str:
+        """Of the content of the checkpoint from outside: another file under the same name is another start."""
+        with Path(self.init).open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
 
     @property
     def last_path(self) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, whole_number
 from trans4pass.models.danet import DANetHead
 from trans4pass.models.dmlp import DMLPHead
 from trans4pass.models.dmlp_v2 import DMLPv2Head
@@ -72,6 +72,8 @@ def create_model(
         ConfigError: an unknown name, head, setting or backend, or a combination that cannot work.
         WeightsError: a checkpoint that does not fit.
     """
+    whole_number("num_classes", num_classes, 1)
+    whole_number("embed_dim", embed_dim, 1)
     size, default_head = look_up(name, MODELS, "model")
     head_settings = {"name": default_head, **({"name": head} if isinstance(head, str) else head or {})}
     head_class = look_up(head_settings.pop("name"), HEADS, "head")
