@@ -38,7 +38,7 @@ LOSS := stages.source.method.loss
 SCHEDULE := stages.source.schedule
 ADAPTATION_OFF := stages.warmup.enabled=false stages.pseudo_labels.enabled=false stages.mpa.enabled=false
 
-toy-losses: setup  ## measure the model zoo's table of source losses on the toy world (half an hour)
+toy-losses: setup  ## measure the model zoo's table of source losses on the toy world (about 45 minutes)
 	$(TOY) name=toy_loss_cross_entropy
 	$(TOY) name=toy_loss_focal loss@$(LOSS)=focal
 	$(TOY) name=toy_loss_hard_pixel loss@$(LOSS)=hard_pixel $(LOSS).mining_steps=400

@@ -35,7 +35,7 @@ from .pictures import colour_picture, overlay_picture, save, write_label
 from .report import number
 from .run import build_network, write_json
 from .stage import part
-from .trainer import PRECISIONS
+from .trainer import autocast_type
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +121,7 @@ def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Pre
     if config["wrap"]:
         wrap_sideways(network)
     test_time = TestTime(config["scales"], config["flip"], config["yaw_rolls"])
-    if config["precision"] not in PRECISIONS:
-        raise ConfigError(f"precision={config['precision']} is not one of {', '.join(PRECISIONS)}")
-    return Predictor(network.to(device), device, test_time, PRECISIONS[config["precision"]]), labels
+    return Predictor(network.to(device), device, test_time, autocast_type(config["precision"])), labels
 
 
 def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> dict[str, Any]:

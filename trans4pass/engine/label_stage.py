@@ -21,7 +21,7 @@ from .log import track
 from .pictures import write_label
 from .run import write_json
 from .stage import Stage
-from .trainer import PRECISIONS
+from .trainer import autocast_type
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,7 @@ class LabelStage(Stage):
             self.starting_point()
         self.dataset()
         self.test_time()
-        if self.config["precision"] not in PRECISIONS:
-            raise ConfigError(
-                f"{self.where}.precision={self.config['precision']} is not one of {', '.join(PRECISIONS)}"
-            )
+        self.precision()
         pseudo_labels.thresholds(np.zeros((1, pseudo_labels.BINS), np.int64), self.config["keep"], self.config["cap"])
 
     def execute(self) -> dict[str, Any]:
@@ -74,6 +71,9 @@ class LabelStage(Stage):
     def test_time(self) -> TestTime:
         return TestTime(self.config["scales"], self.config["flip"], self.config["yaw_rolls"])
 
+    def precision(self) -> torch.dtype | None:
+        return autocast_type(self.config["precision"], f"{self.where}.precision")
+
     def spilled(self, name: str) -> Path:
         return self.folder / "maps" / f"{name}.npz"
 
@@ -85,9 +85,7 @@ class LabelStage(Stage):
             return
         log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
         network, _ = self.starting_point()
-        predictor = Predictor(
-            network.to(self.run.device), self.run.device, self.test_time(), PRECISIONS[self.config["precision"]]
-        )
+        predictor = Predictor(network.to(self.run.device), self.run.device, self.test_time(), self.precision())
         remaining = torch.utils.data.Subset(dataset, left)
         workers = self.run.config["num_workers"]
         for batch, logits in predict_all(predictor, remaining, workers, self.name, self.run.interrupts, self.bad):

@@ -26,7 +26,7 @@ from .report import Gallery, contact_sheet
 from .run import write_json
 from .schedule import make_schedule
 from .stage import Stage, part
-from .trainer import PRECISIONS, Trainer, TrainerSettings, to_device
+from .trainer import Trainer, TrainerSettings, autocast_type, to_device
 
 log = logging.getLogger(__name__)
 
@@ -318,24 +318,25 @@ class TrainStage(Stage):
 
     def score_given(self, trainer: Trainer) -> dict[str, float]:
         """mIoU by side of a checkpoint from outside that the stage starts from, before it is trained on."""
-        path = self.folder / "given.json"
         if not isinstance(self.init, str):
             return {}
-        if not path.exists():
+        path = self.folder / "given.json"
+        # Rank 0 decides: it may have written the file before the others look.
+        scores = dist.broadcast_object(json.loads(path.read_text()) if path.exists() else None)
+        if scores is None:
             predictor = self.predictor(trainer.method.network)
             scores = {side: self.score(predictor, side, dataset) for side, dataset in self.run.validation()}
             log.info("%s starts from %s: mIoU %s", self.name, self.init, self.in_words(scores) or "not measured")
             if dist.is_main():
                 write_json(path, scores)
-            dist.barrier()
-        return json.loads(path.read_text())
+        return scores
 
     def in_words(self, scores: Mapping[str, float]) -> str:
         """Sides with their mIoU and the classes that the mean ran over."""
         return "  ".join(f"{side} {miou:.2f} ({self.classes_in_mean[side]} classes)" for side, miou in scores.items())
 
     def predictor(self, network: nn.Module) -> Predictor:
-        return Predictor(network, self.run.device, precision=PRECISIONS[self.config["precision"]])
+        return Predictor(network, self.run.device, precision=autocast_type(self.config["precision"]))
 
     def score_best(self, trainer: Trainer) -> dict[str, float]:
         """The best step's mIoU on all sides: while training it was measured on the side that picks it only."""

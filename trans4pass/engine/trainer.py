@@ -29,6 +29,13 @@ log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def autocast_type(precision: str, where: str = "precision") -> torch.dtype | None:
+    """What autocast computes in; None for fp32. ConfigError for a name that is not in `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"{where}={precision} is not one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """How a stage is trained, whatever its method.
@@ -54,8 +61,7 @@ class TrainerSettings:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}")
+        autocast_type(self.precision)
         if self.on_nonfinite not in ("error", "skip"):
             raise ConfigError(f"on_nonfinite={self.on_nonfinite} is not error or skip")
         for name in ("steps", "accumulate", "checkpoint_every", "log_every"):
@@ -213,7 +219,7 @@ class Trainer:
         self, phase: str, batch: dict[str, Any], norms: Mapping[str, Tensor], values: dict[str, Tensor]
     ) -> bool:
         """Add one micro-batch's gradient and values; False, without a backward, where any rank's loss is not finite."""
-        dtype = PRECISIONS[self.settings.precision]
+        dtype = autocast_type(self.settings.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             losses, extra = self._call(phase, batch, norms)
         share = 1 / self.settings.accumulate
