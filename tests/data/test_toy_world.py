@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from trans4pass.data import toy_world
-from trans4pass.data.toy_world import ToyWorld, ensure, render_image
-from trans4pass.data.toy_world.scene import mix
+from trans4pass.toy_world import ToyWorld, ensure, render_image
+from trans4pass.toy_world.scene import mix
 from trans4pass.errors import ConfigError
 
 TINY = {

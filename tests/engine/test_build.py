@@ -21,7 +21,7 @@ def test_builds_the_packages_classes() -> None:
         "torch.load",
         "trans4pass.engine.checkpoint.load",
         "trans4pass.data.base.Path",
-        "trans4pass.data.toy_world.writing.shutil.rmtree",
+        "trans4pass.toy_world.writing.shutil.rmtree",
         "trans4pass.data.__builtins__.eval",
         None,
     ],

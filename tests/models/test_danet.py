@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
-from trans4pass.models.danet import ChannelAttention, DANetHead, PositionAttention
+from trans4pass.models.heads.danet import ChannelAttention, DANetHead, PositionAttention
 
 
 def random_map(*shape: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trans4pass.errors import ConfigError
-from trans4pass.models.fpn import FPNHead
+from trans4pass.models.heads.fpn import FPNHead
 
 CHANNELS = (8, 12, 20, 24)
 

@@ -6,7 +6,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from trans4pass.errors import ConfigError, WeightsError
-from trans4pass.models.resnet import DilatedResNet
+from trans4pass.models.encoders.resnet import DilatedResNet
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trans4pass.errors import ConfigError
-from trans4pass.models.reverse_edge import CoarseToFineHead, ReverseEdgeAttention, ReverseEdgeHead
+from trans4pass.models.heads.coarse_to_fine import CoarseToFineHead, ReverseEdgeAttention, ReverseEdgeHead
 
 CHANNELS = (8, 12, 20, 24)
 

@@ -11,7 +11,7 @@ from trans4pass import create_model
 from trans4pass.engine.evaluation import Predictor, TestTime
 from trans4pass.errors import ConfigError
 from trans4pass.models import Segmentor, resize
-from trans4pass.models.sideways import pad_sideways
+from trans4pass.models.circular import pad_circular
 
 MODELS = [
     ("trans4pass_micro", {"deform": (True, True, True, True)}),
@@ -66,7 +66,7 @@ def test_weights_fit_with_and_without() -> None:
 @pytest.mark.parametrize(("width", "columns"), [(5, 2), (1, 1), (2, 3)])
 def test_padding_goes_round(width: int, columns: int) -> None:
     x = torch.arange(width).view(1, 1, 1, width)
-    assert pad_sideways(x, columns).flatten().tolist() == [i % width for i in range(-columns, width + columns)]
+    assert pad_circular(x, columns).flatten().tolist() == [i % width for i in range(-columns, width + columns)]
 
 
 @pytest.mark.parametrize(("width", "size"), list(product((1, 4, 6), (1, 3, 8, 12))))

@@ -8,11 +8,12 @@ from trans4pass.data.loaders import OnBad, eval_loader, train_loader
 from trans4pass.data.stanford2d3d import Stanford2D3D
 from trans4pass.data.structured3d import Structured3D
 from trans4pass.data.synpass import SynPASS
-from trans4pass.data.transforms import EvalTransform, TrainTransform
+from trans4pass.data.views import Compose, EvalTransform, TrainTransform, View
 
 __all__ = [
     "OnBad",
     "Cityscapes",
+    "Compose",
     "DensePASS",
     "EvalTransform",
     "Folder",
@@ -23,5 +24,6 @@ __all__ = [
     "SynPASS",
     "TrainTransform",
     "eval_loader",
+    "View",
     "train_loader",
 ]

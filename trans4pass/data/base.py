@@ -1,26 +1,25 @@
 """What every data set shares: items, decoding, seeded augmentation, and errors that name the file."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from trans4pass.data.cache import DecodeCache
 from trans4pass.data.files import HELP, read_image, read_label
-from trans4pass.data.transforms import Transform
+from trans4pass.data.views import Size, View
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE, LabelSpace
 
 LABEL_SUFFIX = "_labelTrainIds.png"
-LABEL_MEND = f"add it, remove the image, or use this split with labelled=false; {HELP}"
+LABEL_FIX = f"add it, remove the image, or use this split with labelled=false; {HELP}"
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,24 @@ class Item:
         return Item(self.name, self.image)
 
 
+class Common(TypedDict, total=False):
+    """What every data set takes besides where it lies and which part of it is read."""
+
+    labelled: bool | None  # False: every label is all 255, and no label file is opened; None: the family's choice, True
+    transform: View | None
+    seed: int  # of the transform
+    cache: str | Path | None  # folder for decoded samples
+    cache_size: Size | None  # (W,H) pixels of the cached samples; None: the files' own
+
+
 class SegmentationDataset(Dataset):
     """Items read as {"image": uint8 (3,H,W), "label": uint8 (H,W) with 255 = ignored, "name": str}.
 
     A family finds its items, each with the label file that it should have, and hands them to this constructor. With
-    `labelled` false every label is all 255 and no label file is opened. `transform` maps (Image, Mask) to (Image,
-    Mask); its randomness depends on (`seed`, position) only. `cache` is a folder for decoded samples, of `cache_size`
-    (W,H) pixels or, unset, of the files' own size. Raises DataError where items are missing, doubled or lack a label,
-    ConfigError where `labels` lacks one of the items' encodings, the transform needs a panorama and `panorama` is
-    false, or the cache cannot be.
+    `labelled` false every label is all 255 and no label file is opened. The randomness of `transform` depends on
+    (`seed`, position) only. Raises DataError where items are missing, doubled or lack a label, ConfigError where
+    `labels` lacks one of the items' encodings, the transform needs a panorama and `panorama` is false, or the cache
+    cannot be.
     """
 
     name = "dataset"
@@ -60,25 +68,25 @@ class SegmentationDataset(Dataset):
         self,
         items: Iterable[Item],
         labels: LabelSpace,
-        labelled: bool = True,
-        transform: Transform | None = None,
+        labelled: bool | None = None,
+        transform: View | None = None,
         seed: int = 0,
         cache: str | Path | None = None,
-        cache_size: Sequence[int] | None = None,
+        cache_size: Size | None = None,
     ):
         if cache is None and cache_size is not None:
             raise ConfigError(f"cache_size={list(cache_size)} has no effect without cache=<folder>")
         self.labels = labels
-        self.labelled = labelled
+        self.labelled = labelled is not False
         self.seed = seed
         self.found = list(items)  # with the labels that they should have, there or not
-        self.items = self._checked(self.found if labelled else [item.without_label() for item in self.found])
-        if labelled:
+        self.items = self._checked(self.found if self.labelled else [item.without_label() for item in self.found])
+        if self.labelled:
             self.prepare_labels()
         self._set_transform(transform)
         self.cache = None if cache is None else DecodeCache(cache, cache_size)
         if self.cache is not None:
-            self.cache.announce(self.name, [item.image for item in self.items], labelled)
+            self.cache.announce(self.name, [item.image for item in self.items], self.labelled)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -88,18 +96,16 @@ class SegmentationDataset(Dataset):
         index, position = key if isinstance(key, tuple) else (key, key)
         item = self.items[index]
         image, label = self._cached(item)
+        sample = {"image": image[None], "label": label[None]}
         if self.transform is not None:
-            with torch.random.fork_rng(devices=[]):
-                # Not torch.manual_seed: it would reseed the accelerators of a process that loads and trains.
-                torch.random.default_generator.manual_seed(derive_seed(self.seed, position))
-                image, label = self.transform(image, label)
-        return {"image": image.as_subclass(Tensor), "label": label.as_subclass(Tensor), "name": item.name}
+            sample = self.transform(sample, [torch.Generator().manual_seed(derive_seed(self.seed, position))])
+        return {**{key: x[0] for key, x in sample.items()}, "name": item.name}
 
-    def load(self, item: Item) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    def load(self, item: Item) -> tuple[Tensor, Tensor]:
         """The untransformed image and its decoded label, both at the file's size, from the files."""
         image = read_image(item.image)
         label = self.load_label(item) if self.labelled else torch.full(image.shape[-2:], IGNORE, dtype=torch.uint8)
-        return tv_tensors.Image(image), tv_tensors.Mask(self.fit_label(item, image, label))
+        return image, self.fit_label(item, image, label)
 
     def load_label(self, item: Item) -> Tensor:
         """The label file as train ids (H,W) uint8, not yet compared with its image."""
@@ -132,7 +138,7 @@ class SegmentationDataset(Dataset):
         """The label files that lie in this split's folders, with or without an image; for tools/check_data.py."""
         return iter(())
 
-    def with_transform(self, transform: Transform | None) -> "SegmentationDataset":
+    def with_transform(self, transform: View | None) -> "SegmentationDataset":
         """A copy of this data set that applies `transform`."""
         other = copy.copy(self)
         other._set_transform(transform)
@@ -166,22 +172,22 @@ class SegmentationDataset(Dataset):
         """Plain values that a decoded sample depends on, besides its files and its encoding."""
         return [type(self).__qualname__, self.labels.to_dict() if self.labelled else None]
 
-    def _cached(self, item: Item) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    def _cached(self, item: Item) -> tuple[Tensor, Tensor]:
         if self.cache is None or not self.cache.serves(self.transform):
             return self.load(item)
         files = [item.image, item.label] if self.labelled else [item.image]
         settings = [*self.settings(), item.encoding]
         return self.cache.fetch(settings, files, self.labelled, lambda: self.load(item))
 
-    def _set_transform(self, transform: Transform | None) -> None:
-        if getattr(transform, "yaw_roll", False) and not self.panorama:
+    def _set_transform(self, transform: View | None) -> None:
+        if transform is not None and transform.needs_panorama and not self.panorama:
             raise ConfigError(
                 f"yaw_roll=true rolls images around their left and right borders, and {self.name} has no panoramas; "
                 "set yaw_roll=false for it"
             )
         self.transform = transform
 
-    def _checked(self, items: list[Item], mend: str = LABEL_MEND) -> list[Item]:
+    def _checked(self, items: list[Item], fix: str = LABEL_FIX) -> list[Item]:
         seen: dict[str, Item] = {}
         for item in items:
             if item.name in seen:
@@ -194,18 +200,18 @@ class SegmentationDataset(Dataset):
         if not seen:
             raise DataError(f"{self.name}: the split has no images; {HELP}")
         if self.labelled:
-            check_labels_exist(items, self.name, mend)
+            check_labels_exist(items, self.name, fix)
         return items
 
 
-def check_labels_exist(items: Iterable[Item], dataset: str, mend: str) -> None:
+def check_labels_exist(items: Iterable[Item], dataset: str, fix: str) -> None:
     """Raise DataError unless every item's label file exists; it names the first and tells how many are missing."""
     missing = [item for item in items if not has_label(item)]
     if missing:
         item = missing[0]
         looked = " and ".join(map(str, [*item.alternatives, item.label])) if item.label else "none"
         more = f" (nor have {len(missing) - 1} more, which tools/check_data.py lists)" if len(missing) > 1 else ""
-        raise DataError(f"{dataset}: the image {item.image} has no label{more}; looked for {looked}; {mend}")
+        raise DataError(f"{dataset}: the image {item.image} has no label{more}; looked for {looked}; {fix}")
 
 
 def has_label(item: Item) -> bool:

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
-from torchvision import tv_tensors
 
 from trans4pass.data.files import image_size
-from trans4pass.data.transforms import EvalTransform, Transform, checked_size, resize
+from trans4pass.data.views import EvalTransform, Size, View, resize
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE
 
 VERSION = 1  # to be raised with every change of what an entry holds
 log = logging.getLogger(__name__)
 
-Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+Pair = tuple[Tensor, Tensor]
 
 
 class DecodeCache:
@@ -35,16 +35,16 @@ class DecodeCache:
     warning; what is there already is still read. Raises ConfigError for a wrong size or folder.
     """
 
-    def __init__(self, folder: str | Path, size: Sequence[int] | None = None):
+    def __init__(self, folder: str | Path, size: Size | None = None):
         self.folder = Path(folder)
-        self.size = None if size is None else checked_size(size)
+        self.size = None if size is None else (size[0], size[1])
         self.writing = True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cache={folder} cannot be a folder: {error.strerror}") from error
 
-    def serves(self, transform: Transform | None) -> bool:
+    def serves(self, transform: View | None) -> bool:
         """Whether a sample for `transform` may come from here.
 
         Training may see images of the cache's size. What is scored or used as it is must not depend on a cache.
@@ -72,12 +72,14 @@ class DecodeCache:
         path = self.folder / name[:2] / f"{name}.npy"
         planes = self._read(path, 4 if labelled else 3)
         if planes is None:
-            image, label = load() if self.size is None else resize(*load(), self.size)
+            image, label = load()
+            if self.size is not None:
+                small = resize({"image": image[None], "label": label[None]}, self.size)
+                image, label = small["image"][0], small["label"][0]
             planes = np.concatenate([image.numpy(), label.numpy()[None]] if labelled else [image.numpy()])
             self._write(path, planes)
-        planes = torch.from_numpy(planes)
-        label = planes[3] if labelled else torch.full(planes.shape[1:], IGNORE, dtype=torch.uint8)
-        return tv_tensors.Image(planes[:3]), tv_tensors.Mask(label)
+        pixels = torch.from_numpy(planes)
+        return pixels[:3], pixels[3] if labelled else torch.full(pixels.shape[1:], IGNORE, dtype=torch.uint8)
 
     def _read(self, path: Path, channels: int) -> np.ndarray | None:
         try:

@@ -1,11 +1,11 @@
 """Cityscapes: street scenes from a pinhole camera, 2048x1024."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
-from trans4pass.data.base import Item, SegmentationDataset
+from trans4pass.data.base import Common, Item, SegmentationDataset
 from trans4pass.data.files import find_images
-from trans4pass.data.transforms import Transform
 from trans4pass.labels import LabelSpace
 
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -23,15 +23,11 @@ class Cityscapes(SegmentationDataset):
         root: str | Path,
         split: str,
         labels: LabelSpace,
-        labelled: bool = True,
-        transform: Transform | None = None,
-        seed: int = 0,
-        cache: str | Path | None = None,
-        cache_size: Sequence[int] | None = None,
+        **common: Unpack[Common],
     ):
         images = find_images(self.name, root, f"leftImg8bit/{split}", f"*/*{IMAGE_SUFFIX}")
         self.label_root = Path(root) / "gtFine" / split
-        super().__init__(map(self._item, images), labels, labelled, transform, seed, cache, cache_size)
+        super().__init__(map(self._item, images), labels, **common)
 
     def _item(self, image: Path) -> Item:
         name = f"{image.parent.name}/{image.name.removesuffix(IMAGE_SUFFIX)}"

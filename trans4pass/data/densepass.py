@@ -1,11 +1,11 @@
 """DensePASS: street panoramas, 2048x400, about 360x70 degrees; its unlabelled train images come from WildPASS."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
-from trans4pass.data.base import LABEL_SUFFIX, Item, SegmentationDataset
+from trans4pass.data.base import LABEL_SUFFIX, Common, Item, SegmentationDataset
 from trans4pass.data.files import find_images
-from trans4pass.data.transforms import Transform
 from trans4pass.errors import DataError
 from trans4pass.labels import LabelSpace
 
@@ -25,20 +25,17 @@ class DensePASS(SegmentationDataset):
         root: str | Path,
         split: str,
         labels: LabelSpace,
-        labelled: bool | None = None,
-        transform: Transform | None = None,
-        seed: int = 0,
-        cache: str | Path | None = None,
-        cache_size: Sequence[int] | None = None,
+        **common: Unpack[Common],
     ):
         images = find_images(self.name, root, f"leftImg8bit/{split}", "*/*.png")
         self.label_root = Path(root) / "gtFine" / split
         items = map(self._item, images)
-        self.unlabelled = not labelled and split == "train"
+        self.unlabelled = not common.get("labelled") and split == "train"
         if self.unlabelled:
             items = (item.without_label() for item in items)
-        labelled = split != "train" if labelled is None else labelled
-        super().__init__(items, labels, labelled, transform, seed, cache, cache_size)
+        if common.get("labelled") is None:
+            common["labelled"] = split != "train"
+        super().__init__(items, labels, **common)
 
     def _item(self, image: Path) -> Item:
         if image.name.endswith(LABEL_SUFFIX):

@@ -1,11 +1,11 @@
 """Images of your own: a folder of pictures and, if there are labels, a folder of label maps of the same names."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
-from trans4pass.data.base import Item, SegmentationDataset
+from trans4pass.data.base import Common, Item, SegmentationDataset
 from trans4pass.data.files import IMAGE_SUFFIXES, files_below, find_images
-from trans4pass.data.transforms import Transform
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 
@@ -26,21 +26,18 @@ class Folder(SegmentationDataset):
         root: str | Path,
         split: str,
         labels: LabelSpace,
-        labelled: bool | None = None,
         images: str = "images/{split}",
         annotations: str | None = "annotations/{split}",
         image_suffix: str | None = None,
         label_suffix: str = ".png",
         encoding: str | None = None,
         panorama: bool = False,
-        transform: Transform | None = None,
-        seed: int = 0,
-        cache: str | Path | None = None,
-        cache_size: Sequence[int] | None = None,
+        **common: Unpack[Common],
     ):
-        if labelled and annotations is None:
+        if common.get("labelled") and annotations is None:
             raise ConfigError(f"labels are needed, and annotations of {root} is null; set it to the labels' folder")
-        labelled = annotations is not None if labelled is None else labelled
+        if common.get("labelled") is None:
+            common["labelled"] = annotations is not None
         self.panorama, self.encoding, self.label_suffix = panorama, encoding or labels.name, label_suffix
         self.suffixes = IMAGE_SUFFIXES if image_suffix is None else (image_suffix,)
         self.label_root = None if annotations is None else Path(root) / annotations.replace("{split}", split)
@@ -49,7 +46,7 @@ class Folder(SegmentationDataset):
         items = [self._item(path, Path(root) / folder) for path in found if self._suffix(path)]
         if not items:
             raise DataError(f"{self.name}: {Path(root) / folder} holds no picture ({', '.join(self.suffixes)})")
-        super().__init__(items, labels, labelled, transform, seed, cache, cache_size)
+        super().__init__(items, labels, **common)
 
     def _suffix(self, path: Path) -> str | None:
         """The suffix by which a file is an image."""

@@ -4,13 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from trans4pass.data.base import Item, SegmentationDataset
+from trans4pass.data.base import Common, Item, SegmentationDataset
 from trans4pass.data.files import HELP, find_images, read_colour_label
-from trans4pass.data.transforms import Transform
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE, LabelSpace
 
@@ -48,15 +47,11 @@ class Stanford2D3D(SegmentationDataset):
         root: str | Path,
         split: str,
         labels: LabelSpace,
-        labelled: bool = True,
         kind: str = "pinhole",
         fold: int = 1,
         areas: Mapping[str, Sequence[str | int]] | None = None,
         label_list: str | Path | None = None,
-        transform: Transform | None = None,
-        seed: int = 0,
-        cache: str | Path | None = None,
-        cache_size: Sequence[int] | None = None,
+        **common: Unpack[Common],
     ):
         if kind not in KINDS:
             raise ConfigError(f"kind={kind!r} is none of {', '.join(KINDS)}")
@@ -65,7 +60,7 @@ class Stanford2D3D(SegmentationDataset):
         folders = [f"area_{area}/{KINDS[kind]}/rgb" for area in split_areas(split, fold, areas)]
         images = [image for folder in folders for image in find_images(self.name, root, folder, f"*{IMAGE_SUFFIX}")]
         self.label_folders = [self.root / folder.replace("rgb", "semantic") for folder in folders]
-        super().__init__(map(self._item, images), labels, labelled, transform, seed, cache, cache_size)
+        super().__init__(map(self._item, images), labels, **common)
 
     def _item(self, image: Path) -> Item:
         stem, area = image.name.removesuffix(IMAGE_SUFFIX), image.parents[2].name

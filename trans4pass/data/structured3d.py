@@ -1,11 +1,11 @@
 """Structured3D: rendered indoor panoramas of furnished rooms, 1024x512."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
-from trans4pass.data.base import Item, SegmentationDataset
+from trans4pass.data.base import Common, Item, SegmentationDataset
 from trans4pass.data.files import find_images
-from trans4pass.data.transforms import Transform
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 
@@ -29,11 +29,7 @@ class Structured3D(SegmentationDataset):
         root: str | Path,
         split: str,
         labels: LabelSpace,
-        labelled: bool = True,
-        transform: Transform | None = None,
-        seed: int = 0,
-        cache: str | Path | None = None,
-        cache_size: Sequence[int] | None = None,
+        **common: Unpack[Common],
     ):
         if split not in SPLITS:
             raise ConfigError(f"split={split!r} is none of {', '.join(SPLITS)}")
@@ -45,7 +41,7 @@ class Structured3D(SegmentationDataset):
                 f"{self.name}: none of the {len(images)} panoramas under {root} is of the split {split!r}, whose "
                 f"scenes are {self.scenes[0]} to {self.scenes[-1]}"
             )
-        super().__init__(items, labels, labelled, transform, seed, cache, cache_size)
+        super().__init__(items, labels, **common)
 
     def _item(self, image: Path) -> Item:
         scene, _, room, *_ = image.relative_to(self.root).parts

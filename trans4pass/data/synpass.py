@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Unpack
 
-from trans4pass.data.base import Item, SegmentationDataset
+from trans4pass.data.base import Common, Item, SegmentationDataset
 from trans4pass.data.files import find_images, read_path_list
-from trans4pass.data.transforms import Transform
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 
@@ -31,14 +31,10 @@ class SynPASS(SegmentationDataset):
         root: str | Path,
         split: str,
         labels: LabelSpace,
-        labelled: bool = True,
         weather: Sequence[str] | None = None,
         time: str | None = None,
         subset_list: str | Path | None = None,
-        transform: Transform | None = None,
-        seed: int = 0,
-        cache: str | Path | None = None,
-        cache_size: Sequence[int] | None = None,
+        **common: Unpack[Common],
     ):
         self.root, self.split = Path(root), split
         self.weathers = self._checked_weathers(weather)
@@ -46,7 +42,7 @@ class SynPASS(SegmentationDataset):
             raise ConfigError(f"time={time} and subset_list={subset_list} each name a list: leave one of them null")
         self.subset_list = subset_list if time is None else self._list_of(time)
         items = map(self._item, self._images())
-        super().__init__(items, labels, labelled, transform, seed, cache, cache_size)
+        super().__init__(items, labels, **common)
 
     def _checked_weathers(self, weather: Sequence[str] | None) -> tuple[str, ...]:
         if weather is None:

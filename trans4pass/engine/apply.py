@@ -22,7 +22,7 @@ from trans4pass.data import EvalTransform, Item, SegmentationDataset
 from trans4pass.data.files import IMAGE_SUFFIXES, files_below, read_image
 from trans4pass.errors import ConfigError, DataError, WeightsError, true_or_false
 from trans4pass.labels import LabelSpace
-from trans4pass.models import create_model, wrap_sideways
+from trans4pass.models import create_model, make_circular
 from trans4pass.models.weights import identify, load_weights, read_state_dict
 
 from . import checkpoint
@@ -119,7 +119,7 @@ def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Pre
     network, labels = open_checkpoint(Path(config["checkpoint"]), config.get("model_labels"))
     true_or_false("wrap", config["wrap"])
     if config["wrap"]:
-        wrap_sideways(network)
+        make_circular(network)
     test_time = TestTime(config["scales"], config["flip"], config["yaw_rolls"])
     return Predictor(network.to(device), device, test_time, autocast_type(config["precision"])), labels
 

@@ -15,7 +15,7 @@ from trans4pass import dist
 from trans4pass.data import EvalTransform, SegmentationDataset, eval_loader, train_loader
 from trans4pass.errors import ConfigError, whole_number
 from trans4pass.methods import Method
-from trans4pass.models.sideways import MULTIPLE
+from trans4pass.models.circular import MULTIPLE
 
 from . import checkpoint
 from .build import build

@@ -1,16 +1,14 @@
 """Edges of masks and of label maps, and the edge loss of OSFormer (arXiv 2207.02255) for semantic maps."""
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 
 from .dice import dice_loss, mask_counts, soft_dice
-from .pixel import at_least_single
+from .pixel import PixelLoss, at_least_single
 
 
 def window_max(x: Tensor, radius: int) -> Tensor:
@@ -50,7 +48,7 @@ def edge_target(labels: Tensor, radius: int = 2, wrap: bool = False) -> tuple[Te
     return edges.float(), known
 
 
-class AgainstEdges(nn.Module):
+class AgainstEdges(PixelLoss):
     """What is compared with the labels' edges by Dice, averaged over the images that have a known pixel.
 
     Args:
@@ -70,20 +68,16 @@ class AgainstEdges(nn.Module):
 
 
 class EdgeLoss(AgainstEdges):
-    """The edge maps that a network tells, summed over its levels; every level is compared at the labels' size."""
+    """The edge maps that a network predicts at L levels, (B,L,H,W) logits at the labels' size: summed over the levels."""
 
-    def forward(self, levels: Mapping[str, Tensor], labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
-        """Scalar loss of edge logits (B,1,h,w) by name; `normaliser` is the whole batch's, its own where None.
-
-        Maps of another size than the labels are resized bilinearly, as without `wrap`.
-        """
+    def forward(
+        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         edges, known = edge_target(labels, self.radius, self.wrap)
-        size = labels.shape[1:]
-        resized = [
-            (x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False))[:, 0]
-            for x in levels.values()
-        ]
-        return sum(dice_loss(x, edges, known, normaliser) for x in resized)
+        normaliser = mask_counts(known) if normaliser is None else normaliser
+        edges, known = (x[:, None].expand_as(logits).flatten(0, 1) for x in (edges, known))  # B,H,W -> B*L,H,W
+        each = None if weights is None else weights[:, None].expand_as(logits).flatten(0, 1)
+        return dice_loss(logits.flatten(0, 1), edges, known, normaliser, each)
 
 
 class MaskEdge(AgainstEdges):
@@ -93,15 +87,13 @@ class MaskEdge(AgainstEdges):
     are the masks, and the union of their edges is at each pixel the largest.
     """
 
-    def after_step(self, step: int) -> None:
-        """Nothing changes with the steps."""
-
-    def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
-        """Scalar loss of logits (B,K,H,W) and labels (B,H,W); `normaliser` is this batch's own where None."""
+    def forward(
+        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         edges, known = edge_target(labels, self.radius, self.wrap)
         masks = at_least_single(logits).softmax(1)
         if self.wrap:
             masks = F.pad(masks, (self.radius, self.radius, 0, 0), mode="circular")
         found = soft_edge(masks.flatten(0, 1), self.radius).unflatten(0, masks.shape[:2]).amax(1)  # B,K,H,W -> B,H,W
         found = found[..., self.radius : -self.radius] if self.wrap else found
-        return soft_dice(found, edges, known, normaliser)
+        return soft_dice(found, edges, known, normaliser, weights)

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 
-from .pixel import CrossEntropy, at_least_single, safe_ratio
+from .pixel import CrossEntropy, PixelLoss, at_least_single, safe_ratio
 
 
-class HardPixelCrossEntropy(nn.Module):
+class HardPixelCrossEntropy(PixelLoss):
     """Mean over the images of each image's mean cross-entropy over its k hardest pixels (AOT, arXiv 2106.02638).
 
     k = (r * top + 1 - r) * N, rounded down and at least 1, with N the image's labelled pixels and
@@ -29,30 +29,29 @@ class HardPixelCrossEntropy(nn.Module):
         super().__init__()
         if not 0 < top <= 1 or mining_steps < 0:
             raise ConfigError(f"top must be in (0, 1] and mining_steps >= 0, got {top} and {mining_steps}")
-        self.top, self.mining_steps = top, mining_steps
-        # Persistent: a resumed run goes on with the share that it had.
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.top, self.mining_steps, self.step = top, mining_steps, 0
 
-    def after_step(self, step: int) -> None:
-        """Tell that the optimisers have done step number `step` (from 0)."""
-        self.step.fill_(step + 1)
+    def set_step(self, step: int) -> None:
+        self.step = step
 
-    def share(self) -> Tensor:
-        """Share of the labelled pixels kept at this step, a float64 scalar."""
-        step = self.step.double()
-        ratio = (step / self.mining_steps).clamp(max=1) if self.mining_steps else torch.ones_like(step)
+    def share(self) -> float:
+        """Share of the labelled pixels kept at this step."""
+        ratio = min(self.step / self.mining_steps, 1.0) if self.mining_steps else 1.0
         return ratio * self.top + (1 - ratio)
 
     def normaliser(self, labels: Tensor) -> Tensor:
         """Number of images with any label, a float scalar."""
         return (labels != IGNORE).flatten(1).any(1).sum().float()  # B,H,W -> B,N
 
-    def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
-        """Scalar loss; `normaliser` is the whole batch's, this batch's own where None."""
+    def forward(
+        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         losses = F.cross_entropy(at_least_single(logits), labels.long(), ignore_index=IGNORE, reduction="none")
-        kept = (self.share() * (labels != IGNORE).flatten(1).sum(1)).floor().clamp(min=1)  # B,H,W -> B,N
+        kept = (self.share() * (labels != IGNORE).flatten(1).sum(1).double()).floor().clamp(min=1)  # B,H,W -> B,N
         # An ignored pixel's loss is 0, the least there is; images without labels have nothing else.
-        hardest = losses.flatten(1).sort(1, descending=True).values  # B,H,W -> B,N
+        hardest, order = losses.flatten(1).sort(1, descending=True)  # B,H,W -> B,N
+        if weights is not None:
+            hardest = hardest * weights.flatten(1).gather(1, order)
         rank = torch.arange(hardest.shape[1], device=losses.device)
         total = (hardest.where(rank < kept[:, None], 0).sum(1) / kept.to(losses.dtype)).sum()
         return safe_ratio(total, self.normaliser(labels) if normaliser is None else normaliser)
@@ -81,18 +80,18 @@ class OHEMCrossEntropy(CrossEntropy):
         """1 where the batch has any label, else 0, a float scalar: a batch counts as one."""
         return (labels != IGNORE).any().float()
 
-    def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
-        """Scalar loss; `normaliser` is the mean of all batches', this batch's own where None."""
+    def forward(
+        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         labels = labels.where(self.hard(logits.detach(), labels), IGNORE)
-        mean = super().forward(logits, labels, super().normaliser(labels))
+        mean = super().forward(logits, labels, super().normaliser(labels), weights)
         return safe_ratio(mean, self.normaliser(labels) if normaliser is None else normaliser)
 
     def hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Whether each pixel is kept, (B,H,W) bool."""
         labelled = labels != IGNORE
-        losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
-        count = min(self.min_kept, int(labelled.sum()))
-        if count == 0:
-            return labelled
-        hardest = losses[labelled].topk(count, sorted=False).values.min()
-        return labelled & ((losses > -math.log(self.threshold)) | (losses >= hardest))
+        losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none").where(labelled, -1)
+        most = losses.flatten().topk(min(self.min_kept, losses.numel())).values
+        # The last one kept, where fewer pixels than min_kept have labels the last of those; no host is asked for it.
+        last = most.gather(0, (labelled.sum().clamp(1, len(most)) - 1)[None])
+        return labelled & ((losses > -math.log(self.threshold)) | (losses >= last))

@@ -3,9 +3,13 @@
 Every loss is a sum over pixels divided by a normaliser. The normaliser is an argument because only the trainer knows
 the whole batch: it averages `loss.normaliser(labels)` over ranks and accumulated micro-batches, so that N processes
 with batch B, one process with batch N*B and N accumulated batches all have the same gradient.
+
+Weights (B,H,W) are factors on the pixels' losses, such as a teacher's confidence. They leave the normaliser as it is,
+so that a weight of c everywhere scales the loss by c, and a pixel of weight 0 has no influence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +35,24 @@ def safe_ratio(total: Tensor, normaliser: Tensor) -> Tensor:
     return total / torch.where(normaliser > 0, normaliser, 1).to(total.dtype)
 
 
-class CrossEntropy(nn.Module):
+class PixelLoss(nn.Module):
+    """The contract of a loss on logits and labels; a subclass defines `normaliser` and `forward`."""
+
+    def normaliser(self, labels: Tensor) -> Tensor:
+        """What the sum over the pixels of labels (B,H,W) is divided by: a scalar, or (T,) of a sum of T losses."""
+        raise NotImplementedError
+
+    def set_step(self, step: int) -> None:
+        """Called before the training step of that number, from 0, for losses that change with the steps."""
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """Scalar loss; `normaliser` is the whole batch's, this batch's own where None."""
+        raise NotImplementedError
+
+
+class CrossEntropy(PixelLoss):
     """Mean cross-entropy over the labelled pixels, weighted by class where weights are given.
 
     As in `torch.nn.functional.cross_entropy`, a weighted mean divides by the sum of the weights of the labelled pixels.
@@ -43,45 +64,41 @@ class CrossEntropy(nn.Module):
 
     def __init__(self, class_weights: Sequence[float] | None = None):
         super().__init__()
-        if isinstance(class_weights, str):
-            raise ConfigError(
-                f"class_weights must be a list of numbers, not {class_weights!r}; only configs know `auto`"
-            )
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         if weights is not None and not (weights > 0).all():
-            raise ConfigError(f"class_weights must be positive, got {list(class_weights)}")
+            raise ConfigError(f"class_weights must be positive, got {list(class_weights or ())}")
         # Not persistent: a setting, not a state; a checkpoint must not bring back another run's weights.
+        self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
 
     def normaliser(self, labels: Tensor) -> Tensor:
         """Sum of the class weights of the labelled pixels (their number without weights), a float64 scalar."""
         if self.class_weights is None:
             return pixel_counts(labels)
-        per_class = torch.bincount(labels[labels != IGNORE].long(), minlength=len(self.class_weights))
-        return (per_class * self.class_weights.double()).sum()
+        by_label = F.pad(self.class_weights.double(), (0, IGNORE + 1 - len(self.class_weights)))
+        return by_label[labels.long()].sum()
 
-    def after_step(self, step: int) -> None:
-        """Called after step number `step` (from 0), for losses that change with the steps."""
-
-    def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
-        """Scalar loss; `normaliser` is the whole batch's, this batch's own where None."""
+    def forward(
+        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         if self.class_weights is not None and logits.shape[1] != len(self.class_weights):
             raise ConfigError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes")
         normaliser = self.normaliser(labels) if normaliser is None else normaliser
         # In half precision the weights would lose digits that the normaliser has.
         logits = at_least_single(logits)
-        weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        class_weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         # GPUs have no deterministic kernel that also sums.
-        reduction = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
-        total = F.cross_entropy(logits, labels.long(), weight, ignore_index=IGNORE, reduction=reduction).sum()
-        return safe_ratio(total, normaliser)
+        each = weights is not None or torch.are_deterministic_algorithms_enabled()
+        reduction = "none" if each else "sum"
+        loss = F.cross_entropy(logits, labels.long(), class_weights, ignore_index=IGNORE, reduction=reduction)
+        return safe_ratio((loss if weights is None else loss * weights).sum(), normaliser)
 
 
 class Focal(CrossEntropy):
     """The official source loss: alpha * (1 - exp(-m))^gamma * m, with m the batch's MEAN cross-entropy.
 
     It is not the per-pixel focal loss (Lin et al. 2017): the factor is one number per batch. Under DDP that number
-    comes from the mean over all ranks; with accumulation, from each micro-batch alone.
+    comes from the mean over all ranks; with accumulation, from each micro-batch alone. Pixel weights enter m.
 
     Args:
         gamma: exponent of the factor, >= 0.
@@ -92,9 +109,52 @@ class Focal(CrossEntropy):
         super().__init__(class_weights)
         self.gamma, self.alpha = gamma, alpha
 
-    def forward(self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None) -> Tensor:
-        mean = super().forward(logits, labels, normaliser)
+    def forward(
+        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        mean = super().forward(logits, labels, normaliser, weights)
         # This rank's share of the mean carries the gradient, the others' shares enter as constants.
         others = dist.mean_(mean.detach().clone()) - mean.detach()
         batch_mean = mean + others
         return self.alpha * (1 - torch.exp(-batch_mean)) ** self.gamma * batch_mean
+
+
+class WeightedSum(PixelLoss):
+    """Sum of pixel losses, each times its weight.
+
+    Args:
+        terms: losses by name.
+        weights: factors by term's name; 1 for those left out.
+    """
+
+    def __init__(self, terms: Mapping[str, PixelLoss], weights: Mapping[str, float] | None = None):
+        super().__init__()
+        weights = weights or {}
+        if not terms or not weights.keys() <= terms.keys():
+            raise ConfigError(
+                f"a weighted sum needs a term or more, and weights for its terms only; it has the terms {list(terms)} "
+                f"and weights for {list(weights)}: add terms.<name>, or take weights.<name> out"
+            )
+        self.weights = [float(weights.get(name, 1)) for name in terms]
+        # No ModuleDict: it takes neither dots nor names like `type`.
+        self.terms = cast("Sequence[PixelLoss]", nn.ModuleList(terms.values()))
+        # A term may be a sum itself, which has a normaliser for each of its own terms.
+        self.sizes: list[int] = [sum(loss.sizes) if isinstance(loss, WeightedSum) else 1 for loss in self.terms]
+
+    def normaliser(self, labels: Tensor) -> Tensor:
+        """Each term's normaliser, (T,), of the terms of terms where those are sums."""
+        return torch.cat([loss.normaliser(labels).reshape(-1).double() for loss in self.terms])
+
+    def set_step(self, step: int) -> None:
+        for loss in self.terms:
+            loss.set_step(step)
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        norms = (self.normaliser(labels) if normaliser is None else normaliser).split(self.sizes)
+        losses = [
+            factor * loss(logits, labels, norm if isinstance(loss, WeightedSum) else norm[0], weights)
+            for factor, loss, norm in zip(self.weights, self.terms, norms, strict=True)
+        ]
+        return torch.stack(losses).sum()

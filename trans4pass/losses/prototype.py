@@ -27,10 +27,11 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
     Returns:
         sums (K,E) and counts (K,), both of `features`' dtype.
     """
-    vectors = features.permute(0, 2, 3, 1)[labels != IGNORE]  # B,E,h,w -> N,E labelled pixels
-    classes = labels[labels != IGNORE]
-    sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, classes, vectors)
-    return sums, torch.bincount(classes, minlength=num_classes).to(features.dtype)
+    vectors = features.permute(0, 2, 3, 1).flatten(0, 2)  # B,E,h,w -> N,E
+    rows = labels.where(labels != IGNORE, num_classes).flatten()  # the last row takes what is left out
+    sums = features.new_zeros(num_classes + 1, features.shape[1]).index_add_(0, rows, vectors)
+    counts = features.new_zeros(num_classes + 1).index_add_(0, rows, features.new_ones(len(rows)))
+    return sums[:-1], counts[:-1]
 
 
 def prototype_distillation(
@@ -41,6 +42,7 @@ def prototype_distillation(
     alpha: float = 0.9,
     over: str = "labelled",
     normaliser: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Distil class prototypes into the features of labelled pixels.
 
@@ -56,12 +58,12 @@ def prototype_distillation(
         over: `all` takes the means over all pixels, as the official code does (an unlabelled pixel is its own target);
             `labelled` over labelled pixels only.
         normaliser: number of labelled pixels in the whole batch (for `labelled`); this batch's own where None.
+        weights: (B,h,w) factors on the pixels; None: 1.
     Returns:
         the scalar loss and its two weighted terms by name (`kl`, `ce`), detached.
     """
-    has_prototype = prototypes.isfinite().all(1)
     labelled = labels != IGNORE
-    labelled = labelled & has_prototype[labels.where(labelled, 0)]
+    labelled = labelled & prototypes.isfinite().all(1)[labels.where(labelled, 0)]
     rows = prototypes[labels.where(labelled, 0)].permute(0, 3, 1, 2)  # B,h,w,E -> B,E,h,w
     target = torch.where(labelled[:, None], rows.to(features.dtype), features.detach())
 
@@ -69,6 +71,8 @@ def prototype_distillation(
     soft = F.log_softmax(features / temperature, 1)
     divergence = (soft_target.exp() * (soft_target - soft)).mean(1)  # B,h,w
     strongest = F.cross_entropy(features, target.argmax(1), reduction="none")
+    if weights is not None:
+        divergence, strongest = divergence * weights, strongest * weights
     if over == "labelled":
         count = labelled.sum() if normaliser is None else normaliser
         kl = safe_ratio((divergence * labelled).sum(), count)

@@ -1,15 +1,21 @@
-"""Class prototypes shared by both domains, and their slow update (Trans4PASS, arXiv 2203.01452, section 3.3)."""
+"""Prototypes shared by both domains, their slow update and distillation (Trans4PASS, arXiv 2203.01452, section 3.3)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from trans4pass import dist
 from trans4pass.errors import ConfigError
-from trans4pass.losses import class_sums
+from trans4pass.labels import IGNORE
+from trans4pass.losses import at_least_single, class_sums, pixel_counts, prototype_distillation, resize_labels
+from trans4pass.models import Segmentor, input_size, resize
+
+from .method import DomainBatch, Losses
+from .term import ForwardPass, Term
 
 FLAVOURS = ("fixed", "official", "paper")
+PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 class PrototypeBank(nn.Module):
@@ -32,6 +38,10 @@ class PrototypeBank(nn.Module):
         momentum: in [0,1].
         update_every: steps.
     """
+
+    prototypes: Tensor
+    collected: Tensor
+    collections: Tensor
 
     def __init__(
         self, num_classes: int, channels: int, flavour: str = "fixed", momentum: float = 0.999, update_every: int = 100
@@ -65,7 +75,8 @@ class PrototypeBank(nn.Module):
                 sums, pixels = class_sums(features.to(total), labels, num_classes)
                 total += sums / pixels[:, None].clamp_min(1)
                 count += (pixels > 0)[:, None]
-            dist.sum_(total), dist.sum_(count)
+            dist.sum_(total)
+            dist.sum_(count)
             domain_sum += total / count.clamp_min(1)
             domains += count > 0
         self.prototypes.copy_(domain_sum / domains)  # 0/0 = NaN where no domain has the class
@@ -74,14 +85,16 @@ class PrototypeBank(nn.Module):
     def collect(self, domain: str, features: Tensor, labels: Tensor) -> None:
         """Add a (micro-)batch: features (B,E,h,w), labels (B,h,w) with 255 = none."""
         sums, pixels = class_sums(features.detach().to(self.prototypes), labels, len(self.prototypes))
-        before = self._step.get(domain, (0, 0))
-        self._step[domain] = (before[0] + sums, before[1] + pixels)
+        if domain in self._step:
+            sums, pixels = sums + self._step[domain][0], pixels + self._step[domain][1]
+        self._step[domain] = (sums, pixels)
 
     @torch.no_grad()
     def after_step(self, step: int) -> bool:
         """Close step number `step` (from 0); returns whether the prototypes were updated."""
         for sums, pixels in self._step.values():
-            dist.sum_(sums), dist.sum_(pixels)
+            dist.sum_(sums)
+            dist.sum_(pixels)
             self.collected += sums / pixels[:, None].clamp_min(1)
             self.collections += pixels > 0
         self._step.clear()
@@ -106,3 +119,97 @@ class PrototypeBank(nn.Module):
         if self.flavour == "fixed":
             self.collected.zero_()
             self.collections.zero_()
+
+
+class PrototypeDistillation(Term):
+    """Pull the features of labelled pixels towards their class's prototype, which both domains share.
+
+    Args:
+        network: says the bank's shape and its features' stride.
+        weight: in each domain.
+        domains: whose labels and features make and use the prototypes.
+        flavour, momentum, update_every: see `PrototypeBank`. `fixed` averages the distillation over labelled pixels,
+            the others, as the released code, over all.
+        temperature, alpha: see `prototype_distillation`.
+        bank_scales: image scales over which features are averaged before they enter the bank, one extra forward each;
+            (1.0,) uses the training forward's own features. None: the flavour's, which is (1.0,) but for `paper`.
+    """
+
+    learns_labels = True
+
+    def __init__(
+        self,
+        network: Segmentor,
+        weight: float = 0.001,
+        domains: Sequence[str] = ("source", "target"),
+        flavour: str = "fixed",
+        momentum: float = 0.999,
+        update_every: int = 100,
+        temperature: float = 20.0,
+        alpha: float = 0.9,
+        bank_scales: Sequence[float] | None = None,
+    ):
+        super().__init__(domains, weight)
+        if temperature <= 0 or not 0 <= alpha <= 1:
+            raise ConfigError(f"temperature must be > 0 and alpha in [0,1], got {temperature} and {alpha}")
+        if bank_scales is not None and (not bank_scales or min(bank_scales) <= 0):
+            raise ConfigError(f"bank_scales must be positive factors, or null for the flavour's own, got {bank_scales}")
+        self.bank = PrototypeBank(network.num_classes, network.feature_dim, flavour, momentum, update_every)
+        self.temperature, self.alpha = temperature, alpha
+        self.bank_scales = tuple(bank_scales or (PAPER_SCALES if flavour == "paper" else (1.0,)))
+        self.over = "labelled" if flavour == "fixed" else "all"
+
+    def prepare(self, network: Segmentor, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
+        """Start the prototypes from one pass over each domain."""
+        self.bank.start({domain: self._correct_features(network, loaders[domain]) for domain in self.domains})
+
+    def _correct_features(self, network: Segmentor, loader: Iterable[DomainBatch]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader:
+            output = network(batch["image"])
+            features = self._bank_features(network, batch["image"], output.features)
+            labels = batch["label"].where(output.logits.argmax(1) == batch["label"], IGNORE)
+            yield features, resize_labels(labels, features.shape[2:])
+
+    @torch.no_grad()
+    def _bank_features(self, network: Segmentor, images: Tensor, features: Tensor) -> Tensor:
+        """Features (B,E,h,w) for the bank: the given ones, or the mean over `bank_scales` in eval mode."""
+        if self.bank_scales == (1.0,):
+            return features
+        was_training = network.training
+        network.eval()
+        total = torch.zeros_like(features)
+        for scale in self.bank_scales:
+            size = input_size(network, images.shape[2:], scale)
+            scaled = resize(images.float() / 255, size, network.wrap, align_corners=False)
+            total += resize(network(scaled).features, features.shape[2:], network.wrap)
+        network.train(was_training)
+        return total / len(self.bank_scales)
+
+    def normalisers(self, batch: DomainBatch, network: Segmentor) -> dict[str, Tensor]:
+        """The number of labelled pixels whose class has a prototype, at the features' size."""
+        labels = batch["label"]
+        # The features' size is that of a strided convolution's output: rounded up.
+        labels = resize_labels(labels, tuple(-(-side // network.feature_stride) for side in labels.shape[1:]))
+        known = self.bank.prototypes.isfinite().all(1)
+        return {"pixels": pixel_counts(labels.where(known[labels.where(labels != IGNORE, 0)], IGNORE))}
+
+    def forward(self, seen: ForwardPass, norms: Mapping[str, Tensor]) -> Losses:
+        """The weighted distillation, ""; its unweighted summands are values."""
+        features = seen.output.features
+        labels, weights = resize_labels(seen.labels, features.shape[2:]), seen.weights
+        if weights is not None:
+            weights = nn.functional.interpolate(weights[:, None], features.shape[2:])[:, 0]
+        self.bank.collect(seen.domain, self._bank_features(seen.network, seen.batch["image"], features), labels)
+        distilled, values = prototype_distillation(
+            at_least_single(features), labels, self.bank.prototypes, self.temperature, self.alpha, self.over,
+            norms["pixels"], weights,
+        )  # fmt: skip
+        return Losses({"": self.weight * distilled}, values)
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        if not self.bank.after_step(step):
+            return {}
+        return {"norm": self.bank.prototypes.nan_to_num().norm(dim=1).mean()}
+
+    def discard_step(self) -> None:
+        self.bank.discard_step()

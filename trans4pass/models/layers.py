@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.models.sideways import pad_sideways
+from trans4pass.models.circular import pad_circular
 from trans4pass.ops import check_backend, deform_conv2d
 
 
@@ -40,7 +40,7 @@ class DeformableProjection(nn.Module):
     starts as the plain convolution `proj`. With `deform=False` it is that plain convolution.
     """
 
-    wrap = False  # see models/sideways.py
+    wrap = False  # see models/circular.py
 
     def __init__(
         self, in_dim: int, out_dim: int, kernel: int, stride: int, deform: bool = True, backend: str = "auto"
@@ -61,7 +61,7 @@ class DeformableProjection(nn.Module):
         weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
         rows, columns = self.proj.padding
         if self.wrap:
-            both = F.conv2d(pad_sideways(x, columns), weight, bias, self.proj.stride, (rows, 0))
+            both = F.conv2d(pad_circular(x, columns), weight, bias, self.proj.stride, (rows, 0))
         else:
             both = F.conv2d(x, weight, bias, self.proj.stride, (rows, columns))
         offset, modulator = both.split([conv.out_channels for conv in convs], dim=1)

@@ -1,6 +1,10 @@
+"""What heads and segmentors return."""
+
 from typing import NamedTuple
 
 from torch import Tensor
+
+EDGE = "edge"  # auxiliary maps whose names start so are edge logits (B,1,h,w), all others class logits (B,K,h,w)
 
 
 class HeadOutput(NamedTuple):

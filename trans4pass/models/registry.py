@@ -1,65 +1,67 @@
-"""Models by name."""
+"""Models by name: an encoder and a head, and what else a setting puts between or beside them."""
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
-from trans4pass.errors import ConfigError, whole_number
-from trans4pass.models.danet import DANetHead
-from trans4pass.models.dmlp import DMLPHead
-from trans4pass.models.dmlp_v2 import DMLPv2Head
-from trans4pass.models.ecrm import ECRM
-from trans4pass.models.fpn import FPNHead
-from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidTransformer
-from trans4pass.models.resnet import DilatedResNet
-from trans4pass.models.reverse_edge import CoarseToFineHead, ReverseEdgeHead
-from trans4pass.models.segmentor import Segmentor
-from trans4pass.models.sideways import wrap_sideways
-from trans4pass.models.weights import load_weights
+from trans4pass.errors import ConfigError
+from trans4pass.settings import checked, nearest
 
-HEADS: dict[str, type[nn.Module]] = {
+from .circular import make_circular
+from .ecrm import ECRM
+from .encoders.mix_transformer import MIX_SIZES, MixTransformer
+from .encoders.resnet import DEPTHS, DilatedResNet
+from .heads.coarse_to_fine import CoarseToFineHead, ReverseEdgeHead
+from .heads.danet import DANetHead
+from .heads.dmlp import DMLPHead
+from .heads.dmlp_v2 import DMLPv2Head
+from .heads.fpn import FPNHead
+from .segmentor import Segmentor
+from .weights import load_weights
+
+T = TypeVar("T")
+
+# A package of your own adds its encoders and heads to these tables when it is imported. An encoder is called with its
+# settings, a head with the encoder's `channels`, the number of classes and its settings; see `Segmentor`.
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    **{size: functools.partial(MixTransformer, size) for size in MIX_SIZES},
+    **{f"resnet{depth}": functools.partial(DilatedResNet, depth) for depth in DEPTHS},
+}
+HEADS: dict[str, Callable[..., nn.Module]] = {
     "dmlp": DMLPHead,
     "dmlp_v2": DMLPv2Head,
     "danet": DANetHead,
     "fpn": FPNHead,
     "coarse_to_fine": CoarseToFineHead,
 }
-RESNETS = {"resnet50": 50, "resnet101": 101}
 FAMILIES = {"trans4pass": "dmlp", "trans4pass_plus": "dmlp_v2"}
-# name -> encoder's size and default head
-MODELS = {
-    **{f"{family}_{size}": (size, head) for family, head in FAMILIES.items() for size in PYRAMID_SIZES},
-    **{f"danet_{size}": (size, "danet") for size in ("micro", *RESNETS)},
+# name -> encoder and head
+MODELS: dict[str, tuple[str, str]] = {
+    **{f"{family}_{size}": (size, head) for family, head in FAMILIES.items() for size in MIX_SIZES},
+    **{f"danet_{size}": (size, "danet") for size in ("micro", *(f"resnet{depth}" for depth in DEPTHS))},
 }
 
 
 def create_model(
     name: str,
     num_classes: int,
-    weights: str | PathLike | None = None,
+    weights: str | PathLike[str] | None = None,
     *,
-    embed_dim: int = 128,
-    deform: Sequence[bool] = (True, False, False, False),
-    deform_backend: str = "auto",
-    drop_path: float = 0.1,
     head: str | Mapping[str, Any] | None = None,
     ecrm: bool | Mapping[str, Any] = False,
     edges: bool | Mapping[str, Any] = False,
     wrap: bool = False,
-    encoder_weights: str | PathLike | None = None,
+    **settings: Any,
 ) -> Segmentor:
-    """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,resnet50,resnet101}.
+    """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,resnet50,resnet101,resnet152}.
 
     Args:
+        name: of a model, or of an encoder, which needs `head`.
         weights: a checkpoint in any format that `load_weights` reads.
-        embed_dim: the DMLP decoders' width, and the prototypes'.
-        deform: which of the pyramid's four patch embeddings are deformable; without effect on a ResNet.
-        deform_backend: auto | native | torchvision | mmcv (optional); without effect where nothing deforms.
-        drop_path: the pyramid's last block's rate of stochastic depth; without effect on a ResNet.
         head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine; with its own settings
             {"name": "fpn", "hidden": 128} or {"name": "coarse_to_fine", "width": 64, "levels": 1}.
         ecrm: put the Exterior Contextual-Relation Module between encoder and head; True, or the settings that differ
@@ -67,57 +69,59 @@ def create_model(
         edges: put reverse edge supervision beside the head; True, or the settings that differ, {"levels": 1}.
         wrap: images are full panoramas: their left and right edges are neighbours for every layer. Widths must be
             multiples of 32; the published weights were trained without it.
-        encoder_weights: ImageNet weights of a ResNet, a local file.
+        settings: of the encoder and of the head, each of which takes those that it has: `embed_dim` (the DMLP
+            decoders' width, and the prototypes', 128), `deform` (which of the pyramid's four patch embeddings are
+            deformable), `deform_backend` (auto | native | torchvision | mmcv), `drop_path` (stochastic depth of the
+            pyramid's last block, 0.1), `encoder_weights` (a local file with a ResNet's ImageNet weights).
     Raises:
         ConfigError: an unknown name, head, setting or backend, or a combination that cannot work.
         WeightsError: a checkpoint that does not fit.
     """
-    whole_number("num_classes", num_classes, 1)
-    whole_number("embed_dim", embed_dim, 1)
-    size, default_head = look_up(name, MODELS, "model")
-    head_settings = {"name": default_head, **({"name": head} if isinstance(head, str) else head or {})}
-    head_class = look_up(head_settings.pop("name"), HEADS, "head")
-    if size in RESNETS:
-        encoder = DilatedResNet(RESNETS[size], encoder_weights)
-    elif encoder_weights is not None:
-        raise ConfigError(f"encoder_weights is for ResNets; {name} takes its encoder's weights through weights")
-    else:
-        encoder = PyramidTransformer(size, deform, deform_backend, drop_path)
-    ecrm_settings, edge_settings = ({} if option is True else option for option in (ecrm, edges))
-    if edge_settings is not False and head_class is CoarseToFineHead:
-        raise ConfigError("head=coarse_to_fine tells edges by itself: leave edges=false")
-    if wrap and deform_backend in ("torchvision", "mmcv"):
-        raise ConfigError(f"wrap=true needs deform_backend native or auto: {deform_backend}'s cannot wrap around")
-    context = None if ecrm_settings is False else assemble(ECRM, "ecrm", ecrm_settings, encoder.channels, num_classes)
-    edge_head = None if edge_settings is False else assemble(ReverseEdgeHead, "edges", edge_settings, encoder.channels)
+    encoder_name, own_head = MODELS.get(name, (name, None))
+    chosen = {"name": own_head, **({"name": head} if isinstance(head, str) else head or {})}
+    make_encoder = look_up(encoder_name, ENCODERS, "model", {**MODELS, **ENCODERS})
+    if chosen["name"] is None:
+        raise ConfigError(f"{name} is an encoder: add head=..., one of {', '.join(HEADS)}")
+    make_head = look_up(chosen.pop("name"), HEADS, "head")
+    for setting in settings:
+        known = {key for make in (*ENCODERS.values(), *HEADS.values()) for key in inspect.signature(make).parameters}
+        if setting not in known - {"channels", "num_classes"}:
+            raise ConfigError(f"model.{setting} has no effect: no encoder and no head takes it.{nearest(setting, known)}")
+    if wrap and settings.get("deform_backend") in ("torchvision", "mmcv"):
+        raise ConfigError(
+            f"wrap=true needs deform_backend native or auto: {settings['deform_backend']}'s cannot wrap around"
+        )
+    if edges is not False and make_head is CoarseToFineHead:
+        raise ConfigError("head=coarse_to_fine predicts edges by itself: leave edges=false")
+    encoder: Any = assemble(make_encoder, "model", taken(make_encoder, settings))
+    context = None if ecrm is False else assemble(ECRM, "model.ecrm", ecrm, encoder.channels, num_classes)
+    edge_head = None if edges is False else assemble(ReverseEdgeHead, "model.edges", edges, encoder.channels)
     channels = encoder.channels if context is None else context.channels
-    shared = (embed_dim, deform_backend) if issubclass(head_class, DMLPHead | DMLPv2Head) else ()
-    decoder = assemble(head_class, "head", head_settings, channels, num_classes, *shared)
+    decoder = assemble(make_head, "model.head", {**taken(make_head, settings), **chosen}, channels, num_classes)
     model = Segmentor(encoder, decoder, context, edge_head)
     if wrap:
-        wrap_sideways(model)
+        make_circular(model)
     if weights is not None:
         load_weights(model, weights)
     return model
 
 
-def assemble(part: type[nn.Module], option: str, settings: Mapping[str, Any], *given: Any) -> nn.Module:
-    """`part(*given, **settings)`; ConfigError with the settings that it takes where one is unknown."""
+def taken(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that `make` takes."""
+    return {key: value for key, value in settings.items() if key in inspect.signature(make).parameters}
+
+
+def assemble(make: Callable[..., T], where: str, settings: bool | Mapping[str, Any], *given: Any) -> T:
+    """`make(*given, **settings)`, the settings checked; True stands for none."""
+    settings = {} if settings is True else settings
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"{option} is true, false or a mapping of settings, not {settings!r}")
-    known = list(inspect.signature(part).parameters)[len(given) :]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"{option}.{unknown[0]} has no effect: {part.__name__} takes {', '.join(known) or 'no settings'}"
-        )
-    return part(*given, **settings)
+        raise ConfigError(f"{where} is true, false or a mapping of settings, not {settings!r}")
+    return make(*given, **checked(make, settings, where, positional=len(given)))
 
 
-def look_up(name: str, table: Mapping[str, Any], kind: str) -> Any:
-    """The entry of that name; ConfigError with the nearest one where there is none."""
+def look_up(name: str, table: Mapping[str, T], kind: str, known: Mapping[str, Any] | None = None) -> T:
+    """The entry of that name; ConfigError with the nearest of the `known` names where there is none."""
     if name not in table:
-        near = get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise ConfigError(f"{kind} {name!r} is not known{hint} There are {', '.join(table)}")
+        known = table if known is None else known
+        raise ConfigError(f"{kind} {name!r} is not known.{nearest(name, known)} There are {', '.join(known)}")
     return table[name]

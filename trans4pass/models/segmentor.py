@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
 from trans4pass.models.output import SegOutput
-from trans4pass.models.sideways import MULTIPLE, resize
+from trans4pass.models.circular import MULTIPLE, resize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,10 +24,13 @@ class Segmentor(nn.Module):
     built from its `channels`. `edges` (reverse edge supervision) stands beside the head: from the encoder's maps to
     edge logits by name, `edge1` the finest.
 
-    `wrap` tells whether images are full panoramas whose sides are neighbours (see models/sideways.py).
+    `wrap` tells whether images are full panoramas whose sides are neighbours (see models/circular.py).
     """
 
     wrap = False
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, encoder: nn.Module, head: nn.Module, context: nn.Module | None = None, edges: nn.Module | None = None
@@ -39,6 +42,15 @@ class Segmentor(nn.Module):
         self.edges = edges
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
+    @property
+    def feature_dim(self) -> int:
+        """E, the features' channels."""
+        return self.head.feature_dim
 
     @property
     def feature_stride(self) -> int:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trans4pass.errors import WeightsError
-from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidSize
+from trans4pass.models.encoders.mix_transformer import MIX_SIZES, MixSize
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def _encoder_size(state: State) -> str | None:
         return None
     norms = [key for key in state if re.fullmatch(r"encoder\.block\d\.\d+\.norm1\.weight", key)]
     depths = tuple(sum(key.startswith(f"encoder.block{stage}.") for key in norms) for stage in STAGES)
-    return {size: name for name, size in PYRAMID_SIZES.items()}.get(PyramidSize(channels, depths))
+    return {size: name for name, size in MIX_SIZES.items()}.get(MixSize(channels, depths))
 
 
 def _resnet_name(state: State) -> str | None:

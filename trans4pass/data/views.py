@@ -1,0 +1,237 @@
+"""Views: changes of images together with their labels, for data sets and for methods that look at an image anew.
+
+A view takes a sample, {"image": (B,3,H,W) uint8 or floating in [0,1], "label": (B,H,W), perhaps "weight": (B,H,W)}, on
+any device, and one random generator per image, and returns such a sample. A data set calls it with a batch of one, in
+a data worker; a method with a whole batch, on the device. What it draws comes from the generators alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Interval, Len
+from torch import Generator, Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from trans4pass.errors import ConfigError
+from trans4pass.labels import IGNORE
+
+Sample = dict[str, Tensor]
+MIN_SIDE = 32  # pixels, the encoders' coarsest stride
+Side = Annotated[int, Ge(MIN_SIDE)]
+Size = tuple[Side, Side]  # width, height in pixels
+Probability = Annotated[float, Interval(ge=0, le=1)]
+Range = Annotated[tuple[float, float], Len(2, 2)]
+
+
+class View(ABC):
+    """A view that changes every image by itself; `one` says how."""
+
+    needs_panorama = False  # whether the images' left and right borders must meet
+
+    def __call__(self, sample: Sample, generators: Sequence[Generator]) -> Sample:
+        parts = [
+            self.one({key: x[i : i + 1] for key, x in sample.items()}, generator)
+            for i, generator in enumerate(generators)
+        ]
+        return parts[0] if len(parts) == 1 else {key: torch.cat([part[key] for part in parts]) for key in sample}
+
+    @abstractmethod
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        """The view of a sample of one image."""
+
+
+class Compose(View):
+    """Several views, one after the other, by name (the names are for configurations)."""
+
+    def __init__(self, views: Mapping[str, View]):
+        self.views = views
+        self.needs_panorama = any(view.needs_panorama for view in views.values())
+
+    def __call__(self, sample: Sample, generators: Sequence[Generator]) -> Sample:
+        for view in self.views.values():
+            sample = view(sample, generators)
+        return sample
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        return self(sample, [generator])
+
+
+class YawRoll(View):
+    """Turn panoramas about the vertical axis by a random angle: what leaves on the right comes back on the left."""
+
+    needs_panorama = True
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        shift = _randint(sample["image"].shape[-1], generator)
+        return {key: x.roll(shift, -1) for key, x in sample.items()}
+
+
+class Resize(View):
+    """Stretch to `size` = (W,H) pixels."""
+
+    def __init__(self, size: Size):
+        self.size = size
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        return resize(sample, self.size)
+
+
+class CoverCrop(View):
+    """Scale to cover `size` = (W,H) pixels, and crop at random."""
+
+    def __init__(self, size: Size):
+        self.size = size
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        height, width = sample["image"].shape[-2:]
+        factor = max(self.size[0] / width, self.size[1] / height)
+        scaled = max(self.size[0], round(width * factor)), max(self.size[1], round(height * factor))
+        return random_crop(resize(sample, scaled), self.size, generator)
+
+
+class ScaleCrop(View):
+    """Scale the short side to `base` pixels times a random factor in `scale`, pad to `size` = (W,H), crop at random."""
+
+    def __init__(self, size: Size, base: Side, scale: Range = (0.5, 2.0)):
+        if not 0 < scale[0] <= scale[1]:
+            raise ConfigError(f"scale={list(scale)} is not [low, high] with 0 < low <= high")
+        self.size, self.base, self.scale = size, base, scale
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        height, width = sample["image"].shape[-2:]
+        low, high = self.scale
+        factor = self.base * (low + (high - low) * torch.rand((), generator=generator).item()) / min(height, width)
+        sample = resize(sample, (max(1, round(width * factor)), max(1, round(height * factor))))
+        height, width = sample["image"].shape[-2:]
+        margin = [0, 0, max(0, self.size[0] - width), max(0, self.size[1] - height)]
+        if any(margin):
+            # Black, as the published weights saw it; the loss never sees it, since the label there is ignored.
+            fill = {"label": IGNORE}
+            sample = {key: F.pad(x, margin, fill=fill.get(key, 0)) for key, x in sample.items()}
+        return random_crop(sample, self.size, generator)
+
+
+class HorizontalFlip(View):
+    """Mirror with a probability."""
+
+    def __init__(self, probability: Probability = 0.5):
+        self.probability = probability
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        return {key: x.flip(-1) for key, x in sample.items()} if _chance(self.probability, generator) else sample
+
+
+class ColorJitter(View):
+    """Change brightness, contrast and saturation by up to the share `strength`, the hue by up to a quarter of it.
+
+    In random order, as torchvision's; the hue in turns.
+    """
+
+    def __init__(self, strength: Probability):
+        self.strength = strength
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+        order = torch.randperm(4, generator=generator).tolist()
+        low, high = max(0.0, 1 - self.strength), 1 + self.strength
+        factors = [_uniform(low, high, generator) for _ in range(3)]
+        factors.append(_uniform(-self.strength / 4, self.strength / 4, generator))
+        image = sample["image"]
+        for number in order:
+            image = changes[number](image, factors[number])
+        return {**sample, "image": image}
+
+
+class GaussianBlur(View):
+    """Blur with a probability, with a sigma of 0.1 to 1 pixel."""
+
+    def __init__(self, probability: Probability = 0.1):
+        self.probability = probability
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        if not _chance(self.probability, generator):
+            return sample
+        sigma = _uniform(0.1, 1.0, generator)
+        return {**sample, "image": F.gaussian_blur(sample["image"], [7, 7], [sigma, sigma])}
+
+
+class TrainTransform(Compose):
+    """The training views that published recipes use, by their settings; `size` = (W,H) pixels comes out.
+
+    Args:
+        fit: "resize" (see `Resize`), "cover_crop" (`CoverCrop`) or "scale_crop" (`ScaleCrop`, with `base`, `scale`).
+        flip, blur: probabilities (`HorizontalFlip`, `GaussianBlur`).
+        jitter: strength (`ColorJitter`); 0 is off.
+        yaw_roll: whether panoramas are turned (`YawRoll`).
+        views: others, by name, that come first, at the files' own size.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        fit: str = "resize",
+        base: Side | None = None,
+        scale: Range = (0.5, 2.0),
+        flip: Probability = 0.0,
+        blur: Probability = 0.0,
+        jitter: Probability = 0.0,
+        yaw_roll: bool = False,
+        views: Mapping[str, View] | None = None,
+    ):
+        if (fit == "scale_crop") != (base is not None):
+            raise ConfigError(f"base={base} with fit={fit}: base, in pixels, belongs to fit=scale_crop and only to it")
+        if fit not in ("resize", "cover_crop", "scale_crop"):
+            raise ConfigError(f"fit={fit!r} is none of resize, cover_crop, scale_crop")
+        fitting = ScaleCrop(size, base, scale) if base else CoverCrop(size) if fit == "cover_crop" else Resize(size)
+        chosen = {
+            "yaw_roll": YawRoll() if yaw_roll else None,
+            "fit": fitting,
+            "flip": HorizontalFlip(flip) if flip else None,
+            "jitter": ColorJitter(jitter) if jitter else None,
+            "blur": GaussianBlur(blur) if blur else None,
+        }
+        super().__init__({**(views or {}), **{name: view for name, view in chosen.items() if view is not None}})
+        self.size, self.crops = size, fit != "resize"
+
+
+class EvalTransform(View):
+    """Image and label at the evaluation size (W,H) in pixels; None keeps every image's own size."""
+
+    def __init__(self, size: Size | None = None):
+        self.size = None if size is None else (size[0], size[1])
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        return sample if self.size is None else resize(sample, self.size)
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """The image bilinear and antialiased, all else by nearest neighbour, at `size` = (W,H)."""
+    # Labels by "nearest-exact", which takes a cell's centre: "nearest" takes its upper left pixel, and so shifts them
+    # against the image.
+    modes = {"image": InterpolationMode.BILINEAR}
+    return {
+        key: F.resize_image(x, [size[1], size[0]], modes.get(key, InterpolationMode.NEAREST_EXACT), antialias=True)
+        for key, x in sample.items()
+    }
+
+
+def random_crop(sample: Sample, size: tuple[int, int], generator: Generator) -> Sample:
+    """A part of `size` = (W,H) pixels of a sample that is at least as large."""
+    height, width = sample["image"].shape[-2:]
+    top, left = _randint(height - size[1] + 1, generator), _randint(width - size[0] + 1, generator)
+    return {key: x[..., top : top + size[1], left : left + size[0]] for key, x in sample.items()}
+
+
+def _randint(count: int, generator: Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+def _uniform(low: float, high: float, generator: Generator) -> float:
+    return torch.empty(1).uniform_(low, high, generator=generator).item()
+
+
+def _chance(probability: float, generator: Generator) -> bool:
+    return probability > 0 and torch.rand((), generator=generator).item() < probability

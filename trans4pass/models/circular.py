@@ -1,0 +1,67 @@
+"""Circular padding: layers for which a full panorama's left and right edge are neighbours.
+
+Rows are padded and resized as ever; only columns go round. Resizing is circular with half-pixel centres, where pixel i
+covers [i, i + 1): with align_corners=True the first and the last column would be one and the same place.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MULTIPLE = 32  # pixels: the coarsest stride; only so do a panorama's maps close in on themselves
+
+
+def pad_circular(x: Tensor, columns: int) -> Tensor:
+    """[..., w] -> [..., w + 2*columns], going on at the other side."""
+    if columns == 0:
+        return x
+    ring = torch.arange(-columns, columns, device=x.device) % x.shape[-1]
+    return torch.cat((x[..., ring[:columns]], x, x[..., ring[columns:]]), -1)
+
+
+def resize(x: Tensor, size: tuple[int, int], wrap: bool, align_corners: bool = True) -> Tensor:
+    """Bilinear [B, C, h, w] -> [B, C, *size]; `wrap` makes columns circular, `align_corners` is for what is not."""
+    if not wrap:
+        return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+    width = x.shape[-1]
+    x = F.interpolate(x, (size[0], width), mode="bilinear", align_corners=align_corners)
+    if size[1] == width:
+        return x
+    centre = (torch.arange(size[1], dtype=torch.float64) + 0.5) * (width / size[1]) - 0.5
+    left = centre.floor()
+    fraction, left = (centre - left).to(x), left.long().to(x.device)
+    return torch.lerp(x[..., left % width], x[..., (left + 1) % width], fraction)
+
+
+class CircularConv2d(nn.Conv2d):
+    """A convolution whose map goes on sideways."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.padding
+        x = pad_circular(x, columns)
+        return F.conv2d(x, self.weight, self.bias, self.stride, (rows, 0), self.dilation, self.groups)
+
+
+class CircularMaxPool2d(nn.MaxPool2d):
+    """Max pooling whose map goes on sideways; the padding is the same on all sides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_circular(x, self.padding)
+        return F.max_pool2d(x, self.kernel_size, self.stride, (self.padding, 0), self.dilation, self.ceil_mode)
+
+
+LAYERS = {nn.Conv2d: CircularConv2d, nn.MaxPool2d: CircularMaxPool2d}
+
+
+def make_circular(model: nn.Module) -> None:
+    """Make every layer of `model` circular; names and shapes of its weights stay.
+
+    Convolutions and poolings change their class; a module that samples or resizes by itself has an attribute `wrap`.
+    Deformable convolutions become native, the only ones that can wrap.
+    """
+    for module in model.modules():
+        if hasattr(module, "wrap"):
+            module.wrap = True
+        if hasattr(module, "backend"):
+            module.backend = "native"
+        module.__class__ = LAYERS.get(type(module), type(module))

@@ -1,0 +1,51 @@
+"""AOT's decoder (Associating Objects with Transformers, arXiv 2106.02638), as a segmentation head.
+
+On purpose different from the official code: where that reads the stride-16 map of its memory, this reads the encoder's
+last map, resized to the third one's size; and maps are resized to one another's sizes rather than by fixed factors, so
+that odd sizes and dilated encoders fit.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from trans4pass.errors import ConfigError
+from trans4pass.models.output import HeadOutput
+from trans4pass.models.circular import resize
+
+GROUPS = 8
+
+
+def conv_gn_relu(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:
+    """Convolution at the input's size, GroupNorm, ReLU."""
+    conv = nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2)
+    return nn.Sequential(conv, nn.GroupNorm(GROUPS, out_dim), nn.ReLU())
+
+
+class FPNHead(nn.Module):
+    """Refine the encoder's last map [B, channels[3], h, w] with the three finer ones, level by level.
+
+    Takes four maps of widths `channels`, finest first; returns features [B, hidden / 2, h, w] and logits at the first
+    map's stride, without auxiliary maps. Raises ConfigError where `hidden` is not a multiple of 16.
+    """
+
+    feature_level = 0  # the encoder's map whose size the features have
+    wrap = False  # see models/circular.py
+
+    def __init__(self, channels: Sequence[int], num_classes: int, hidden: int = 256) -> None:
+        super().__init__()
+        if hidden % (2 * GROUPS):
+            raise ConfigError(f"the FPN head's hidden width must be a multiple of {2 * GROUPS}, got {hidden}")
+        half = hidden // 2
+        self.num_classes, self.feature_dim = num_classes, half
+        self.conv_in = conv_gn_relu(channels[3], hidden, 1)
+        self.adapters = nn.ModuleList(nn.Conv2d(dim, out, 1) for dim, out in zip(channels, (half, hidden, hidden)))
+        widths = ((half, half), (hidden, half), (hidden, hidden))
+        self.convs = nn.ModuleList(conv_gn_relu(dim, out, 3) for dim, out in widths)
+        self.pred = nn.Conv2d(half, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
+        x = self.conv_in(resize(maps[3], maps[2].shape[-2:], self.wrap))
+        for s in (2, 1, 0):
+            x = self.convs[s](self.adapters[s](maps[s]) + resize(x, maps[s].shape[-2:], self.wrap))
+        return HeadOutput(x, self.pred(x), {})

@@ -1,0 +1,97 @@
+"""From configuration to objects: classes of this package, of the user's plug-ins, and torch's optimisers, by name."""
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+
+from trans4pass.errors import ConfigError
+from trans4pass.settings import checked
+
+# What a config's `_target_` may name besides plug-ins. Anything else would let a config run arbitrary code.
+PACKAGE = "trans4pass."
+FUNCTIONS = ("trans4pass.create_model", "trans4pass.toy_world.ensure")  # of the package's own; all else are classes
+PREFIXES = ["torch.optim."]
+
+
+def allow_plugins(names: Iterable[str], config_dir: str | None = None) -> None:
+    """Import packages of the user's own, whose classes configurations may then name.
+
+    A package that is not installed may lie beside the folder given as --config-dir.
+
+    Raises:
+        ConfigError: there is no such package.
+    """
+    if config_dir is not None and (parent := str(Path(config_dir).resolve().parent)) not in sys.path:
+        sys.path.append(parent)
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name.split(".")[0]:
+                raise  # one that the plug-in itself misses
+            raise ConfigError(
+                f"plugins: there is no package {name!r}; install it, put its folder on PYTHONPATH, or next to the "
+                "folder of --config-dir"
+            ) from None
+        if name not in PREFIXES:
+            PREFIXES.append(f"{name}.")
+
+
+def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) -> Any:
+    """Call the class or function that `config["_target_"]` names with the config's other values.
+
+    Args:
+        config: plain values. Mappings with a `_target_` inside are built first, and given those of `extra` that they
+            take and do not have; `_partial_: true` leaves further arguments to whoever calls the result. A `_target_`
+            that is a mapping is another configuration, whose values the others replace.
+        where: the config's place, for error messages, e.g. `stages.mpa.method`.
+        args, extra: further arguments, given by the code.
+    Raises:
+        ConfigError: an unknown or forbidden target, a value that the target does not take, one that it lacks, a value
+            of a wrong type. Whatever else a constructor raises comes through as it is.
+    """
+    if isinstance(config.get("_target_"), Mapping):
+        config = {**config["_target_"], **{key: value for key, value in config.items() if key != "_target_"}}
+    target = find_target(config.get("_target_"), where)
+    values = {key: _built(config[key], f"{where}.{key}", extra) for key in config if key not in ("_target_", "_partial_")}
+    partial = bool(config.get("_partial_"))
+    values = checked(target, values, where, given=extra, positional=len(args), partial=partial)
+    return functools.partial(target, *args, **values) if partial else target(*args, **values, **extra)
+
+
+def _built(value: Any, where: str, extra: Mapping[str, Any]) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if "_target_" not in value:
+        return {key: _built(item, f"{where}.{key}", extra) for key, item in value.items()}
+    target = find_target(value["_target_"], where) if isinstance(value["_target_"], str) else None
+    takes = inspect.signature(target).parameters if target is not None else {}
+    return build(value, where, **{key: item for key, item in extra.items() if key in takes and key not in value})
+
+
+def find_target(name: Any, where: str) -> Any:
+    """The class or function called `name`, if configs may name it."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{where} needs `_target_`, the class to build, and has {name!r}")
+    packages = (PACKAGE, *PREFIXES)
+    if not name.startswith(packages):
+        raise ConfigError(
+            f"{where}._target_ is {name}: configs may name classes of {', '.join(p.rstrip('.') for p in packages)} "
+            f"only; for a package of your own add plugins=[{name.split('.')[0]}]"
+        )
+    try:
+        target = get_object(name)
+    except Exception as error:
+        raise ConfigError(f"{where}._target_ is {name}, which does not exist") from error
+    # A module's own imports can be reached through it (trans4pass.data.base.Path): where it is defined decides.
+    home = getattr(target, "__module__", None) or ""
+    allowed = inspect.isclass(target) or name in FUNCTIONS or not name.startswith(PACKAGE)
+    if not callable(target) or not allowed or not f"{home}.".startswith(packages):
+        raise ConfigError(f"{where}._target_ is {name}, which is no class that {home or 'it'} lets configs build")
+    return target

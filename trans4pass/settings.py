@@ -1,0 +1,110 @@
+"""Settings against the annotations of what takes them: the one place where types, ranges and names are checked."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
+
+from annotated_types import Ge, Gt, Interval
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+from trans4pass.errors import ConfigError
+
+T = TypeVar("T")
+
+Positive = Annotated[int, Gt(0)]
+Natural = Annotated[int, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+def parse(target: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
+    """`target`, a dataclass say, called with `values` as its annotations want them; see `checked`."""
+    return target(**checked(target, values, where))
+
+
+def checked(
+    target: Callable[..., Any],
+    values: Mapping[str, Any],
+    where: str,
+    given: Collection[str] = (),
+    positional: int = 0,
+    partial: bool = False,
+) -> dict[str, Any]:
+    """`values` converted to the types of `target`'s parameters.
+
+    Args:
+        target: a function or class; its annotations may hold ranges, as `Positive` does.
+        where: the settings' place in the configuration, for messages.
+        given, positional: parameters that the code gives, by name, and their number in front.
+        partial: whether some may be given later, so that none is missing yet.
+    Raises:
+        ConfigError: a name that `target` does not take, one that it lacks, a value of another type or out of its range.
+    """
+    known = {name: hint for name, hint in list(_parameters(target).items())[positional:] if name not in given}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{where}.{name} has no effect: {target.__name__} takes {_listed(name, known)}")
+    missing = [name for name, (_, required) in known.items() if required and name not in values]
+    if missing and not partial:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}, which {target.__name__} needs")
+    return {name: converted(known[name][0], value, f"{where}.{name}") for name, value in values.items()}
+
+
+def converted(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`; ConfigError with the value and what was expected."""
+    adapter = _adapter(hint)
+    if adapter is None:
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        # Of a union's alternatives the first tells most; the path leads into lists and mappings.
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in (where, *(p for p in first["loc"] if isinstance(p, int))))
+        raise ConfigError(f"{place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """` Did you mean <the most similar>?`, or nothing."""
+    near = get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _listed(name: str, known: Collection[str]) -> str:
+    return f"{', '.join(known) or 'no settings'}.{nearest(name, known)}"
+
+
+@cache
+def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+    """Annotation, and whether it must be given, of all that `target` takes by name, through `**kwargs` of a typed kind."""
+    if inspect.isclass(target) and "__init__" not in vars(target):
+        owner = next((base for base in target.__mro__ if "__init__" in vars(base)), object)
+        # An nn.Module without a constructor of its own takes whatever it is given, and does nothing with it.
+        if owner.__module__.startswith("torch.nn.modules.module") or owner is object:
+            return {}
+    function = target.__init__ if inspect.isclass(target) else target
+    function = function.func if isinstance(function, partial) else function
+    function = function.__init__ if inspect.isclass(function) else function
+    hints = get_type_hints(function, include_extras=True)
+    parameters: dict[str, tuple[Any, bool]] = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        hint = hints.get(name, Any)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            typed = next((arg for arg in get_args(hint) if is_typeddict(arg)), None) if get_origin(hint) else None
+            fields = get_type_hints(typed, include_extras=True) if typed else {}
+            parameters |= {key: (field, False) for key, field in fields.items()}
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            parameters[name] = (hint, parameter.default is parameter.empty)
+    return parameters
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any] | None:
+    """What converts to `hint`; None for a type that cannot be checked."""
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=False))
+    except PydanticUserError as error:
+        if isinstance(error, PydanticSchemaGenerationError):
+            return None
+        return TypeAdapter(hint)  # dataclasses have a configuration of their own

@@ -1,0 +1,67 @@
+"""The toy world: procedural streets as pinhole images and as panoramas, in the layouts of Cityscapes and DensePASS.
+
+It stands in for the real data sets where there is only a laptop: a few hundred small images, rendered in seconds, on
+which adaptation from pinhole images to panoramas runs from end to end and visibly helps. Eleven of Cityscapes' classes
+occur (`CLASSES`); the ego car is ignored.
+
+Every image is one scene: a street (`Street`), upright boxes and ellipsoids (`SHAPE`) on it, a camera and a look. No
+camera tilts, so that a ray's direction in plan depends on its column only and its rise on its row only: a box is then
+an outer maximum of a column vector and a row vector, which makes the ray caster fast (`trace`). Colours are worked out
+afterwards, once per ray (`shade`).
+
+The two domains differ in two ways, each with a strength:
+
+`appearance` (0 = none, 1 = default, any value >= 0)
+    Light, colour cast, contrast, saturation, haze, noise and the hue of materials (`Shift`). Each target image draws
+    its own strength uniformly from 0 to 1.3 times the setting. Labels do not depend on it. At 0 the target looks like
+    the source, which keeps its natural variation from scene to scene.
+`geometry` (0 = none, 1 = default, 0 <= value <= 1)
+    Sizes of streets and buildings, densities of objects, camera height and the range of camera headings go linearly
+    from `SOURCE_STREETS` to `TARGET_STREETS`. The projection cannot be interpolated: any value above 0 gives
+    equirectangular panoramas of `panorama_size`. At 0 the target has the source's pinhole camera, image size and
+    street statistics, and is still stored in DensePASS's layout.
+
+An image depends on (seed, domain, split, index) and the settings above alone, never on the counts or the order of
+rendering, and is the same to the byte on one machine; another processor or NumPy may round single pixels differently.
+"""
+
+from trans4pass.toy_world.rays import Camera, panorama_camera, pinhole_camera, trace
+from trans4pass.toy_world.scene import (
+    BOX,
+    CLASSES,
+    ELLIPSOID,
+    PALETTE,
+    SHAPE,
+    SOURCE_STREETS,
+    TARGET_STREETS,
+    Street,
+    build_scene,
+)
+from trans4pass.toy_world.shading import Shift, develop, draw_look, shade
+from trans4pass.toy_world.writing import MARKER, TREES, ToyWorld, ensure, preview, render_image
+
+__all__ = [
+    "BOX",
+    "ELLIPSOID",
+    "SHAPE",
+    "CLASSES",
+    "PALETTE",
+    "SOURCE_STREETS",
+    "TARGET_STREETS",
+    "TREES",
+    "Street",
+    "build_scene",
+    "Camera",
+    "panorama_camera",
+    "pinhole_camera",
+    "trace",
+    "Shift",
+    "draw_look",
+    "shade",
+    "develop",
+    "MARKER",
+    "ToyWorld",
+    "ensure",
+    "preview",
+    "render_image",
+]

@@ -1,0 +1,203 @@
+"""The settings of a toy world, its images, and the files that hold them."""
+
+import fcntl
+import functools
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trans4pass.toy_world.rays import panorama_camera, pinhole_camera, trace
+from trans4pass.toy_world.scene import PALETTE, SOURCE_STREETS, TARGET_STREETS, TRAIN_IDS, build_scene, mix
+from trans4pass.toy_world.shading import STRENGTH_MAX, develop, draw_look, shade
+from trans4pass.errors import ConfigError
+
+RENDERER = 1  # part of the marker; raise it whenever the pictures change, so that a world from older code is noticed
+MARKER = "toy_world.json"
+UNFINISHED = ".unfinished"  # there until the marker is: what lies beside it is a toy world's own and may be deleted
+TREES = ("cityscapes", "DensePASS")
+CITIES = {"train": "bricktown", "val": "blockford"}  # disjoint, as Cityscapes' are
+FOLDER = "streets"
+Progress = Callable[[int, int], None]  # called with (images done, images in all)
+
+
+# --------------------------------------------------------------------------------------------------- the public face
+
+COUNTS = ("source_train", "source_val", "target_train", "target_val")
+
+
+@dataclass(frozen=True)
+class ToyWorld:
+    """The settings of one toy world; the images of each domain and split are numbered from 0.
+
+    Raises `ConfigError` for a size, count or strength that cannot work.
+    """
+
+    seed: int = 0
+    pinhole_size: tuple[int, int] = (128, 64)  # width, height of source images, pixels
+    pinhole_fov: float = 75.0  # horizontal field of view of source images, degrees, 0 < fov < 180
+    panorama_size: tuple[int, int] = (320, 64)  # width, height of target images: 360 and 360*height/width degrees
+    source_train: int = 300  # number of images
+    source_val: int = 60
+    target_train: int = 200
+    target_val: int = 60
+    appearance: float = 1.0  # strength of the gap in looks, >= 0
+    geometry: float = 1.0  # strength of the gap in geometry, 0 .. 1
+
+    def __post_init__(self) -> None:
+        width, height = self.panorama_size
+        checks = {
+            "seed": (self.seed >= 0, "0 or more"),
+            "pinhole_size": (min(self.pinhole_size) > 0, "a positive width and height"),
+            "pinhole_fov": (0 < self.pinhole_fov < 180, "degrees between 0 and 180"),
+            "panorama_size": (0 < 2 * height < width, "a width of more than twice the height"),
+            "appearance": (self.appearance >= 0, "0 or more"),
+            "geometry": (0 <= self.geometry <= 1, "between 0 and 1"),
+            **{name: (getattr(self, name) >= 0, "0 or more") for name in COUNTS},
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ConfigError(f"{name}={getattr(self, name)} in the toy world's settings; expected {expected}")
+
+    def images(self) -> list[tuple[str, str, int]]:
+        """Every image of the world as (domain, split, index)."""
+        return [(*name.split("_"), index) for name in COUNTS for index in range(getattr(self, name))]
+
+    def render(self, root: Path, progress: Progress | None = None, workers: int = 1) -> None:
+        """Write every image and label file below `root`, in `workers` processes if more than 1.
+
+        Workers are spawned, not forked, since the caller may hold a GPU or threads; a script that asks for them needs
+        the usual `if __name__ == "__main__":`.
+        """
+        images, write = self.images(), functools.partial(_write_image, self, Path(root))
+        if workers == 1:
+            _drain(map(write, images), len(images), progress)
+            return
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            _drain(pool.map(write, images, chunksize=8), len(images), progress)
+
+
+def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Render image `index` of a domain ("source" or "target") and split ("train" or "val").
+
+    Returns the image, uint8 (H,W,3), and its Cityscapes label ids, uint8 (H,W): those of `CLASSES` and `EGO`. A pixel's
+    label is that of the one ray through its centre; its colour is a weighted mean of nine rays.
+    """
+    key = (world.seed, ("source", "target").index(domain), ("train", "val").index(split), index)
+    layout, looks, noise = (np.random.default_rng((*key, stream)) for stream in range(3))  # looks never move an object
+    geometry, appearance = (world.geometry, world.appearance) if domain == "target" else (0.0, 0.0)
+
+    streets = mix(SOURCE_STREETS, TARGET_STREETS, geometry)
+    scene = build_scene(layout, streets)
+    position = np.array([0.4 * scene.street.road, 0.0, layout.uniform(*streets.camera)])  # mid-lane, right
+    heading = scene.street.angle(0.0) + np.deg2rad(layout.uniform(*streets.heading))
+    if geometry > 0:
+        camera = panorama_camera(world.panorama_size, position, heading)
+    else:
+        camera = pinhole_camera(world.pinhole_size, world.pinhole_fov, position, heading)
+
+    look = draw_look(looks, appearance * looks.uniform(0, STRENGTH_MAX))
+    colours, labels = shade(scene, camera, *trace(scene.shapes, camera), look)
+    return develop(colours, look, noise), labels[1::2, 1::2]  # odd samples are the pixels' centres
+
+
+def ensure(root: Path, progress: Progress | None = None, workers: int = 1, **settings) -> ToyWorld:
+    """Make sure that `root` holds the finished toy world of these `settings` (`ToyWorld`'s), rendering it if need be.
+
+    Any number of processes may call this at once: one renders, the others wait. Files are written in place, and only
+    the marker, written last, makes a world count as finished: what an interruption left is deleted and rendered anew,
+    which takes seconds. Raises `ConfigError` if `root` holds another toy world, or data that is not a toy world's.
+    """
+    root, world = Path(root), ToyWorld(**settings)
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root / ".lock"):
+        if (root / MARKER).exists():
+            _check_same(json.loads((root / MARKER).read_text()), _description(world), root)
+            return world
+        _clear(root)
+        world.render(root, progress, workers)
+        temporary = root / f"{MARKER}.tmp"
+        temporary.write_text(json.dumps(_description(world), indent=2) + "\n")
+        temporary.replace(root / MARKER)
+        (root / UNFINISHED).unlink()
+    return world
+
+
+def preview(world: ToyWorld, rows: int = 4) -> np.ndarray:
+    """A contact sheet, uint8 (H,W,3): `rows` images of the source, then of the target, beside their label colours."""
+    width = 2 * max(world.pinhole_size[0], world.panorama_size[0])
+    strips = []
+    for domain in ("source", "target"):
+        for index in range(rows):
+            image, label_ids = render_image(world, domain, "train", index)
+            strip = np.concatenate([image, PALETTE[label_ids]], axis=1)
+            strips.append(np.pad(strip, ((0, 2), (0, width - strip.shape[1]), (0, 0)), constant_values=255))
+    return np.concatenate(strips)
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def image_paths(root: Path, domain: str, split: str, index: int) -> dict[str, Path]:
+    """The files of one image: `image` and `trainIds`, in the source also `labelIds`."""
+    if domain == "source":
+        city = CITIES[split]
+        stem = f"{city}_{index:06d}_000019"  # 19: the frame that Cityscapes labels in each of its snippets
+        images, labels = (root / "cityscapes" / tree / split / city for tree in ("leftImg8bit", "gtFine"))
+        return {
+            "image": images / f"{stem}_leftImg8bit.png",
+            "labelIds": labels / f"{stem}_gtFine_labelIds.png",
+            "trainIds": labels / f"{stem}_gtFine_labelTrainIds.png",
+        }
+    images, labels = (root / "DensePASS" / tree / split / FOLDER for tree in ("leftImg8bit", "gtFine"))
+    return {"image": images / f"{index}_.png", "trainIds": labels / f"{index}_labelTrainIds.png"}
+
+
+def _write_image(world: ToyWorld, root: Path, image: tuple[str, str, int]) -> None:
+    rgb, label_ids = render_image(world, *image)
+    contents = {"image": rgb, "labelIds": label_ids, "trainIds": TRAIN_IDS[label_ids]}
+    for kind, path in image_paths(root, *image).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(contents[kind]).save(path)
+
+
+def _drain(results: Iterator, total: int, progress: Progress | None) -> None:
+    for done, _ in enumerate(results, start=1):
+        if progress is not None:
+            progress(done, total)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the file's POSIX lock, which ends with this process; `flock` would live on in workers that inherit it."""
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def _description(world: ToyWorld) -> dict:
+    return json.loads(json.dumps({"renderer": RENDERER, **asdict(world)}))  # through JSON, so that tuples equal lists
+
+
+def _check_same(old: dict, new: dict, root: Path) -> None:
+    changed = [f"{key}: {old.get(key)} there, {new[key]} asked for" for key in new if old.get(key) != new[key]]
+    if changed:
+        mend = "use another root, or delete that folder"
+        raise ConfigError(f"{root} holds a toy world with other settings ({'; '.join(changed)}); {mend}")
+
+
+def _clear(root: Path) -> None:
+    """Delete what an interrupted rendering left, nothing else, and mark `root` as unfinished."""
+    present = [tree for tree in TREES if (root / tree).exists()]
+    if present and not (root / UNFINISHED).exists():
+        raise ConfigError(f"{root} holds {' and '.join(present)}, but no toy world; give the toy world its own root")
+    (root / UNFINISHED).touch()
+    for tree in present:
+        shutil.rmtree(root / tree)

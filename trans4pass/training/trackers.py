@@ -1,0 +1,121 @@
+"""Where a training stage's figures and pictures go: TensorBoard files, CSV, Weights & Biases, Trackio, or several."""
+
+import csv
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trans4pass.errors import ConfigError
+
+
+class Tracker(ABC):
+    """The contract of a tracker, of which rank 0 makes one for each stage.
+
+    Args:
+        folder: the stage's.
+        run, stage: their names.
+    """
+
+    def __init__(self, folder: Path, run: str, stage: str):
+        self.folder, self.run, self.stage = folder, run, stage
+
+    def begin(self, step: int) -> None:
+        """Called once, before anything is logged: the stage goes on after this step (0: it begins).
+
+        What was logged of later steps before an interruption will be logged again, and is to be dropped.
+        """
+
+    @abstractmethod
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers by name."""
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """Record an RGB picture (3,H,W), uint8."""
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+
+
+class Trackers(Tracker):
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self.trackers = trackers
+
+    def begin(self, step: int) -> None:
+        for tracker in self.trackers:
+            tracker.begin(step)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for tracker in self.trackers:
+            tracker.log(values, step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        for tracker in self.trackers:
+            tracker.image(name, picture, step)
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class CSV(Tracker):
+    """`metrics.csv` in the stage's folder: a line per number, (step, name, value)."""
+
+    def begin(self, step: int) -> None:
+        path = self.folder / "metrics.csv"
+        kept = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = list(csv.reader(file))
+            # A line that a crash has cut short is of a step after the last checkpoint.
+            kept = [row for row in rows[1:] if len(row) == 3 and row[0].isdecimal() and int(row[0]) <= step]
+        self._file = path.open("w", newline="")
+        self._rows = csv.writer(self._file)
+        self._rows.writerows([("step", "name", "value"), *kept])
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._rows.writerows((step, name, value) for name, value in values.items())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WandB(Tracker):
+    """Weights & Biases (pip install "trans4pass[wandb]"): a run per stage, grouped by the run's name."""
+
+    package = "wandb"
+
+    def __init__(self, folder: Path, run: str, stage: str, project: str = "trans4pass", mode: str | None = None):
+        """`mode` is the package's own, e.g. offline; None: what its environment variables say."""
+        super().__init__(folder, run, stage)
+        try:
+            self._library: Any = importlib.import_module(self.package)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"tracker={self.package}: that package is not installed: pip install 'trans4pass[{self.package}]'"
+            ) from error
+        self.project, self.mode = project, mode
+
+    def begin(self, step: int) -> None:
+        name = f"{self.run}/{self.stage}"
+        # Steps that are logged again are told apart by the resumed run's own name.
+        name = f"{name} from step {step}" if step else name
+        self._run = self._start(name)
+
+    def _start(self, name: str) -> Any:
+        return self._library.init(project=self.project, group=self.run, name=name, dir=self.folder, mode=self.mode)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        self._run.log({name: self._library.Image(picture.permute(1, 2, 0).numpy())}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
