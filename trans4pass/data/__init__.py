@@ -1,29 +1,32 @@
-"""Data sets, transforms and loaders."""
+"""Data sets, views, samplers and loaders."""
 
-from trans4pass.data.base import Item, SegmentationDataset
-from trans4pass.data.cityscapes import Cityscapes
-from trans4pass.data.densepass import DensePASS
-from trans4pass.data.folder import Folder
-from trans4pass.data.loaders import OnBad, eval_loader, train_loader
-from trans4pass.data.stanford2d3d import Stanford2D3D
-from trans4pass.data.structured3d import Structured3D
-from trans4pass.data.synpass import SynPASS
-from trans4pass.data.views import Compose, EvalTransform, TrainTransform, View
+from .base import Common, Item, SegmentationDataset
+from .cityscapes import Cityscapes
+from .densepass import DensePASS
+from .folder import Folder
+from .loaders import OnBad, eval_loader, train_loader
+from .samplers import Sampler, Shuffle
+from .stanford2d3d import Stanford2D3D
+from .structured3d import Structured3D
+from .synpass import SynPASS
+from .views import (
+    ColorJitter,
+    Compose,
+    CoverCrop,
+    EvalTransform,
+    GaussianBlur,
+    HorizontalFlip,
+    Resize,
+    Sample,
+    ScaleCrop,
+    TrainTransform,
+    View,
+    YawRoll,
+)  # fmt: skip
 
 __all__ = [
-    "OnBad",
-    "Cityscapes",
-    "Compose",
-    "DensePASS",
-    "EvalTransform",
-    "Folder",
-    "Item",
-    "SegmentationDataset",
-    "Stanford2D3D",
-    "Structured3D",
-    "SynPASS",
-    "TrainTransform",
-    "eval_loader",
-    "View",
-    "train_loader",
-]
+    "Cityscapes", "ColorJitter", "Common", "Compose", "CoverCrop", "DensePASS", "EvalTransform", "Folder",
+    "GaussianBlur", "HorizontalFlip", "Item", "OnBad", "Resize", "Sample", "Sampler", "ScaleCrop",
+    "SegmentationDataset", "Shuffle", "Stanford2D3D", "Structured3D", "SynPASS", "TrainTransform", "View", "YawRoll",
+    "eval_loader", "train_loader",
+]  # fmt: skip

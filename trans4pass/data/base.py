@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trans4pass.data.cache import DecodeCache
-from trans4pass.data.files import HELP, read_image, read_label
-from trans4pass.data.views import Size, View
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE, LabelSpace
+
+from .cache import DecodeCache
+from .files import HELP, read_image, read_label
+from .views import Size, View
 
 LABEL_SUFFIX = "_labelTrainIds.png"
 LABEL_FIX = f"add it, remove the image, or use this split with labelled=false; {HELP}"

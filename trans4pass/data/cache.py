@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from trans4pass.data.files import image_size
-from trans4pass.data.views import EvalTransform, Size, View, resize
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE
+
+from .files import image_size
+from .views import EvalTransform, Size, View, resize
 
 VERSION = 1  # to be raised with every change of what an entry holds
 log = logging.getLogger(__name__)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trans4pass.data.base import Item, SegmentationDataset, has_label
-from trans4pass.data.files import read_image
-from trans4pass.data.loaders import start_worker
 from trans4pass.errors import DataError
 from trans4pass.labels import IGNORE
+
+from .base import Item, SegmentationDataset, has_label
+from .files import read_image
+from .loaders import start_worker
 
 T = TypeVar("T")
 

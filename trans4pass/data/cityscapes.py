@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from trans4pass.data.base import Common, Item, SegmentationDataset
-from trans4pass.data.files import find_images
 from trans4pass.labels import LabelSpace
+
+from .base import Common, Item, SegmentationDataset
+from .files import find_images
 
 IMAGE_SUFFIX = "_leftImg8bit.png"
 # In order of preference. The train ids exist only where the official scripts were run, perhaps not for every image.

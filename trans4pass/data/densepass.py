@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from trans4pass.data.base import LABEL_SUFFIX, Common, Item, SegmentationDataset
-from trans4pass.data.files import find_images
 from trans4pass.errors import DataError
 from trans4pass.labels import LabelSpace
+
+from .base import LABEL_SUFFIX, Common, Item, SegmentationDataset
+from .files import find_images
 
 
 class DensePASS(SegmentationDataset):

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from trans4pass.data.base import Common, Item, SegmentationDataset
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below, find_images
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
+
+from .base import Common, Item, SegmentationDataset
+from .files import IMAGE_SUFFIXES, files_below, find_images
 
 
 class Folder(SegmentationDataset):

@@ -2,46 +2,35 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset, default_collate
 
 from trans4pass import dist
-from trans4pass.data.base import Item, SegmentationDataset, derive_seed
-from trans4pass.errors import ConfigError, DataError, UserError
+from trans4pass.errors import DataError, UserError
+
+from .base import Item, SegmentationDataset
+from .samplers import Sampler
 
 OnBad = Callable[[str, str], None]  # called in the main process with a bad sample's image and what is wrong with it
 
 
-class PositionSampler(Sampler):
+class PositionBatches(BatchSampler):
     """Endless batches, lists of (index, position), from batch number `start_batch` on.
 
-    Batch b of rank r holds the positions (b * world_size + r) * batch_size + i; epoch e = position // length reads the
-    data set in a permutation that depends on (seed, e) only. Together the ranks' batches b are thus the batch b of one
-    process with the batch size world_size * batch_size.
+    Batch b of rank r holds the positions (b * world_size + r) * batch_size + i; together the ranks' batches b are thus
+    the batch b of one process with the batch size world_size * batch_size.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_batch: int = 0
-    ):
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} is not at least 1")
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+    def __init__(self, sampler: Sampler, batch_size: int, rank: int = 0, world_size: int = 1, start_batch: int = 0):
+        self.sampler, self.batch_size = sampler, batch_size
         self.rank, self.world_size, self.start_batch = rank, world_size, start_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, []
-        batch = self.start_batch
-        while True:
+        for batch in count(self.start_batch):
             first = (batch * self.world_size + self.rank) * self.batch_size
-            keys = []
-            for position in range(first, first + self.batch_size):
-                if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = permutation(self.length, self.seed, epoch)
-                keys.append((order[position % self.length], position))
-            yield keys
-            batch += 1
+            yield [(self.sampler.index(position), position) for position in range(first, first + self.batch_size)]
 
 
 class Batches:
@@ -65,15 +54,10 @@ class Batches:
                 yield batch
 
 
-def permutation(length: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch reads a data set."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed(seed, epoch))).tolist()
-
-
 def train_loader(
     dataset: SegmentationDataset,
+    sampler: Sampler,
     batch_size: int,
-    seed: int,
     num_workers: int = 0,
     start_batch: int = 0,
     rank: int | None = None,
@@ -82,12 +66,14 @@ def train_loader(
 ) -> Iterator[dict]:
     """Endless batches {"image": uint8 (B,3,H,W), "label": int64 (B,H,W), "name": list of B}; `batch_size` is per rank.
 
+    Everything else that the transform puts into a sample comes along.
+
     rank and world_size default to this process's. Raises DataError for a file that cannot be used; with `on_bad` the
     next sample of the data set that can be used stands in for it, at the same position.
     """
     rank, world_size = _place(rank, world_size)
-    sampler = PositionSampler(len(dataset), batch_size, seed, rank, world_size, start_batch)
-    return iter(_batches(Samples(dataset, on_bad is not None, True), num_workers, on_bad, batch_sampler=sampler))
+    batches = PositionBatches(sampler, batch_size, rank, world_size, start_batch)
+    return iter(_batches(Samples(dataset, on_bad is not None, True), num_workers, on_bad, batch_sampler=batches))
 
 
 def eval_loader(

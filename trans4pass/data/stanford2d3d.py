@@ -8,10 +8,11 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from trans4pass.data.base import Common, Item, SegmentationDataset
-from trans4pass.data.files import HELP, find_images, read_colour_label
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE, LabelSpace
+
+from .base import Common, Item, SegmentationDataset
+from .files import HELP, find_images, read_colour_label
 
 AREAS = ("1", "2", "3", "4", "5a", "5b", "6")
 FOLDS = {

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from trans4pass.data.base import Common, Item, SegmentationDataset
-from trans4pass.data.files import find_images
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
+
+from .base import Common, Item, SegmentationDataset
+from .files import find_images
 
 SPLITS = {"train": range(3000), "val": range(3000, 3250), "test": range(3250, 3500)}  # scene numbers
 IMAGE, LABEL = "rgb_rawlight.png", "semantic.png"

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from trans4pass.data.base import Common, Item, SegmentationDataset
-from trans4pass.data.files import find_images, read_path_list
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
+
+from .base import Common, Item, SegmentationDataset
+from .files import find_images, read_path_list
 
 WEATHERS = ("cloud", "fog", "rain", "sun")
 TIMES = ("day", "night")

@@ -4,29 +4,11 @@ from .adversarial import SOURCE, TARGET, domain_loss
 from .dice import Dice, dice_loss, soft_dice
 from .edges import EdgeLoss, MaskEdge, edge_target, soft_edge
 from .hard_pixel import HardPixelCrossEntropy, OHEMCrossEntropy
-from .pixel import CrossEntropy, Focal, at_least_single, pixel_counts
+from .pixel import CrossEntropy, Focal, PixelLoss, WeightedSum, at_least_single, pixel_counts
 from .prototype import class_sums, prototype_distillation, resize_labels
-from .weighted import WeightedSum
 
 __all__ = [
-    "SOURCE",
-    "TARGET",
-    "CrossEntropy",
-    "Dice",
-    "EdgeLoss",
-    "Focal",
-    "HardPixelCrossEntropy",
-    "MaskEdge",
-    "OHEMCrossEntropy",
-    "WeightedSum",
-    "at_least_single",
-    "class_sums",
-    "dice_loss",
-    "domain_loss",
-    "edge_target",
-    "pixel_counts",
-    "prototype_distillation",
-    "resize_labels",
-    "soft_dice",
-    "soft_edge",
-]
+    "SOURCE", "TARGET", "CrossEntropy", "Dice", "EdgeLoss", "Focal", "HardPixelCrossEntropy", "MaskEdge",
+    "OHEMCrossEntropy", "PixelLoss", "WeightedSum", "at_least_single", "class_sums", "dice_loss", "domain_loss",
+    "edge_target", "pixel_counts", "prototype_distillation", "resize_labels", "soft_dice", "soft_edge",
+]  # fmt: skip

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trans4pass.data.folder import Folder
-from trans4pass.data.transforms import TrainTransform
+from trans4pass.data import Folder, TrainTransform
 from trans4pass.labels import LabelSpace
+
 
 
 def write_pictures(root: Path, count: int, size: Sequence[int]) -> None:

@@ -1,0 +1,101 @@
+"""One training stage's progress bar, log lines, and points for trackers."""
+
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from rich.progress import TextColumn
+from torch import Tensor
+
+from trans4pass import dist
+from trans4pass.console import peak_memory, progress_bar
+
+from .trackers import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Shows how a stage goes, and records it; values stay on the device until they are logged.
+
+    Args:
+        tracker: of this stage, on rank 0.
+        stage: its name, shown in front.
+        steps: of the whole stage.
+        log_every: steps between two lines in run.log and two points of the tracker; the last step always counts.
+        device: whose memory is shown.
+    """
+
+    def __init__(self, tracker: Tracker, stage: str, steps: int, log_every: int, device: torch.device):
+        self.tracker, self.stage, self.steps = tracker, stage, steps
+        self.log_every, self.device = log_every, device
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._paces: list[float] = []
+        self._started, self._since = time.perf_counter(), 0
+
+    @contextmanager
+    def running(self, step: int, evaluated: int) -> Iterator[None]:
+        """Show the bar and record while entered; the stage goes on after `step` and was last scored at `evaluated`."""
+        self.tracker.begin(step, evaluated)
+        try:
+            with progress_bar(TextColumn("{task.fields[state]}")) as self._bar:
+                self._task = self._bar.add_task(self.stage, total=self.steps, completed=step, state="")
+                self._started, self._since = time.perf_counter(), step
+                yield
+        finally:
+            self.tracker.close()
+
+    def step(self, step: int, values: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+        """Record step number `step` (from 1): values by name, learning rates by optimiser; all ranks call it."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._bar.update(self._task, completed=step)
+        if step % self.log_every and step != self.steps:
+            return
+        means = self._means()
+        pace = (time.perf_counter() - self._started) / max(1, step - self._since)
+        rate = " ".join(f"lr/{name} {value:.2e}" for name, value in rates.items())
+        state = f"{pace:.2f} s/it  {peak_memory(self.device):.2f} GiB"
+        self._bar.update(self._task, state=state)
+        left = timedelta(seconds=round(pace * (self.steps - step)))  # 1 day, 20:26:40
+        log.info("%s %d/%d  %s  %s  %s  ETA %s", self.stage, step, self.steps, in_short(means), rate, state, left)
+        self.tracker.log({**means, **{f"lr/{n}": value for n, value in rates.items()}, "seconds_per_step": pace}, step)
+        self._paces.append(pace)
+        self._sums, self._counts, self._started, self._since = {}, {}, time.perf_counter(), step
+
+    def _means(self) -> dict[str, float]:
+        """Of the values since the last line, over ranks: one look at the device."""
+        means = torch.stack([total.double() / self._counts[name] for name, total in self._sums.items()])
+        return dict(zip(self._sums, dist.mean_(means).tolist(), strict=True))
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds per step, the median of what was logged since this process started or resumed the stage."""
+        return statistics.median(self._paces) if self._paces else None
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the time inside out of the pace (evaluation, checkpoints)."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
+
+    def evaluated(self, step: int, scores: Mapping[str, float], pictures: Mapping[str, Tensor]) -> None:
+        """Record an evaluation: mIoU by side, and pictures by title."""
+        self.tracker.log({f"{MIOU}/{side}": value for side, value in scores.items()}, step)
+        for title, picture in pictures.items():
+            self.tracker.image(title, picture, step)
+
+
+MIOU = "miou"
+
+
+def in_short(values: Mapping[str, float]) -> str:
+    """Values in the fewest readable characters."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,0 +1,348 @@
+"""The training loop. It owns device, processes, precision, guards and cadences, and knows no method by name."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+import torch
+from annotated_types import Ge
+from pydantic import FiniteFloat
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from trans4pass import dist
+from trans4pass.console import Interrupted, Interrupts
+from trans4pass.errors import NonFinite
+from trans4pass.methods import Batch, Losses, Method
+from trans4pass.models import Segmentor
+from trans4pass.precision import Precision, autocast
+from trans4pass.settings import Natural, Positive
+
+from . import checkpoint
+from .monitor import Monitor
+from .schedules import Schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How a stage is trained, whatever its method.
+
+    Attributes:
+        steps: optimiser steps at which the stage stops.
+        seed: of the steps' random layers.
+        accumulate: micro-batches per step.
+        clip_grad: largest norm of each optimiser's gradient; 0 = no clipping.
+        precision: of the forward passes (see `autocast`); fp16 scales the loss.
+        on_nonfinite: `error` stops at a loss or gradient that is not finite, `skip` leaves the step out.
+        eval_every, checkpoint_every: steps; the last step always counts; eval_every 0 = at the end only.
+    """
+
+    steps: Positive
+    seed: int = 0
+    accumulate: Positive = 1
+    clip_grad: Annotated[FiniteFloat, Ge(0)] = 0.0
+    precision: Precision = "fp32"
+    on_nonfinite: Literal["error", "skip"] = "error"
+    eval_every: Natural = 0
+    checkpoint_every: Positive = 1000
+
+
+class Evaluation(NamedTuple):
+    scores: dict[str, float]  # mIoU in percent by side, of the validation sets
+    pictures: dict[str, Tensor]  # uint8 RGB (3,H,W) by title
+
+
+class Evaluator(Protocol):
+    judge: str | None  # the side whose mIoU picks the best model
+
+    def evaluate(self, model: Segmentor, step: int, final: bool) -> Evaluation:
+        """Score a model in eval mode: between steps on the judge's side, after the last one (`final`) on all."""
+        ...
+
+
+class TrainingData(Protocol):
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Endless micro-batches, on the CPU, from number `start` on."""
+        ...
+
+    def unaugmented(self) -> Mapping[str, Iterable[Any]]:
+        """Each domain's images once, in batches on the device."""
+        ...
+
+
+class Trainer:
+    """Trains one method for one stage, from its last checkpoint if there is one.
+
+    Args:
+        stage: the stage's name, for messages.
+        method: on its device.
+        optimizers: by the names of what they train (see `build_optimizers`).
+        schedule: factor on the learning rates by step.
+        data, evaluator: see their protocols.
+        monitor: shows progress, and tells trackers.
+        folder: of the stage; `last.pt` and `best.pt` are written there and read from there.
+        meta: plain values stored in each checkpoint (model, labels, ...).
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        method: Method,
+        optimizers: Mapping[str, Optimizer],
+        schedule: Schedule,
+        data: TrainingData,
+        evaluator: Evaluator,
+        monitor: Monitor,
+        settings: TrainerSettings,
+        folder: Path,
+        device: torch.device,
+        interrupts: Interrupts,
+        meta: Mapping[str, Any],
+    ):
+        self.stage, self.method, self.optimizers, self.schedule = stage, method, optimizers, schedule
+        self.data, self.evaluator, self.monitor, self.settings = data, evaluator, monitor, settings
+        self.folder, self.device, self.interrupts, self.meta = folder, device, interrupts, meta
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.step = 0
+        self.evaluated = 0  # the last step after which the model was evaluated
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self.skipped = 0
+        self._parallel: nn.Module = method
+
+    # ---- the loop ----
+
+    def fit(self) -> None:
+        """Train up to `settings.steps`.
+
+        Raises:
+            Interrupted: a signal came; everything is saved.
+            NonFinite: see `TrainerSettings.on_nonfinite`.
+        """
+        if not self.resume():
+            self.method.prepare(self.data.unaugmented())
+        self._parallel = self.parallel()
+        with self.monitor.running(self.step, self.evaluated), self.saving_on_a_signal():
+            batches = self.data.batches(self.step * self.settings.accumulate)
+            while True:
+                self.save_and_evaluate()
+                if self.step >= self.settings.steps:
+                    return
+                values = self.train_step(list(islice(batches, self.settings.accumulate)))
+                self.step += 1
+                self.monitor.step(self.step, values, self.rates())
+
+    def train_step(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """One optimiser step; returns losses and values by name, on the device."""
+        torch.manual_seed(step_seed(self.settings.seed, self.step, dist.rank()))
+        self.method.set_step(self.step)
+        self.set_rates()
+        buffers = self.kept_buffers()
+        batches = [to_device(batch, self.device) for batch in micro_batches]
+        values: dict[str, Tensor] = {}
+        with torch.no_grad():
+            learned = {phase: [self.method.targets(phase, batch) for batch in batches] for phase in self.method.phases}
+            norms = self.normalisers(learned)
+        for phase in self.method.phases:
+            for index, batch in enumerate(learned[phase]):
+                last = phase == self.method.phases[-1] and index == len(batches) - 1
+                with self.synchronising(last):
+                    with autocast(self.device, self.settings.precision):
+                        losses = self._parallel(phase, batch, norms[phase])
+                    self.backward(phase, losses, values)
+        if self.update(values, batches):
+            values |= self.method.after_step(self.step)
+        else:
+            self.leave_out(buffers)
+        return values
+
+    # ---- its parts ----
+
+    def normalisers(self, learned: Mapping[str, list[Batch]]) -> dict[str, dict[str, Tensor]]:
+        """By phase and name, averaged over micro-batches and, in one reduction, over ranks."""
+        each = {phase: [self.method.normalisers(phase, b) for b in batches] for phase, batches in learned.items()}
+        means = {
+            (phase, name): torch.stack([norms[name].double() for norms in found]).mean(0)
+            for phase, found in each.items()
+            for name in found[0]
+        }
+        if means and dist.active():
+            flat = dist.mean_(torch.cat([mean.reshape(-1) for mean in means.values()]))
+            parts = flat.split([mean.numel() for mean in means.values()])
+            means = {key: part.view_as(mean) for part, (key, mean) in zip(parts, means.items(), strict=True)}
+        return {phase: {name: mean for (of, name), mean in means.items() if of == phase} for phase in learned}
+
+    def backward(self, phase: str, result: Losses, values: dict[str, Tensor]) -> None:
+        """Add a micro-batch's gradient and values."""
+        share = 1 / self.settings.accumulate
+        for name, value in (result.losses | result.values).items():
+            key = f"{phase}/{name}"
+            values[key] = values.get(key, 0) + value.detach() * share
+        total = reduce(torch.add, result.losses.values())
+        # A loss that is not finite makes the gradient so, on all ranks: one look at the gradient tells of both.
+        guard = torch.where(total.isfinite(), 1.0, torch.nan).to(total.dtype)
+        self.scaler.scale(total * share).backward(guard)
+
+    def update(self, values: dict[str, Tensor], batches: list[Batch]) -> bool:
+        """Step the optimisers; False, without a step, where a loss or gradient is not finite."""
+        for name, optimizer in self.optimizers.items():
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = values[f"grad_norm/{name}"] = nn.utils.get_total_norm([p.grad for p in parameters])
+            if self.settings.clip_grad:
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
+        norms = torch.stack([values[f"grad_norm/{name}"] for name in self.optimizers])
+        finite = bool(norms.isfinite().all())  # the step's one wait for the device
+        if finite:
+            for optimizer in self.optimizers.values():
+                self.scaler.step(optimizer)
+        # With fp16 the scaler lowers its scale, and tries again, until there is no scale left to lower.
+        elif not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
+            self.report_nonfinite(values, batches)
+        self.scaler.update()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def set_rates(self) -> None:
+        """Give every parameter group its learning rate of this step."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * self.schedule(self.step)
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the last step, of each optimiser's first group."""
+        return {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+
+    def kept_buffers(self) -> list[Tensor]:
+        """The buffers as they are before a step that may have to be left out."""
+        return [buffer.clone() for buffer in self.method.buffers()] if self.settings.on_nonfinite == "skip" else []
+
+    def leave_out(self, buffers: list[Tensor]) -> None:
+        """Leave buffers and the method as they were before the step; the optimisers have not made it."""
+        for buffer, old in zip(self.method.buffers(), buffers, strict=False):
+            buffer.copy_(old)
+        self.method.discard_step()
+
+    def report_nonfinite(self, values: Mapping[str, Tensor], batches: list[Batch]) -> None:
+        terms = [name for name, value in values.items() if not value.isfinite()] or ["a loss of another process"]
+        images = [name for batch in batches for domain in batch.values() for name in domain["name"]]
+        text = f"stage {self.stage}, step {self.step}: {', '.join(terms)} is not finite; images: {', '.join(images)}"
+        if self.settings.on_nonfinite == "error":
+            raise NonFinite(f"{text}. Lower the learning rate, or leave such steps out with on_nonfinite=skip")
+        self.skipped += 1
+        log.warning("%s; step skipped (%d so far)", text, self.skipped)
+
+    def parallel(self) -> nn.Module:
+        """The method in train mode, in one DDP; buffers are not broadcast, which would overwrite the ranks' banks."""
+        self.method.train()
+        if not dist.active():
+            return self.method
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.method, device_ids=device_ids, broadcast_buffers=False)
+
+    def synchronising(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange gradients in a step's last backward pass only."""
+        return nullcontext() if last or not isinstance(self._parallel, DistributedDataParallel) else self._parallel.no_sync()
+
+    # ---- evaluations and checkpoints ----
+
+    def save_and_evaluate(self) -> None:
+        """Save where a checkpoint or an evaluation is due; a checkpoint says whether its step was evaluated."""
+        final = self.step >= self.settings.steps
+        evaluate = self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every))
+        if evaluate or is_due(self.step, self.settings.checkpoint_every):
+            self.save()
+        self.interrupts.check(self.device)
+        if evaluate:
+            self.evaluate(final)
+            self.save()
+
+    def evaluate(self, final: bool) -> None:
+        """Score what is deployed; a new best on the judge's side keeps its weights in best.pt."""
+        self.method.eval()
+        scores, pictures = self.evaluator.evaluate(self.method.deployed(), self.step, final)
+        self.method.train()
+        self.monitor.evaluated(self.step, scores, pictures)
+        self.evaluated = self.step
+        self.history.append({"step": self.step, **scores})
+        judge = self.evaluator.judge
+        # `not >`: a score that is not a number is never the best.
+        if judge is None or not scores[judge] > self.best.get(judge, float("-inf")):
+            return
+        self.best = {"step": self.step, **scores}
+        if dist.is_main():
+            state = {f"network.{key}": value for key, value in self.method.deployed().state_dict().items()}
+            checkpoint.save({"method": state, "step": self.step, **self.meta}, self.folder / "best.pt")
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed stage needs: there is no other state than this and the step."""
+        deployed = next(name for name, module in self.method.named_modules() if module is self.method.deployed())
+        return {
+            "method": self.method.state_dict(),
+            "deployed": deployed,
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in RESUMED},
+            **self.meta,
+        }
+
+    def save(self) -> None:
+        """Write `last.pt` on rank 0; all ranks call it."""
+        self.share_statistics()
+        if dist.is_main():
+            checkpoint.save(self.state(), self.folder / "last.pt")
+
+    def share_statistics(self) -> None:
+        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each keeps its own."""
+        for name, buffer in self.method.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                dist.mean_(buffer)
+
+    def resume(self) -> bool:
+        """Continue from `last.pt`, or the checkpoint before it; False where there is none."""
+        state = checkpoint.load_latest(self.folder / "last.pt")
+        if state is None:
+            return False
+        self.method.load_state_dict(state["method"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        for name in RESUMED:
+            setattr(self, name, state[name])
+        log.info("stage %s goes on at step %d of %d", self.stage, self.step, self.settings.steps)
+        return True
+
+
+RESUMED = ("step", "evaluated", "history", "best", "skipped")
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0 = never) happens at this one."""
+    return every > 0 and step > 0 and step % every == 0
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for the random layers of one step on one rank."""
+    mixed = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(mixed, "little") >> 1
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device."""
+    return {
+        domain: {
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+        for domain, values in batch.items()
+    }
