@@ -14,7 +14,7 @@ from trans4pass.settings import checked, nearest
 from .circular import make_circular
 from .ecrm import ECRM
 from .encoders.mix_transformer import MIX_SIZES, MixTransformer
-from .encoders.resnet import DEPTHS, DilatedResNet
+from .encoders.timm import TimmEncoder
 from .heads.coarse_to_fine import CoarseToFineHead, ReverseEdgeHead
 from .heads.danet import DANetHead
 from .heads.dmlp import DMLPHead
@@ -29,7 +29,9 @@ T = TypeVar("T")
 # settings, a head with the encoder's `channels`, the number of classes and its settings; see `Segmentor`.
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     **{size: functools.partial(MixTransformer, size) for size in MIX_SIZES},
-    **{f"resnet{depth}": functools.partial(DilatedResNet, depth) for depth in DEPTHS},
+    # DANet's: dilated, with torchvision's stem, so that its weights and timm's fit as they are; no multi-grid.
+    **{name: functools.partial(TimmEncoder, name, output_stride=8) for name in ("resnet50", "resnet101", "resnet152")},
+    "timm": TimmEncoder,
 }
 HEADS: dict[str, Callable[..., nn.Module]] = {
     "dmlp": DMLPHead,
@@ -42,7 +44,7 @@ FAMILIES = {"trans4pass": "dmlp", "trans4pass_plus": "dmlp_v2"}
 # name -> encoder and head
 MODELS: dict[str, tuple[str, str]] = {
     **{f"{family}_{size}": (size, head) for family, head in FAMILIES.items() for size in MIX_SIZES},
-    **{f"danet_{size}": (size, "danet") for size in ("micro", *(f"resnet{depth}" for depth in DEPTHS))},
+    **{f"danet_{size}": (size, "danet") for size in ("micro", "resnet50", "resnet101", "resnet152")},
 }
 
 
@@ -77,6 +79,8 @@ def create_model(
         ConfigError: an unknown name, head, setting or backend, or a combination that cannot work.
         WeightsError: a checkpoint that does not fit.
     """
+    if name.startswith("timm/"):
+        name, settings = "timm", {"encoder": name.removeprefix("timm/"), **settings}
     encoder_name, own_head = MODELS.get(name, (name, None))
     chosen = {"name": own_head, **({"name": head} if isinstance(head, str) else head or {})}
     make_encoder = look_up(encoder_name, ENCODERS, "model", {**MODELS, **ENCODERS})

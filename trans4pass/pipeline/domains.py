@@ -1,0 +1,175 @@
+"""What a training stage reads: its domains, each a data set with views, a sampler and a batch size."""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trans4pass.console import track
+from trans4pass.data import EvalTransform, SegmentationDataset, TrainTransform, View, eval_loader, train_loader
+from trans4pass.errors import ConfigError
+from trans4pass.methods import Batch, DomainBatch
+from trans4pass.models import MULTIPLE
+from trans4pass.settings import Positive, parse
+from trans4pass.storage import write_json
+from trans4pass.training import to_device
+
+from .build import build
+from .context import RunContext
+from .stage import Stage
+
+log = logging.getLogger(__name__)
+
+TRUTH, NO_LABELS = "truth", "none"
+
+
+@dataclass(frozen=True)
+class DomainSettings:
+    """See configs/domain/domain.yaml."""
+
+    data: str
+    split: str
+    labels: str
+    batch_size: Positive
+    sampler: Mapping[str, Any]
+    transform: Mapping[str, Any]
+
+
+class Domain:
+    """One domain of a training stage.
+
+    Args:
+        labelling: the labelling stages before it, by name.
+    """
+
+    def __init__(self, stage: Stage, name: str, config: Mapping[str, Any], labelling: Mapping[str, Stage]):
+        self.stage, self.name, self.where = stage, name, f"{stage.where}.domains.{name}"
+        self.settings = parse(DomainSettings, config, self.where)
+        self.labelling = None
+        if self.settings.labels not in (TRUTH, NO_LABELS):
+            if self.settings.labels not in labelling:
+                raise ConfigError(
+                    f"{self.where}.labels={self.settings.labels} is neither {TRUTH}, {NO_LABELS} nor an enabled "
+                    f"labelling stage before it ({', '.join(labelling) or 'there is none'})"
+                )
+            self.labelling = labelling[self.settings.labels]
+
+    @property
+    def run(self) -> RunContext:
+        return self.stage.run
+
+    @cached_property
+    def view(self) -> View:
+        return build(self.settings.transform, f"{self.where}.transform")
+
+    @cached_property
+    def files(self) -> SegmentationDataset:
+        """The training set as it lies on disk, with its view, without pseudo-labels, which may not exist yet."""
+        labelled = self.settings.labels == TRUTH
+        seed = self.run.seed(self.stage.name, self.name, "augmentation")
+        dataset = self.run.dataset(self.settings.data, self.settings.split, self.where, labelled=labelled, seed=seed)
+        return dataset.with_transform(self.view)
+
+    @cached_property
+    def dataset(self) -> SegmentationDataset:
+        """The training set that batches are read from."""
+        if self.labelling is None:
+            return self.files
+        left_out = (self.labelling.result() or {}).get("left_out", ())
+        return self.files.relabelled(self.labelling.folder / "labels", without=left_out)
+
+    @property
+    def unaugmented(self) -> SegmentationDataset:
+        """The images as they are: at the training size, or whole where training crops them."""
+        size = self.view.size if isinstance(self.view, TrainTransform) and not self.view.crops else None
+        return self.dataset.with_transform(EvalTransform(size))
+
+    def batches(self, start: int) -> Iterator[DomainBatch]:
+        """This rank's endless batches, from number `start` on."""
+        seed = self.run.seed(self.stage.name, self.name, "order")
+        sampler = build(self.settings.sampler, f"{self.where}.sampler", dataset=self.dataset, seed=seed)
+        return train_loader(
+            self.dataset, sampler, self.settings.batch_size, self.run.num_workers, start, on_bad=self.stage.bad
+        )
+
+    def check_circular(self) -> None:
+        """What a network for full panoramas is given: refuse widths that cannot be, point out what is no panorama."""
+        size, crops = getattr(self.view, "size", None), getattr(self.view, "crops", True)
+        if size is not None and size[0] % MULTIPLE:
+            raise ConfigError(
+                f"{self.where}.transform.size is {size[0]} wide; model.wrap=true needs a multiple of {MULTIPLE}"
+            )
+        if not self.files.panorama or crops:
+            log.warning("%s gives images that are no full panoramas, and model.wrap=true joins their sides", self.where)
+
+
+class StageData:
+    """The batches of all domains of a stage (see `trans4pass.training.TrainingData`)."""
+
+    def __init__(self, domains: Mapping[str, Domain]):
+        self.domains = domains
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        loaders = {name: domain.batches(start) for name, domain in self.domains.items()}
+        while True:
+            yield {name: next(loader) for name, loader in loaders.items()}
+
+    def unaugmented(self) -> Mapping[str, Iterable[DomainBatch]]:
+        return {name: self._once(domain) for name, domain in self.domains.items()}
+
+    def _once(self, domain: Domain) -> Iterator[DomainBatch]:
+        run = domain.run
+        loader = eval_loader(domain.unaugmented, run.num_workers, on_bad=domain.stage.bad)
+        for batch in track(loader, len(loader), f"{domain.stage.name}: first pass, {domain.name}"):
+            run.interrupts.check_locally()
+            yield to_device({domain.name: batch}, run.device)[domain.name]
+
+    def samples(self, domain: Domain, count: int) -> Iterator[dict[str, Any]]:
+        """A few unaugmented samples, spread over the set, as batches of one."""
+        spread = max(1, len(domain.dataset) // count)
+        return islice(eval_loader(domain.unaugmented, rank=0, world_size=spread, on_bad=domain.stage.bad), count)
+
+
+def with_class_weights(config: Any, where: str, domains: Mapping[str, Domain], domain: str, ahead: bool) -> Any:
+    """A method's configuration with every `class_weights: auto` counted on the domain that its term learns from.
+
+    With `ahead` nothing is counted yet, and the weights are left out.
+
+    Raises:
+        ConfigError: class weights that are no list of one number per class.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    domain = config.get("domain", domain)
+    result = {key: with_class_weights(v, f"{where}.{key}", domains, domain, ahead) for key, v in config.items()}
+    weights = result.get("class_weights")
+    labels = domains[domain].run.labels
+    if weights == "auto":
+        result["class_weights"] = None if ahead else counted_class_weights(domains[domain])
+    elif weights is not None and (isinstance(weights, str) or len(weights) != labels.num_classes):
+        raise ConfigError(
+            f"{where}.class_weights is {weights}; it must be null, auto, or a list of one number for each of the "
+            f"{labels.num_classes} classes of labels/{labels.name} (source_class_weights=... sets it for all "
+            "adaptation stages)"
+        )
+    return result
+
+
+def counted_class_weights(domain: Domain) -> list[float]:
+    """Class weights 1 / ln(1.1 + share of the class among the labelled pixels), kept in the stage's folder.
+
+    The published list fits the same formula with shares of all pixels, the ignored ones included.
+    """
+    path: Path = domain.stage.folder / f"class_weights_{domain.name}.json"
+    if path.exists():
+        return list(json.loads(path.read_text()).values())
+    log.info("counting the classes of %d labels for class_weights=auto", len(domain.dataset))
+    counts = domain.dataset.class_counts().double()
+    weights = [round(1 / math.log(1.1 + share), 4) for share in (counts / counts.sum()).tolist()]
+    write_json(path, dict(zip(domain.run.labels.classes, weights, strict=True)))
+    return weights
