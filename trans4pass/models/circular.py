@@ -4,6 +4,8 @@ Rows are padded and resized as ever; only columns go round. Resizing is circular
 covers [i, i + 1): with align_corners=True the first and the last column would be one and the same place.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,6 +53,19 @@ class CircularMaxPool2d(nn.MaxPool2d):
 
 
 LAYERS = {nn.Conv2d: CircularConv2d, nn.MaxPool2d: CircularMaxPool2d}
+
+
+@torch.no_grad()
+def is_circular(encoder: nn.Module) -> bool:
+    """Whether rolling an image rolls the encoder's maps, once `make_circular` was called: tried, with other weights."""
+    trial = copy.deepcopy(encoder).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in trial.parameters():  # gates and scales start at 0 in many, and would hide what is behind them
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    image = torch.randn(1, 3, 2 * MULTIPLE, 4 * MULTIPLE, generator=generator, dtype=torch.float64)
+    maps, rolled = trial(image), trial(image.roll(MULTIPLE, -1))
+    moved = [m.roll(m.shape[-1] // 4, -1) for m in maps]
+    return all(torch.allclose(a, b, rtol=1e-6, atol=1e-9 * float(b.abs().max())) for a, b in zip(rolled, moved, strict=True))
 
 
 def make_circular(model: nn.Module) -> None:

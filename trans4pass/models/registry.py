@@ -11,7 +11,7 @@ from torch import nn
 from trans4pass.errors import ConfigError
 from trans4pass.settings import checked, nearest
 
-from .circular import make_circular
+from .circular import is_circular, make_circular
 from .ecrm import ECRM
 from .encoders.mix_transformer import MIX_SIZES, MixTransformer
 from .encoders.timm import TimmEncoder
@@ -86,7 +86,8 @@ def create_model(
     make_encoder = look_up(encoder_name, ENCODERS, "model", {**MODELS, **ENCODERS})
     if chosen["name"] is None:
         raise ConfigError(f"{name} is an encoder: add head=..., one of {', '.join(HEADS)}")
-    make_head = look_up(chosen.pop("name"), HEADS, "head")
+    chosen_head = chosen.pop("name")
+    make_head = look_up(chosen_head, HEADS, "head")
     for setting in settings:
         known = {key for make in (*ENCODERS.values(), *HEADS.values()) for key in inspect.signature(make).parameters}
         if setting not in known - {"channels", "num_classes"}:
@@ -105,9 +106,21 @@ def create_model(
     model = Segmentor(encoder, decoder, context, edge_head)
     if wrap:
         make_circular(model)
+        check_circular(model, name, chosen_head)
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def check_circular(model: Segmentor, name: str, head: str) -> None:
+    """Raise ConfigError where a layer knows left from right, or pools over cells, so that no border can be taken away."""
+    if not getattr(model.head, "circular", True):
+        raise ConfigError(f"wrap=true: the head {head} pools over cells with fixed borders; choose another")
+    if isinstance(model.encoder, TimmEncoder) and not is_circular(model.encoder):
+        raise ConfigError(
+            f"wrap=true: {model.encoder.name} has layers that cannot be circular, such as windows, position embeddings "
+            "or paddings of one side; choose a convolutional encoder or a Mix Transformer"
+        )
 
 
 def taken(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
