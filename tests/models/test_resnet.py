@@ -6,7 +6,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from trans4pass.errors import ConfigError, WeightsError
-from trans4pass.models.resnet import DilatedResNet
+from trans4pass.models.resnet import DilatedResNet, backbone_shapes
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +14,13 @@ def imagenet() -> torch.nn.Module:
     torch.manual_seed(0)
     model = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
     return model.eval()
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(50, [3, 4, 6, 3]), (101, [3, 4, 23, 3]), (152, [3, 8, 36, 3])])
+def test_every_published_depth_is_there(depth: int, layers: list[int]) -> None:
+    """With torchvision's own network of that depth as the independent implementation."""
+    theirs = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, layers)
+    assert backbone_shapes(DilatedResNet(depth).body.state_dict()) == backbone_shapes(theirs.state_dict())
 
 
 def test_maps_keep_to_channels_and_strides() -> None:

@@ -15,7 +15,7 @@ from trans4pass.models.dmlp_v2 import DMLPv2Head
 from trans4pass.models.ecrm import ECRM
 from trans4pass.models.fpn import FPNHead
 from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidTransformer
-from trans4pass.models.resnet import DilatedResNet
+from trans4pass.models.resnet import DEPTHS, DilatedResNet
 from trans4pass.models.reverse_edge import CoarseToFineHead, ReverseEdgeHead
 from trans4pass.models.segmentor import Segmentor
 from trans4pass.models.sideways import wrap_sideways
@@ -28,7 +28,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "fpn": FPNHead,
     "coarse_to_fine": CoarseToFineHead,
 }
-RESNETS = {"resnet50": 50, "resnet101": 101}
+RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
 FAMILIES = {"trans4pass": "dmlp", "trans4pass_plus": "dmlp_v2"}
 # name -> encoder's size and default head
 MODELS = {
@@ -52,7 +52,7 @@ def create_model(
     wrap: bool = False,
     encoder_weights: str | PathLike | None = None,
 ) -> Segmentor:
-    """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,resnet50,resnet101}.
+    """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,resnet50,resnet101,resnet152}.
 
     Args:
         weights: a checkpoint in any format that `load_weights` reads.
