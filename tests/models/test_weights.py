@@ -172,6 +172,7 @@ def test_another_model_is_refused_and_named(case: str, tmp_path: Path) -> None:
     ("name", "settings"),
     [
         ("danet_resnet101", {}),
+        ("danet_resnet152", {"ecrm": True}),
         ("danet_resnet50", {"head": "dmlp", "embed_dim": 32, "ecrm": True}),
         ("danet_micro", {}),
         ("trans4pass_plus_tiny", {"deform": (True, True, False, False), "edges": True}),
@@ -202,6 +203,39 @@ def test_the_fitting_options_are_named(asked: dict, held: dict, message: str, tm
     path = save(random_state(**held), tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=message):
         create_model("trans4pass_micro", CLASSES, path, **asked)
+
+
+def first_release(state: State) -> State:
+    """A reverse edge head of release 0.1.0: plain convolutions with biases, and one less behind the sums."""
+    old = {}
+    for key, value in state.items():
+        part, _, rest = key.partition(".")
+        name, _, rest = rest.partition(".") if part in ("head", "edges") else ("", "", "")
+        if name == "laterals":
+            number, index, kind = rest.split(".")
+            old[f"{part}.laterals.{number}.{'weight' if index == '0' else 'bias'}"] = value
+        elif name == "sums":
+            number, index, kind = rest.split(".")
+            if number != "0":
+                old[f"{part}.between.{int(number) - 1}.{'weight' if index == '0' else 'bias'}"] = value
+        else:
+            old[key] = value
+    return old | {"head.out.0.bias": torch.rand(128)} if "head.out.0.weight" in old else old
+
+
+OLD = r"release 0\.1\.0.*head=coarse_to_fine or model\.edges.*changed since.*train that model again"
+
+
+@pytest.mark.parametrize("settings", [{"head": "coarse_to_fine"}, {"edges": True}], ids=["head", "edges"])
+def test_reverse_edge_heads_of_the_first_release_are_refused_by_name(settings: dict, tmp_path: Path) -> None:
+    state = first_release(random_state(**settings))
+    for name, content in {"bare.pth": state, "last.pt": training(state), "bare.safetensors": state}.items():
+        path = save(content, tmp_path / name)
+        for read in (read_state_dict, lambda path: create_model("trans4pass_micro", CLASSES, path, **settings)):
+            with pytest.raises(WeightsError, match=f"{name}.*{OLD}"):
+                read(path)
+    with pytest.raises(WeightsError, match=OLD):
+        create_model("trans4pass_micro", CLASSES, **settings).load_state_dict(state)
 
 
 def test_a_resnets_weights_are_sent_to_their_place(tmp_path: Path) -> None:

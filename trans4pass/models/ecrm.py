@@ -1,8 +1,9 @@
 """The Exterior Contextual-Relation Module, ECRM: pixels attend to the class prototypes of past training images.
 
 On purpose different from the published listing: the softmax runs over the bank's entries (there over the batch),
-evaluation reads the bank as training left it (there the image's own prototype), and each image is one entry of K
-vectors, all of which are keys and values.
+evaluation reads the bank as training left it (there the image's own prototype), each image is one entry of K vectors,
+all of which are keys and values, and a batch that does not fit behind the bank's last entry goes on at its start (there
+the rest of the batch is dropped).
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
 """AOT's decoder (Associating Objects with Transformers, arXiv 2106.02638), as a segmentation head.
 
 On purpose different from the official code: where that reads the stride-16 map of its memory, this reads the encoder's
-last map, resized to the third one's size; and maps are resized to one another's sizes rather than by fixed factors, so
-that odd sizes and dilated encoders fit.
+last map, resized to the third one's size.
 """
 
 from collections.abc import Sequence

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trans4pass.errors import WeightsError
 from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidSize
+from trans4pass.models.reverse_edge import refuse_first_release
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +116,10 @@ HEADS = {  # a tensor that only this head has
     "dmlp_v2": "head.head1.dmlp.weight",
     "danet": "head.pred_position.1.weight",
     "fpn": "head.adapters.0.weight",
-    "coarse_to_fine": "head.laterals.0.weight",
+    "coarse_to_fine": "head.laterals.0.0.weight",
 }
 FAMILIES = {"dmlp": "trans4pass", "dmlp_v2": "trans4pass_plus"}  # heads that give a model its name
-RESNETS = {6: "danet_resnet50", 23: "danet_resnet101"}  # by the blocks of the third stage
+RESNETS = {6: "danet_resnet50", 23: "danet_resnet101", 36: "danet_resnet152"}  # by the blocks of the third stage
 PREFIXES = {"dede_head.": "head.", "backbone.": "encoder.", "decode_head.": "head."}  # official -> here
 TRANSFORMERS = {  # inside a stage; longer names first
     "attention.self.layer_norm": "attn.norm",
@@ -179,6 +180,8 @@ def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]
         encoder = {f"encoder.{key}": value for key, value in state.items() if not key.startswith("head.")}
         return "SegFormer", encoder, outside + dropped
     renamed = {_rename(key): value for key, value in state.items()}
+    for part in ("head.", "edges."):
+        refuse_first_release(renamed, part, path)
     return "Trans4PASS" if renamed.keys() == state.keys() else "official", renamed, outside
 
 
@@ -273,7 +276,7 @@ def _explain(state: State, wanted: State, missing: list[str], unexpected: list[s
     if held:
         hint = f"It is {held}, as the model is, made with other settings of head, ecrm or edges: give those"
     elif "layer1.0.conv1.weight" in state:
-        hint = "It holds a ResNet's ImageNet weights: give them as model.encoder_weights of model=danet_resnet50 or 101"
+        hint = "It holds a ResNet's ImageNet weights: give them as model.encoder_weights of model=danet_resnet50, 101 or 152"
     else:
         hint = "Is it a Trans4PASS or SegFormer checkpoint?"
     return f"{'. '.join(lines)}. {hint}"
