@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 SIZE = (64, 32)
 
 
-def save_checkpoint(path: Path, labels: str) -> Path:
+def save_checkpoint(path: Path, labels: str, **options: Any) -> Path:
     space = LabelSpace.from_yaml(ROOT / "configs" / "labels" / f"{labels}.yaml")
     torch.manual_seed(0)
-    settings = {"name": "trans4pass_micro", "embed_dim": 16}
+    settings = {"name": "trans4pass_micro", "embed_dim": 16, **options}
     network = create_model(num_classes=space.num_classes, **settings)
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     model = {"_target_": "trans4pass.create_model", **settings}
@@ -70,6 +71,18 @@ def test_metrics_and_predictions(data: Path) -> None:
     label = Image.open(data / "out/labels/a/1.png")
     assert (label.mode, label.size) == ("L", SIZE)
     assert Image.open(data / "out/colour/a/2.png").mode == "RGB"
+
+
+def test_a_reverse_edge_head_of_the_first_release_is_refused_by_name(
+    data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19", edges=True)
+    state = checkpoint.load(path)
+    state["method"] = {key.replace("laterals.0.0.", "laterals.0."): value for key, value in state["method"].items()}
+    checkpoint.save(state, path)
+    assert evaluate(data, path) == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "a head of release 0.1.0" in shown and "train that model again" in shown
 
 
 def test_19_classes_scored_in_13(data: Path) -> None:

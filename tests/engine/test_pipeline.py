@@ -412,6 +412,24 @@ def test_a_checkpoint_of_other_classes_is_refused(
     assert "another checkpoint" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_run_of_the_first_release_is_not_gone_on_with(
+    run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
+    settings = [*off, "model.edges=true", "stages.source.steps=1"]
+    assert run_here(tmp_path / "r", *settings) == 0
+    last = tmp_path / "r" / "source" / "last.pt"
+    state = checkpoint.load(last)
+    state["method"] = {key.replace("laterals.0.0.", "laterals.0."): value for key, value in state["method"].items()}
+    checkpoint.save(state, last)
+    for finished in (True, False):
+        if not finished:
+            (last.parent / "done.json").unlink()
+        assert run_here(tmp_path / "r", *settings, "resume=true") == 2
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "a head of release 0.1.0" in shown and "overwrite=true" in shown
+
+
 def test_a_broken_network_labels_nothing(
     finished: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

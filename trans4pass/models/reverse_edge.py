@@ -25,11 +25,11 @@ def conv_gn(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.GroupNorm(GROUPS, out_dim))
 
 
-def refuse_first_release(state: Mapping[str, Tensor], prefix: str, holder: str | PathLike = "the checkpoint") -> None:
-    """Raise WeightsError where `state` has at `prefix` a head of release 0.1.0, which fused its maps in another way."""
-    if f"{prefix}laterals.0.weight" in state:
+def refuse_first_release(state: Mapping[str, Tensor], path: str | PathLike = "the checkpoint") -> None:
+    """Raise WeightsError where `state` holds a reverse edge head of release 0.1.0, whose maps were fused otherwise."""
+    if any(key.endswith("laterals.0.weight") for key in state):
         raise WeightsError(
-            f"{holder} holds a head of release 0.1.0 that tells edges (model.head=coarse_to_fine or model.edges=true); "
+            f"{path} holds a head of release 0.1.0 that tells edges (model.head=coarse_to_fine or model.edges=true); "
             "its convolutions have changed since, so that its weights fit no more: train that model again (a run: with "
             "overwrite=true or another name=...), or use release 0.1.0"
         )
@@ -81,7 +81,7 @@ class ReverseEdgeHead(nn.Module):
             self.sums[0] = nn.Identity()  # a convolution that nothing reads would get no gradient
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
-        refuse_first_release(state_dict, prefix)
+        refuse_first_release(state_dict)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def fuse(self, maps: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

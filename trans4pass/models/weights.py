@@ -180,8 +180,7 @@ def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]
         encoder = {f"encoder.{key}": value for key, value in state.items() if not key.startswith("head.")}
         return "SegFormer", encoder, outside + dropped
     renamed = {_rename(key): value for key, value in state.items()}
-    for part in ("head.", "edges."):
-        refuse_first_release(renamed, part, path)
+    refuse_first_release(renamed, path)
     return "Trans4PASS" if renamed.keys() == state.keys() else "official", renamed, outside
 
 
