@@ -114,7 +114,8 @@ def test_a_panoramas_sides_meet() -> None:
 def test_the_edges_of_predicted_masks_are_compared(wrap: bool) -> None:
     labels = random_labels()
     logits = torch.randn(2, CLASSES, *labels.shape[1:], generator=torch.Generator().manual_seed(0)).double()
-    loss, radius = MaskEdge(1, wrap), 1
+    loss, radius = MaskEdge(1), 1
+    loss.wrap = wrap
     edges, known = edge_target(labels, radius, wrap)
     expected = []
     for n in range(2):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
 from trans4pass.losses import EdgeLoss
-from trans4pass.models import SegOutput, resize
+from trans4pass.models import SegOutput, resize, wrap_sideways
 
 EDGE = "edge"  # auxiliary maps whose names start so are edge logits (B,1,h,w); all others are class logits (B,K,h,w)
 
@@ -22,8 +22,10 @@ class Objective(nn.Module):
         edge_weight: of the edge maps' summed loss.
         edge_radius: of the erosion that makes the edges (see `EdgeLoss`).
         edges: whether the network tells edges.
-        wrap: whether its maps are full panoramas'.
+        wrap: whether its maps are full panoramas', also to the losses.
     """
+
+    wrap = False
 
     def __init__(
         self, loss: nn.Module, aux_weight: float, edge_weight: float, edge_radius: int, edges: bool, wrap: bool
@@ -31,8 +33,10 @@ class Objective(nn.Module):
         super().__init__()
         if min(aux_weight, edge_weight) < 0:
             raise ConfigError(f"aux_weight and edge_weight must be >= 0, got {aux_weight} and {edge_weight}")
-        self.loss, self.edges = loss, EdgeLoss(edge_radius, wrap) if edges else None
-        self.aux_weight, self.edge_weight, self.wrap = aux_weight, edge_weight, wrap
+        self.loss, self.edges = loss, EdgeLoss(edge_radius) if edges else None
+        self.aux_weight, self.edge_weight = aux_weight, edge_weight
+        if wrap:
+            wrap_sideways(self)
 
     def normalisers(self, labels: Tensor) -> dict[str, Tensor]:
         """What the losses divide by, float scalars by name."""
