@@ -145,6 +145,19 @@ def test_a_skip_with_float16_can_be_followed_by_a_step(tmp_path: Path, recwarn: 
     assert not recwarn.list
 
 
+def test_steps_that_loss_scaling_leaves_out_give_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """The first ones with fp16 always are: its scale starts too high."""
+    trainer = make(tmp_path / "a", precision="fp16")
+    trainer.method.network.head.weight.register_hook(lambda grad: grad * torch.inf)
+    before = trainer.method.network.head.weight.clone()
+    for number in range(2):
+        trainer.train_step([batch(number, 2, None)])
+        trainer.step += 1
+    assert torch.equal(before, trainer.method.network.head.weight)
+    assert trainer.scaler.get_scale() == 2.0**14
+    assert not recwarn.list
+
+
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     free, clipped = make(tmp_path / "a"), make(tmp_path / "b", clip_grad=0.01)
     moved = []

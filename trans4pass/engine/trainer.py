@@ -193,8 +193,7 @@ class Trainer:
                     break
             if not finite:
                 break
-        skipped = not finite or not self.gradients_are_finite(values, micro_batches)
-        if skipped:
+        if not finite or not self.gradients_are_finite(values, micro_batches):
             self.skip_step(before)
         else:
             for optimizer in self.optimizers.values():
@@ -202,15 +201,16 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
             values |= self.method.after_step(self.step)
-        self.advance_schedules(skipped)
+        self.advance_schedules()
         return {name: float(value) for name, value in values.items()}
 
     # ---- its parts ----
 
-    def advance_schedules(self, skipped: bool) -> None:
-        # Only around a skipped step, for which torch may warn: each change of filters shows all old warnings again.
-        with warnings.catch_warnings() if skipped else nullcontext():
-            if skipped:
+    def advance_schedules(self) -> None:
+        # At its first step a schedule looks whether the optimiser has made one, and warns where that was left out, by
+        # a guard or by loss scaling. Not around every step: each change of filters shows all old warnings again.
+        with warnings.catch_warnings() if self.step == 0 else nullcontext():
+            if self.step == 0:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             for scheduler in self.schedulers.values():
                 scheduler.step()
