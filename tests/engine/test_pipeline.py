@@ -298,6 +298,15 @@ def test_speed_settings_change_only_last_digits(finished: Path, run_here: Run, t
     assert run_here(tmp_path / "d", "model=danet_resnet50", "recompute_activations=true", *off) == 2
 
 
+def test_skipped_steps_are_reported(run_here: Run, tmp_path: Path) -> None:
+    """All but the first one, whose learning rate wrecks the network."""
+    off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
+    wreck = ["on_nonfinite=skip", "stages.source.optim.network.lr=1e30", "evaluate={source:null,target:null}"]
+    assert run_here(tmp_path / "r", *wreck, *off) == 0
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["stages"]["source"]["skipped"] == 3
+    assert points(tmp_path / "r", "source", "skipped") == [1, 2, 3, 4]
+
+
 @pytest.mark.slow
 def test_a_compiled_network_trains(run_here: Run, tmp_path: Path) -> None:
     short = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
@@ -367,7 +376,7 @@ def test_two_processes_warm_up_with_auxiliary_outputs(model: str, tiny: list[str
     steps = [f"stages.{name}.steps=2" for name in ("source", "warmup")]
     done = call(*tiny, *off, *steps, f"model={model}", "model.edges=true", f"run_dir={tmp_path}", launcher=TWO)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert weights(tmp_path, "warmup").keys() >= {"network.edges.laterals.0.weight", "discriminator.0.weight"}
+    assert weights(tmp_path, "warmup").keys() >= {"network.edges.laterals.0.0.weight", "discriminator.0.weight"}
 
 
 def children(parent: int) -> list[int]:

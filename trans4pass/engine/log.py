@@ -109,8 +109,12 @@ class Monitor:
             if self.writer is not None:
                 self.writer.close()
 
-    def step(self, step: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
-        """Record step number `step` (from 1): values by name, learning rates by optimiser."""
+    def step(self, step: int, values: Mapping[str, float], rates: Mapping[str, float], skipped: int) -> None:
+        """Record step number `step` (from 1): values by name, learning rates by optimiser, steps skipped so far.
+
+        The bar shows this process's values; what is logged are their means over the steps since and all processes,
+        which must have the same names.
+        """
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -122,12 +126,12 @@ class Monitor:
             self._bar.update(self._task, completed=step, values=f"{line(values)}  {state}")
         if step % self.log_every and step != self.steps:
             return
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        own = torch.tensor([total / self._counts[name] for name, total in self._sums.items()], dtype=torch.float64)
+        means = dict(zip(self._sums, dist.mean_(own.to(self.device)).tolist(), strict=True))
         left = timedelta(seconds=round(pace * (self.steps - step)))  # 1 day, 20:26:40
         log.info("%s %d/%d  %s  %s  ETA %s", self.stage, step, self.steps, line(means), state, left)
-        self.scalars(
-            {**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}, step
-        )
+        rates = {f"lr/{name}": value for name, value in rates.items()}
+        self.scalars({**means, **rates, "seconds_per_step": pace, "skipped": skipped}, step)
         self._paces.append(pace)
         self._sums, self._counts, self._since, self._since_step = {}, {}, now, step
 

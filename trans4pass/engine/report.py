@@ -106,7 +106,7 @@ def summarise(
         if result["kind"] == "train":
             stages[stage] = {
                 **result["last"],
-                **{key: result.get(key) for key in ("best", "given", "steps", "seconds_per_step")},
+                **{key: result.get(key) for key in ("best", "given", "steps", "skipped", "seconds_per_step")},
                 MEANS: result.get(MEANS, {}),
             }
         stages.setdefault(stage, {})["seconds"] = result["seconds"]

@@ -85,6 +85,7 @@ class TrainStage(Stage):
             "last": last,
             "best": self.score_best(trainer),
             "steps": trainer.step,
+            "skipped": trainer.skipped,
             "seconds": seconds,
             "seconds_per_step": trainer.monitor.pace,
             "classes_in_mean": self.classes_in_mean,

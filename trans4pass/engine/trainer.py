@@ -150,7 +150,7 @@ class Trainer:
                     rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
                     values = self.train_step([next(batches) for _ in range(self.settings.accumulate)])
                     self.step += 1
-                    monitor.step(self.step, values, rates)
+                    monitor.step(self.step, values, rates, self.skipped)
             except Interrupted:
                 self.save()
                 raise
