@@ -85,6 +85,17 @@ def test_a_reverse_edge_head_of_the_first_release_is_refused_by_name(
     assert "a head of release 0.1.0" in shown and "train that model again" in shown
 
 
+def test_the_default_number_of_workers_suits_the_machine(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Torch warns of more workers than cores, once per loader."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    for workers, warned in (("2", True), ("null", False)):
+        assert evaluate(data, path, f"num_workers={workers}") == 0
+        assert ("suggested max number of worker" in " ".join(capsys.readouterr().out.split())) == warned
+
+
 def test_19_classes_scored_in_13(data: Path) -> None:
     path = save_checkpoint(data / "last.pt", "cityscapes19")
     assert evaluate(data, path, "labels=outdoor13") == 0

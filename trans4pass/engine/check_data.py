@@ -1,6 +1,5 @@
 """Checks a data set against what it should be, and shows it: counts, class frequencies, faults."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 
 from .build import build
+from .environment import cores
 from .log import console, track
 
 TOTAL = "total"  # the key of `published` that holds the sum over all splits
@@ -42,7 +42,7 @@ def check_data(config: Mapping[str, Any]) -> bool:
 
 def check_split(config: Mapping[str, Any], split: str, labels: LabelSpace) -> check.Summary:
     """All findings of one split; one that cannot be read at all is a fault by itself."""
-    workers = os.cpu_count() if config["num_workers"] is None else config["num_workers"]
+    workers = cores() if config["num_workers"] is None else config["num_workers"]
     try:
         # Without labels, so that a missing one is a finding and not the end.
         dataset = build(config["data"]["dataset"], "data.dataset", split=split, labels=labels, labelled=False)

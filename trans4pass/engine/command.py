@@ -9,9 +9,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trans4pass.errors import ConfigError, UserError, whole_number
+from trans4pass.errors import ConfigError, UserError
 
-from .environment import processes
+from .environment import choose_workers, processes
 from .interrupt import Interrupted, Interrupts
 from .log import setup_logging
 
@@ -34,8 +34,8 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
     setup_logging()
     try:
         plain = resolved(config)
-        if plain.get("num_workers") is not None:
-            whole_number("num_workers", plain["num_workers"], 0)
+        if "num_workers" in plain:
+            plain["num_workers"] = choose_workers(plain["num_workers"])
         with processes(plain["device"]) as device, Interrupts() as interrupts:
             try:
                 function(plain, device, interrupts)

@@ -23,7 +23,7 @@ def processes(device: str) -> Iterator[torch.device]:
     """Join the process group that torchrun or srun has started, if there is one; yields this process's device.
 
     Args:
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<n>`.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or, in a single process, `cuda:<n>`.
     """
     name_slurm_ranks()
     torch.backends.cudnn.allow_tf32 = False  # torch's default is true; `tf32` is the setting of a run
@@ -84,6 +84,12 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"device={name} is not auto, cpu, cuda or cuda:<n>") from error
     if device.type == "cuda":
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if device.index is not None and processes > 1:
+            raise ConfigError(
+                f"device={name} is one GPU, and there are {processes} processes: use device=cuda or device=auto, where "
+                "each takes its own (CUDA_VISIBLE_DEVICES chooses which there are)"
+            )
         if not torch.cuda.is_available():
             raise ConfigError(f"device={name}, but torch sees no GPU here: use device=cpu or device=auto")
         # Where a scheduler binds a GPU to each task, every task sees one only.
@@ -91,6 +97,19 @@ def choose_device(name: str) -> torch.device:
         device = torch.device("cuda", own if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
+
+
+def cores() -> int:
+    """The CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_workers(number: int | None) -> int:
+    """How many processes load data: `number`, or (None) as many as there are cores for this process, 1 to 4."""
+    if number is None:
+        return min(4, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    whole_number("num_workers", number, 0)
+    return number
 
 
 def set_switches(threads: int | None, deterministic: bool, tf32: bool) -> None:
