@@ -73,9 +73,7 @@ def test_metrics_and_predictions(data: Path) -> None:
     assert Image.open(data / "out/colour/a/2.png").mode == "RGB"
 
 
-def test_a_reverse_edge_head_of_the_first_release_is_refused_by_name(
-    data: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_reverse_edge_head_of_the_first_release_is_refused_by_name(data: Path, capsys: pytest.CaptureFixture) -> None:
     path = save_checkpoint(data / "last.pt", "cityscapes19", edges=True)
     state = checkpoint.load(path)
     state["method"] = {key.replace("laterals.0.0.", "laterals.0."): value for key, value in state["method"].items()}

@@ -78,9 +78,17 @@ def beside(count: int, published: int | None) -> tuple[str, str]:
 
 
 def shares(summary: check.Summary) -> np.ndarray:
-    """The classes' shares of the labelled pixels in %, and that of the ignored pixels of all pixels: (K + 1,)."""
+    """The classes' shares of the labelled pixels in %, and that of the ignored pixels of all pixels: (K + 1,).
+
+    NaN where there are no such pixels, as in a split without labels.
+    """
     classes, ignored = summary.counts[:-1], summary.counts[-1]
-    return 100 * np.append(classes / max(1, classes.sum()), ignored / max(1, summary.counts.sum()))
+    with np.errstate(invalid="ignore"):
+        return 100 * np.append(classes / classes.sum(), ignored / summary.counts.sum())
+
+
+def percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{share:.3f}"
 
 
 def frequency_table(summaries: Mapping[str, check.Summary], labels: LabelSpace) -> Table:
@@ -92,7 +100,7 @@ def frequency_table(summaries: Mapping[str, check.Summary], labels: LabelSpace) 
     for i, name in enumerate((*labels.classes, "ignored, of all pixels")):
         if i == labels.num_classes:
             table.add_section()
-        table.add_row(name, *(f"{column[i]:.3f}" for column in columns))
+        table.add_row(name, *(percent(column[i]) for column in columns))
     return table
 
 
@@ -106,12 +114,13 @@ def frequency_picture(summaries: Mapping[str, check.Summary], labels: LabelSpace
         top = row * panel + MARGIN
         draw.text((MARGIN, top), f"{split}: % of the labelled pixels", "black", font)
         values = shares(summary)[:-1]
+        bars = np.nan_to_num(values) / max(np.nan_to_num(values).max(), 1e-9) * BAR_WIDTH
         for i, (name, value) in enumerate(zip(labels.classes, values)):
             y, left = top + (i + 1) * BAR_HEIGHT, MARGIN + NAME_WIDTH
-            right = left + value / max(values.max(), 1e-9) * BAR_WIDTH
+            right = left + bars[i]
             draw.text((MARGIN, y), name, "black", font)
             draw.rectangle((left, y, right, y + BAR_HEIGHT - 4), tuple(labels.palette[i].tolist()), "grey")
-            draw.text((right + MARGIN, y), f"{value:.3f}", "black", font)
+            draw.text((right + MARGIN, y), percent(value), "black", font)
     return picture
 
 

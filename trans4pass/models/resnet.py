@@ -21,9 +21,9 @@ DEPTHS = (50, 101, 152)
 class DilatedResNet(nn.Module):
     """Encode a normalised image [B, 3, H, W] into four maps [B, channels[s], H / strides[s], W / strides[s]].
 
-    `depth` is 50, 101 or 152; the last two stages dilate instead of striding. `weights` is a local ImageNet checkpoint of
-    torchvision or timm (`.pth` or `.safetensors`), None for timm's random initialisation. Map sizes round up where the
-    image does not divide. Raises ConfigError for another depth, WeightsError for a file that does not fit.
+    `depth` is 50, 101 or 152; the last two stages dilate instead of striding. `weights` is a local ImageNet checkpoint
+    of torchvision or timm (`.pth` or `.safetensors`), None for timm's random initialisation. Map sizes round up where
+    the image does not divide. Raises ConfigError for another depth, WeightsError for a file that does not fit.
     """
 
     channels = (256, 512, 1024, 2048)

@@ -275,7 +275,7 @@ def _explain(state: State, wanted: State, missing: list[str], unexpected: list[s
     if held:
         hint = f"It is {held}, as the model is, made with other settings of head, ecrm or edges: give those"
     elif "layer1.0.conv1.weight" in state:
-        hint = "It holds a ResNet's ImageNet weights: give them as model.encoder_weights of model=danet_resnet50, 101 or 152"
+        hint = "It holds a ResNet's ImageNet weights: give them as model.encoder_weights of model=danet_resnet<depth>"
     else:
         hint = "Is it a Trans4PASS or SegFormer checkpoint?"
     return f"{'. '.join(lines)}. {hint}"
