@@ -49,6 +49,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert 0 < summary["stages"]["pseudo_labels"]["kept"] <= 1
     for name in ("panoramas.png", "config.yaml", "environment.json", "run.log"):
         assert (finished / name).stat().st_size > 0
+    assert {path.name for path in finished.glob("*/*.pt*")} == {"last.pt", "best.pt"}
     assert points(finished, "source", "source/seg") == [1, 2, 3, 4]
     assert points(finished, "mpa", "miou/target") == [2, 4]
     tags = EventAccumulator(str(finished / "mpa" / "tensorboard")).Reload().Tags()["images"]

@@ -45,6 +45,12 @@ def previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
+def drop_previous(folder: Path) -> None:
+    """Delete the generations before the last in `folder`, which nothing goes on from any more."""
+    for path in folder.glob("*.pt.previous"):
+        path.unlink()
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, weights only.
 

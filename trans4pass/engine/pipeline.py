@@ -77,6 +77,8 @@ def run_stages(run: Run) -> None:
     results = {stage.name: stage.run_or_skip() for stage in stages}
     if dist.is_main():
         report(run, {stage.name: stage for stage in stages if isinstance(stage, TrainStage)}, results)
+        for stage in stages:  # only now: a later stage starts from an earlier one's last.pt
+            checkpoint.drop_previous(stage.folder)
 
 
 def prepare_data(run: Run) -> None:
