@@ -4,12 +4,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
+from trans4pass.engine.command import resolved, tool
 from trans4pass.engine.schedule import make_schedule
-from trans4pass.errors import UserError
 
 COLUMNS = 4
 PANEL = (320, 240)  # pixels
@@ -35,9 +34,9 @@ def draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, facto
     draw.line(curve, LINE, 2)
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="plot_schedules")
+@tool("plot_schedules")
 def main(config: DictConfig) -> None:
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = resolved(config)
     steps, schedules = plain["steps"], plain["schedules"]
     rows = -(-len(schedules) // COLUMNS)
     picture = Image.new("RGB", (COLUMNS * PANEL[0], rows * PANEL[1]), "white")
@@ -50,7 +49,7 @@ def main(config: DictConfig) -> None:
         path = Path(plain["file"])
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
-    except (UserError, OSError, ValueError) as error:  # PIL raises ValueError for an unknown suffix
+    except (OSError, ValueError) as error:  # PIL raises ValueError for an unknown suffix
         print(error, file=sys.stderr)
         sys.exit(2)
     print(path)
