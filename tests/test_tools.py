@@ -84,6 +84,7 @@ def test_a_misspelt_setting_gets_one_line_with_the_nearest(
         (["+seed=1"], "already at 'seed'"),
         (["seed=[1"], "seed=[1"),
         (["seed"], "seed"),
+        (["+seed"], "seed"),
         (["seed=1,2"], "--multirun"),
         (["+lossx@seed=dice"], "'lossx' does not exist"),
         (["zzz.qqq=1"], "no setting zzz.qqq"),
@@ -104,6 +105,7 @@ def test_additions_that_something_takes_are_left_alone(
     """Also where other settings are those of an addition; the run itself stops at its number of threads."""
     place = "loss@stages.source.method.loss"
     added = [f"{place}=cross_entropy_dice", f"+{place}.terms.edges=mask_edge", f"{place[5:]}.terms.edges.radius=1"]
+    added += ["+stages.mpa.method.note='a@b=c'"]
     assert typed("train", [TOY, *added, "threads=0"], monkeypatch) == 2
     shown = capsys.readouterr()
     assert "threads must be" in shown.out

@@ -80,10 +80,10 @@ def explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
 
 def refuse_unknown_additions(name: str, overrides: Sequence[str]) -> None:
     """Raise ConfigError where a `+` makes a new part of the configuration, which nothing would read."""
-    added = [re.split("[=@]", override.lstrip("+")) for override in overrides if override.startswith("+")]
+    added = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
     known = known_settings(name, overrides) if added else set()
-    for group, *place, _ in added:
-        part = re.split("[./]", (place or [group])[0])[0]
+    for key in added:
+        part = re.split("[./]", key.rpartition("@")[2])[0]  # of <choice>@<place> the place
         if known and part not in known:
             raise ConfigError(no_setting(part, known))
 
