@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trans4pass.data import toy_world
+from trans4pass.engine.pictures import write_picture
 from trans4pass.errors import UserError
 
 
@@ -26,11 +27,11 @@ def main(config: DictConfig) -> None:
                 lambda done, total: bar.update(task, completed=done, total=total),
                 **plain["world"],
             )
+        preview = root / "preview.png"
+        write_picture(preview, Image.fromarray(toy_world.preview(world, plain["preview_rows"])))
     except UserError as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(2)
-    preview = root / "preview.png"
-    Image.fromarray(toy_world.preview(world, plain["preview_rows"])).save(preview)
     for name in (*toy_world.TREES, toy_world.MARKER):
         console.print(root / name)
     console.print(f"a look at it: {preview}")

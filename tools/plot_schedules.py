@@ -8,8 +8,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 
+from trans4pass.engine.pictures import write_picture
 from trans4pass.engine.schedule import make_schedule
-from trans4pass.errors import UserError
+from trans4pass.errors import ConfigError, UserError
 
 COLUMNS = 4
 PANEL = (320, 240)  # pixels
@@ -48,9 +49,10 @@ def main(config: DictConfig) -> None:
             row, column = divmod(index, COLUMNS)
             draw_panel(draw, column * PANEL[0], row * PANEL[1], title, factor, steps)
         path = Path(plain["file"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except (UserError, OSError, ValueError) as error:  # PIL raises ValueError for an unknown suffix
+        if path.suffix != ".png":
+            raise ConfigError(f"file={path} must end in .png")
+        write_picture(path, picture)
+    except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     print(path)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, whole_number
 from trans4pass.models.output import HeadOutput
 from trans4pass.models.sideways import resize
 
@@ -40,13 +40,14 @@ class ReverseEdgeHead(nn.Module):
     level, the sum so far is convolved (but for the coarsest, which was), resized bilinearly, and added to the level's
     own convolved map, with a ReLU. Returns edge logits by name: `edge1` is the finest level's [B, 1, H/4, W/4], `edge2`
     the next one's. `levels` counts those that tell edges, from the finest: 3 is every level above the coarsest, 1 the
-    finest alone. Raises ConfigError for another number.
+    finest alone. Raises ConfigError for another number, or no width.
     """
 
     wrap = False  # see models/sideways.py
 
     def __init__(self, channels: Sequence[int], width: int = 128, levels: int = 3) -> None:
         super().__init__()
+        whole_number("width", width, 1)
         above = len(channels) - 1
         if not 1 <= levels <= above:
             raise ConfigError(
