@@ -17,7 +17,7 @@ MAY = {
     "models": {"ops", "arguments", "dist", "labels", "errors"},
     "losses": {"dist", "labels", "errors"},
     "data": {"storage", "arguments", "dist", "labels", "errors"},
-    "methods": {"models", "losses", "dist", "labels", "errors"},
+    "methods": {"arguments", "models", "losses", "dist", "labels", "errors"},
     "engine": {"methods", "models", "losses", "data", "ops", "storage", "arguments", "dist", "labels", "errors"},
 }
 HYDRA = {"hydra", "omegaconf"}

@@ -226,10 +226,13 @@ def test_a_finished_world_is_read_where_nothing_may_be_written(rendered, monkeyp
     def refuse(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    whole = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", *more: (refuse if "w" in mode else whole)(path, mode, *more)
+    )
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert ensure(rendered, **TINY) == ToyWorld(**TINY)
-    with pytest.raises(StorageError, match="Read-only file system.*data_root="):
+    with pytest.raises(StorageError, match=r"Read-only file system.*data_root="):
         ensure(rendered / "other", **TINY)
 
 

@@ -415,6 +415,7 @@ def test_torchrun_restarts_a_dead_worker(tiny: list[str], tmp_path: Path) -> Non
         assert agent.returncode == 0, output
         assert "goes on at step" in log_of(killed)
         assert_same_weights(whole, killed, "warmup")
+        assert points(killed, "warmup", "source/seg") == list(range(1, 13))
 
 
 def test_a_checkpoint_of_other_classes_is_refused(
@@ -437,7 +438,10 @@ def test_a_broken_network_labels_nothing(
     off = [f"stages.{name}.enabled=false" for name in ("source", "warmup")]
     starts = [f"stages.{name}.init={tmp_path / 'nan.pt'}" for name in ("pseudo_labels", "mpa")]
     assert run_here(tmp_path / "r", *off, *starts) == 2
-    assert "is not finite" in " ".join(capsys.readouterr().out.split())
+    assert "head.pred.bias is not finite" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "r" / "pseudo_labels").exists()  # known before anything is begun
+    assert run_here(tmp_path / "r", *off, *starts, "model.allow_nonfinite=true") == 2
+    assert "is not finite: the weights are broken" in " ".join(capsys.readouterr().out.split())
     assert not list((tmp_path / "r").rglob("*_labelTrainIds.png"))
 
 

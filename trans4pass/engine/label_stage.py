@@ -32,6 +32,7 @@ class LabelStage(Stage):
     Its settings are commented in configs/stage/pseudo_labels.yaml.
     """
 
+    RESULT = (*Stage.RESULT, "kept")
     KEYS = (*Stage.KEYS, "data", "split", "size", "scales", "flip", "yaw_rolls", "keep", "cap", "precision")
 
     def check(self) -> None:

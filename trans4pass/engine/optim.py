@@ -39,6 +39,8 @@ def build_optimizers(method: nn.Module, configs: Mapping[str, Mapping[str, Any]]
 
 def parameter_groups(module: nn.Module, head_scale: float, lr: float | None, where: str) -> list[dict[str, Any]]:
     """All parameters once; with a scale other than 1 those behind `module.encoder` in a group of their own."""
+    if not isinstance(head_scale, (int, float)) or not isinstance(lr, (int, float)):
+        raise ConfigError(f"{where}.head_lr_scale and lr must be numbers, got {head_scale!r} and {lr!r}")
     if head_scale == 1:
         return [{"params": list(module.parameters())}]
     if not hasattr(module, "encoder"):

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError, DamagedFile, UserError, WeightsError, true_or_false
+from trans4pass.errors import ConfigError, DamagedFile, UserError, WeightsError, mapping, true_or_false
 from trans4pass.labels import LabelSpace
 from trans4pass.models import input_size
 from trans4pass.models.benchmark import complexity
@@ -48,12 +48,7 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
     if "stages" not in config:
         known = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
         raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
-    for name in SWITCHES:
-        true_or_false(name, config[name])
-    for name, stage in config["stages"].items():
-        true_or_false(f"stages.{name}.enabled", stage.get("enabled", True))
-    if not isinstance(config["seed"], int):
-        raise ConfigError(f"seed must be a whole number, got {config['seed']!r}")
+    check_outline(config)
     environment.set_switches(config["threads"], config["deterministic"], config["tf32"])
     folder = Path(config["run_dir"])
     with claimed(folder, config["resume"], config["overwrite"], config["stages"]):
@@ -64,6 +59,22 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         except Interrupted:
             log.warning("saved in %s: go on with the same command and resume=true", folder)
             raise
+
+
+def check_outline(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the configuration's own parts are not what the rest relies on."""
+    for name in SWITCHES:
+        true_or_false(name, config[name])
+    if not isinstance(config["seed"], int):
+        raise ConfigError(f"seed must be a whole number, got {config['seed']!r}")
+    mapping("model", config["model"])
+    mapping("evaluate", config["evaluate"])
+    for side, data in mapping("data", config["data"]).items():
+        if not {"dataset", "eval_size"} <= mapping(f"data.{side}", data).keys():
+            raise ConfigError(f"data.{side} must have dataset and eval_size, it has {', '.join(data) or 'nothing'}")
+        mapping(f"data.{side}.dataset", data["dataset"])
+    for name, stage in mapping("stages", config["stages"]).items():
+        true_or_false(f"stages.{name}.enabled", mapping(f"stages.{name}", stage).get("enabled", True))
 
 
 def run_stages(run: Run) -> None:
@@ -106,7 +117,7 @@ def make_stages(run: Run) -> list[Stage]:
         if not config.get("enabled", True):
             continue
         kind = config.get("kind")
-        if kind not in KINDS:
+        if str(kind) not in KINDS:
             raise ConfigError(f"stages.{name}.kind is {kind!r}, it must be one of {', '.join(KINDS)}")
         labelling = {key: stage for key, stage in stages.items() if isinstance(stage, LabelStage)}
         stages[name] = KINDS[kind](run, name, config, find_init(name, config, stages), labelling)

@@ -38,7 +38,8 @@ def thresholds(counts: np.ndarray, keep: float = 0.5, cap: float = 0.9) -> np.nd
         keep: share of a class's pixels to keep, in [0,1] (more where the cap lowers the threshold).
         cap: no threshold is above it.
     """
-    if not 0 <= keep <= 1 or not 0 <= cap <= 1:
+    numbers = all(isinstance(share, (int, float)) for share in (keep, cap))
+    if not numbers or not 0 <= keep <= 1 or not 0 <= cap <= 1:
         raise ConfigError(f"keep and cap must be in [0,1], got {keep} and {cap}")
     total = counts.sum(1)
     # Python and numpy round halves to even, as the official code does; the last value stands in where n is too small.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trans4pass.data import EvalTransform, SegmentationDataset
-from trans4pass.errors import ConfigError, mapping
+from trans4pass.errors import ConfigError
 from trans4pass.labels import LabelSpace
 
 from .build import build
@@ -52,11 +52,11 @@ class Run:
     def network(self, **extra: Any) -> nn.Module:
         """A fresh network on the CPU, the same for the same seed; `extra` overrides the model's config."""
         torch.manual_seed(self.seed("network"))
-        return build_network({**mapping("model", self.config["model"]), **extra}, self.labels)
+        return build_network({**self.config["model"], **extra}, self.labels)
 
     def dataset(self, side: str, split: str, where: str, **extra: Any) -> SegmentationDataset:
         """The data set of one side (a key of the config's `data`), e.g. `source` or `target`."""
-        if side not in self.config["data"]:
+        if str(side) not in self.config["data"]:
             raise ConfigError(f"{where} names data {side!r}, and the run has {', '.join(self.config['data'])}")
         config = self.config["data"][side]["dataset"]
         return build(config, f"data.{side}.dataset", split=split, labels=self.labels, **extra)
@@ -64,7 +64,7 @@ class Run:
     @property
     def sides(self) -> list[str]:
         """The keys of the config's `data` that models are scored on."""
-        return [side for side, split in (self.config["evaluate"] or {}).items() if split is not None]
+        return [side for side, split in self.config["evaluate"].items() if split is not None]
 
     def validation(self) -> Iterator[tuple[str, SegmentationDataset]]:
         """The labelled sets that models are scored on, by side, at their evaluation size."""

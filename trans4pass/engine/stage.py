@@ -46,6 +46,7 @@ class Stage:
     labelling: Mapping[str, "Stage"]
 
     KEYS: ClassVar[tuple[str, ...]] = ("kind", "enabled", "init")
+    RESULT: ClassVar[tuple[str, ...]] = ("kind", "seconds")  # what `done.json` tells at least
 
     def __post_init__(self) -> None:
         for key in self.config:
@@ -91,11 +92,10 @@ class Stage:
     def file_digest(self) -> str:
         """Of the content of the checkpoint from outside: another file under the same name is another start."""
         try:
-            content = Path(self.init).open("rb")  # noqa: SIM115 - closed below
+            with Path(self.init).open("rb") as file:
+                return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
         except OSError as error:
-            raise WeightsError(f"{self.where}.init={self.init} cannot be read: {error.strerror}") from error
-        with content as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+            raise WeightsError(f"{self.where}.init={self.init} cannot be read ({error.strerror})") from error
 
     @property
     def last_path(self) -> Path:
@@ -116,7 +116,7 @@ class Stage:
     def result(self) -> dict[str, Any] | None:
         """What a finished stage left; None where it is not finished."""
         again = f"stage {self.name} is ended again, from what it saved"
-        return recall_json(self.folder / "done.json", ("kind", "seconds"), again)
+        return recall_json(self.folder / "done.json", self.RESULT, again)
 
     def run_or_skip(self) -> dict[str, Any]:
         """The result of a finished stage, or execute it."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trans4pass import dist
+from trans4pass.arguments import check_arguments
 from trans4pass.data import EvalTransform, SegmentationDataset, eval_loader, train_loader
 from trans4pass.errors import ConfigError, StorageError, mapping, whole_number
 from trans4pass.methods import Method
@@ -48,6 +49,7 @@ class TrainStage(Stage):
         super().__post_init__()
         self.classes_in_mean: dict[str, str] = {}  # by side: how many classes occur there
 
+    RESULT = (*Stage.RESULT, "last", "best", "steps")
     KEYS = (*Stage.KEYS, "method", "domains", "optim", "schedule", "steps", "epochs", *TRAINER_KEYS)
 
     def check(self) -> None:
@@ -56,7 +58,8 @@ class TrainStage(Stage):
                 f"{self.where}.judge={self.config['judge']} is none of the sides that are evaluated "
                 f"({', '.join(self.run.sides) or 'evaluate names none'})"
             )
-        datasets = {domain: self.dataset(domain, ahead=True) for domain in self.config["domains"]}
+        domains = mapping(f"{self.where}.domains", self.config["domains"])
+        datasets = {domain: self.dataset(domain, ahead=True) for domain in domains}
         trainer = self.build_trainer(datasets, ahead=True)
         if trainer.method.network.wrap:
             for domain, dataset in datasets.items():
@@ -156,7 +159,8 @@ class TrainStage(Stage):
     def assemble(self, method: Method, steps: int) -> Trainer:
         """The trainer of a method that is built and on its device."""
         schedule = mapping(f"{self.where}.schedule", self.config["schedule"])
-        schedule["total_steps"] = schedule["total_steps"] or steps
+        schedule["total_steps"] = schedule.get("total_steps") or steps
+        check_arguments(make_schedule, schedule, (), f"{self.where}.schedule")
         settings = {key: self.config[key] for key in TRAINER_KEYS}
         return Trainer(
             stage=self.name,
@@ -271,7 +275,7 @@ class TrainStage(Stage):
         return dataset.with_transform(transform)
 
     def labelling_stage(self, name: str) -> Stage:
-        if name not in self.labelling:
+        if str(name) not in self.labelling:
             raise ConfigError(
                 f"{self.where}: labels={name} is neither {TRUTH}, {NO_LABELS} nor an enabled labelling stage before it "
                 f"({', '.join(self.labelling) or 'there is none'})"

@@ -31,7 +31,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def autocast_type(precision: str, where: str = "precision") -> torch.dtype | None:
     """What autocast computes in; None for fp32. ConfigError for a name that is not in `PRECISIONS`."""
-    if precision not in PRECISIONS:
+    if str(precision) not in PRECISIONS:
         raise ConfigError(f"{where}={precision} is not one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 
