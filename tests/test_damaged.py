@@ -182,8 +182,9 @@ def wrong_tensor(value: torch.Tensor, generator: np.random.Generator) -> Any:
     broken = value.clone().float()
     broken.view(-1)[generator.integers(broken.numel())] = [torch.nan, torch.inf][generator.integers(2)]
     changed = [
-        broken, value[None], value.reshape(-1)[:-1], value.new_zeros(2, 2), value.int(), value.bool(), value.cfloat(),
-        value.to_sparse(), value.to("meta"), torch.zeros(1).expand(2**20, 2**20), value.tolist(), None,
+        broken, broken.to(torch.float8_e4m3fn), value[None], value.reshape(-1)[:-1], value.new_zeros(2, 2),
+        value.int(), value.bool(), value.cfloat(), value.to_sparse(), value.to("meta"),
+        torch.zeros(1).expand(2**20, 2**20), value.tolist(), None,
     ]  # fmt: skip
     return changed[generator.integers(len(changed))]
 

@@ -60,7 +60,7 @@ def test_what_follows_from_the_rest_is_had_again(
     said = shown()
     for words in (
         "source/done.json is damaged",
-        "stage mpa is ended again",
+        "stage mpa is finished again",
         "the stage's time is counted from 0",
         "goes on with 1 CPU threads",
         "warmup/best.pt cannot be read",

@@ -115,7 +115,7 @@ class Stage:
 
     def result(self) -> dict[str, Any] | None:
         """What a finished stage left; None where it is not finished."""
-        again = f"stage {self.name} is ended again, from what it saved"
+        again = f"stage {self.name} is finished again from what it saved"
         return recall_json(self.folder / "done.json", self.RESULT, again)
 
     def run_or_skip(self) -> dict[str, Any]:
