@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trans4pass.data import toy_world
 from trans4pass.engine.command import resolved, tool
+from trans4pass.engine.pictures import write_picture
 
 
 @tool("make_toy_world")
@@ -24,7 +25,7 @@ def main(config: DictConfig) -> None:
             **plain["world"],
         )
     preview = root / "preview.png"
-    Image.fromarray(toy_world.preview(world, plain["preview_rows"])).save(preview)
+    write_picture(preview, Image.fromarray(toy_world.preview(world, plain["preview_rows"])))
     for name in (*toy_world.TREES, toy_world.MARKER):
         console.print(root / name)
     console.print(f"a look at it: {preview}")

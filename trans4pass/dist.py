@@ -63,3 +63,12 @@ def broadcast_object(value):
     box = [value]
     td.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_objects(value) -> list:
+    """Every rank's `value`, in the ranks' order, on every rank."""
+    if not active():
+        return [value]
+    values = [None] * world_size()
+    td.all_gather_object(values, value)
+    return values

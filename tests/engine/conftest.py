@@ -52,6 +52,16 @@ def tiny(tiny_data: Path) -> list[str]:
     return overrides
 
 
+@pytest.fixture(scope="session")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, started as a user would; to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = call(*tiny, f"run_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gain over source-only" in done.stdout
+    return folder
+
+
 @pytest.fixture
 def run_here(tiny: list[str]) -> Callable[..., int]:
     """Run the pipeline in this process; returns the exit status."""

@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import pytest
+import torch
 from torch import nn
 
+import trans4pass.methods
 from trans4pass.engine.build import build
 from trans4pass.engine.optim import build_optimizers
 from trans4pass.errors import ConfigError
@@ -29,6 +33,31 @@ def test_builds_the_packages_classes() -> None:
 def test_other_targets_are_refused(target: str | None) -> None:
     with pytest.raises(ConfigError, match="_target_"):
         build({"_target_": target}, "stages.mpa.method")
+
+
+class Broken(nn.Module):
+    """A method with a bug in it, as its author would name it."""
+
+    def __init__(self, weight: float = 1.0, kind: str = "TypeError") -> None:
+        super().__init__()
+        raise {"TypeError": TypeError, "ValueError": ValueError, "OSError": OSError}[kind]("a bug of the author's")
+
+
+@pytest.mark.parametrize("kind", ["TypeError", "ValueError", "OSError"])
+def test_a_bug_in_a_constructor_goes_through_as_it_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Broken.__module__ = "trans4pass.methods.broken"
+    monkeypatch.setattr(trans4pass.methods, "Broken", Broken, raising=False)
+    with pytest.raises((TypeError, ValueError, OSError), match="a bug of the author's") as raised:
+        build({"_target_": "trans4pass.methods.Broken", "kind": kind}, "stages.mpa.method")
+    assert type(raised.value).__name__ == kind
+    assert "Broken" in Path(raised.traceback[-1].path).read_text()  # the line is in the traceback
+    with pytest.raises(ConfigError, match=r"stages\.mpa\.method\.weight is 'x', and must be float"):
+        build({"_target_": "trans4pass.methods.Broken", "weight": "x"}, "stages.mpa.method")
+
+
+def test_numbers_that_an_optimiser_refuses_are_the_users() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.network: Invalid learning rate: -1"):
+        build({"_target_": "torch.optim.SGD", "lr": -1.0}, "optim.network", [nn.Parameter(torch.zeros(1))])
 
 
 def test_a_leaf_without_effect_is_an_error() -> None:

@@ -11,25 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trans4pass.engine import checkpoint
+from trans4pass.engine.command import run_command
+from trans4pass.engine.compare import compare_runs
 from trans4pass.engine.stage import part
 
 from .conftest import ROOT, assert_same_weights, call, command, environment, kill_when, wait_for, weights
 
 Run = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run, started as a user would."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = call(*tiny, f"run_dir={folder}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gain over source-only" in done.stdout
-    return folder
 
 
 def log_of(folder: Path) -> str:
@@ -216,6 +209,13 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
             ["terms.dice.top"],
         ),
         (["source_class_weights=[1.0,2.0]"], ["[1.0, 2.0]", "11 classes", "auto"]),
+        (["judge=pano"], ["stages.source.judge=pano", "source, target"]),
+        (["+data@data.best=toy_panorama", "+evaluate.best=val"], ["evaluate names 'best'", "rename it"]),
+        (["stages.source.schedule=cosine"], ["stages.source.schedule", "'cosine'", "<group>@stages.source.schedule="]),
+        (["stages.mpa.optim.network=adamw"], ["stages.mpa.optim.network", "'adamw'"]),
+        (["stages.mpa.method.lambda_adv=abc"], ["stages.mpa.method.lambda_adv is 'abc', and must be float"]),
+        (["stages.source.optim.network.lr=-1"], ["stages.source.optim.network", "Invalid learning rate: -1"]),
+        (["+prepare_data.seeds=1"], ["seeds has no effect"]),
         (["overwrite=no"], ["overwrite must be true or false, got 'no'"]),
         (["stages.mpa.enabled=no"], ["stages.mpa.enabled", "'no'"]),
         (["clip_grad=-1"], ["clip_grad", "-1"]),
@@ -241,6 +241,22 @@ def test_bad_settings_are_named_before_anything_runs(
     for word in words:
         assert word in shown
     assert not (tmp_path / "r" / "source" / "last.pt").exists()
+
+
+def test_sides_may_have_any_names(run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sides = ["+data@data.pano=toy_panorama", "evaluate.source=null", "evaluate.target=null", "+evaluate.pano=val"]
+    off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
+    assert run_here(tmp_path / "r", *sides, *off) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "pano, last" in shown
+    assert "best was selected on the pano's validation labels" in shown
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    source, warmup = summary["stages"]["source"], summary["stages"]["warmup"]
+    assert (summary["sides"], summary["goal"], source["judge"]) == (["pano"], "pano", "pano")
+    assert summary["gain"] == pytest.approx(warmup["pano"] - source["pano"])
+    assert source["best"]["pano"] >= source["pano"]
+    assert run_command(compare_runs, OmegaConf.create({"runs": [str(tmp_path / "r")], "device": "cpu"})) == 0
+    assert f"{warmup['pano'] - source['pano']:+.1f}" in capsys.readouterr().out
 
 
 def test_counted_class_weights(run_here: Run, tmp_path: Path) -> None:
@@ -409,6 +425,7 @@ def test_torchrun_restarts_a_dead_worker(tiny: list[str], tmp_path: Path) -> Non
         assert agent.returncode == 0, output
         assert "goes on at step" in log_of(killed)
         assert_same_weights(whole, killed, "warmup")
+        assert points(killed, "warmup", "source/seg") == list(range(1, 13))
 
 
 def test_a_checkpoint_of_other_classes_is_refused(
@@ -449,7 +466,10 @@ def test_a_broken_network_labels_nothing(
     off = [f"stages.{name}.enabled=false" for name in ("source", "warmup")]
     starts = [f"stages.{name}.init={tmp_path / 'nan.pt'}" for name in ("pseudo_labels", "mpa")]
     assert run_here(tmp_path / "r", *off, *starts) == 2
-    assert "is not finite" in " ".join(capsys.readouterr().out.split())
+    assert "head.pred.bias is not finite" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "r" / "pseudo_labels").exists()  # known before anything is begun
+    assert run_here(tmp_path / "r", *off, *starts, "model.allow_nonfinite=true") == 2
+    assert "is not finite: the weights are broken" in " ".join(capsys.readouterr().out.split())
     assert not list((tmp_path / "r").rglob("*_labelTrainIds.png"))
 
 

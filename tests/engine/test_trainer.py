@@ -12,7 +12,7 @@ from torch import nn
 from trans4pass.engine.interrupt import Interrupted, Interrupts
 from trans4pass.engine.schedule import make_schedule
 from trans4pass.engine.trainer import NonFinite, Trainer, TrainerSettings, step_seed
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, DataError
 from trans4pass.losses import CrossEntropy
 from trans4pass.methods import Supervised
 from trans4pass.models import SegOutput
@@ -199,6 +199,55 @@ def test_best_is_kept_by_the_judge_and_last_is_last(tmp_path: Path) -> None:
     assert trainer.best == {"step": 2, "source": 0.0, "target": 7.0}
     assert torch.load(tmp_path / "a" / "best.pt", weights_only=True)["step"] == 2
     assert torch.load(tmp_path / "a" / "last.pt", weights_only=True)["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("judge", "scores", "best"),
+    [
+        (None, {"source": [3.0, 1.0], "target": [1.0, 2.0]}, 2),
+        ("source", {"source": [3.0, 1.0], "target": [1.0, 2.0]}, 1),
+        (None, {"source": [1.0, 2.0], "pano": [9.0, 8.0]}, 2),
+        (None, {"pano": [1.0, 2.0], "street": [9.0, 8.0]}, 2),
+        ("street", {"pano": [1.0, 2.0], "street": [9.0, 8.0]}, 1),
+    ],
+)
+def test_any_side_can_pick_the_best_model(judge: str | None, scores: dict, best: int, tmp_path: Path) -> None:
+    trainer = make(tmp_path / "a", steps=2, eval_every=1, judge=judge)
+    trainer.evaluate = lambda trainer, final: {side: values[trainer.step - 1] for side, values in scores.items()}
+    trainer.fit(lambda: None)
+    assert trainer.best["step"] == best
+
+
+def test_without_an_evaluation_there_is_no_best_model(tmp_path: Path) -> None:
+    trainer = make(tmp_path / "a", steps=1)
+    trainer.evaluate = lambda trainer, final: {}
+    trainer.fit(lambda: None)
+    assert trainer.best == {}
+    assert not (tmp_path / "a" / "best.pt").exists()
+
+
+@pytest.mark.parametrize("stop", [0, 3])
+def test_a_data_error_saves_the_state_reached(stop: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"dropout": 0.5, "checkpoint_every": 100, "steps": 5}
+    whole = trained(make(tmp_path / "whole", **settings))
+    trainer = make(tmp_path / "stopped", **settings)
+    batches = trainer.batches
+
+    def failing(step: int) -> Iterator[dict[str, Any]]:
+        for number, one in enumerate(batches(step)):
+            if number == stop:
+                raise DataError("cannot decode a.png")
+            yield one
+
+    trainer.batches = failing
+    with pytest.raises(DataError, match=r"a\.png"):
+        trainer.fit(lambda: None)
+    assert f"step {stop} is saved" in caplog.text
+    resumed = make(tmp_path / "stopped", **settings)
+    assert resumed.load()
+    assert resumed.step == stop
+    result = trained(resumed)
+    assert all(torch.equal(whole[key], result[key]) for key in whole)
 
 
 def test_step_seeds_differ_by_step_and_rank() -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from trans4pass.data import check
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
+from trans4pass.storage import writing
 
 from .build import build
 from .environment import cores
@@ -34,8 +35,9 @@ def check_data(config: Mapping[str, Any]) -> bool:
     if any(summary.counts.any() for summary in summaries.values()):
         console.print(frequency_table(summaries, labels))
         path = Path(config["plot"] or f"class_frequencies_{labels.name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frequency_picture(summaries, labels).save(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frequency_picture(summaries, labels).save(path)
         console.print(f"class frequencies as a picture: {path.absolute()}", soft_wrap=True)
     return print_faults(summaries, config["limit"])
 

@@ -134,7 +134,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts], Any], config: DictConfig) -> int:
     """Call `function(plain config, device, interrupts)` and return the exit status.
 
-    0 when it is done, 2 after an error that the user can mend, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR1.
+    0 when it is done, 2 after an error that the user can mend, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR1. Any other
+    error is a fault of the program: it goes through with its traceback, and Python's exit status is 1.
     """
     setup_logging()
     try:
@@ -149,9 +150,6 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
                 interrupts.check_alone()
                 raise
     except UserError as error:
-        log.error("%s", error)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
         log.error("%s", error)
         return 2
     except Interrupted as stop:

@@ -14,6 +14,7 @@ import torch.distributed as td
 
 from trans4pass import dist
 from trans4pass.errors import ConfigError, whole_number
+from trans4pass.storage import write_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf")
 
@@ -129,7 +130,7 @@ def record(folder: Path) -> dict[str, Any]:
     """What the run ran on; also writes the working tree's differences to `git.diff` if there are any."""
     diff = git("diff", "HEAD")
     if diff:
-        (folder / "git.diff").write_text(diff)
+        write_text(folder / "git.diff", diff)
     return {
         "revision": git("rev-parse", "HEAD").strip() or None,
         "dirty": bool(diff),

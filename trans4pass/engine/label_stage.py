@@ -12,14 +12,14 @@ from PIL import Image
 
 from trans4pass import dist
 from trans4pass.data import EvalTransform, SegmentationDataset
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, DamagedFile
 from trans4pass.labels import IGNORE
+from trans4pass.storage import write_json
 
 from . import pseudo_labels
 from .evaluation import Predictor, TestTime, predict_all
 from .log import track
 from .pictures import write_label
-from .run import write_json
 from .stage import Stage
 from .trainer import autocast_type
 
@@ -32,6 +32,7 @@ class LabelStage(Stage):
     Its settings are commented in configs/stage/pseudo_labels.yaml.
     """
 
+    RESULT = (*Stage.RESULT, "kept")
     KEYS = (*Stage.KEYS, "data", "split", "size", "scales", "flip", "yaw_rolls", "keep", "cap", "precision")
 
     def check(self) -> None:
@@ -78,9 +79,10 @@ class LabelStage(Stage):
         return self.folder / "maps" / f"{name}.npz"
 
     def predict(self, dataset: SegmentationDataset) -> None:
-        """Write each image's class and confidence maps; what an interrupted run wrote is kept."""
-        missing = [index for index, item in enumerate(dataset.items) if not self.spilled(item.name).exists()]
-        left = dist.broadcast_object(missing)  # ranks that look later may see what others have already written
+        """Write each image's class and confidence maps; what an interrupted run wrote is kept where it is whole."""
+        # Rank 0 alone looks: ranks that look later may see what others have already written.
+        missing = self.missing(dataset) if dist.is_main() else None
+        left = dist.broadcast_object(missing)
         if not left:
             return
         log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
@@ -91,6 +93,21 @@ class LabelStage(Stage):
         for batch, logits in predict_all(predictor, remaining, workers, self.name, self.run.interrupts, self.bad):
             pseudo_labels.spill(self.spilled(batch["name"][0]), *pseudo_labels.confidence(logits))
         self.run.interrupts.check(self.run.device)
+
+    def missing(self, dataset: SegmentationDataset) -> list[int]:
+        """Indices of the items whose maps are still to be made; damaged ones are among them, and deleted."""
+        indices = []
+        for index, item in enumerate(dataset.items):
+            path = self.spilled(item.name)
+            try:
+                if path.exists():
+                    pseudo_labels.unspill(path)
+                    continue
+            except DamagedFile as error:
+                log.warning("%s", error)
+                path.unlink()
+            indices.append(index)
+        return indices
 
     def own(self, dataset: SegmentationDataset) -> list[Any]:
         """This rank's share of the items, without bad samples that were skipped."""

@@ -16,14 +16,30 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from trans4pass import dist
+from trans4pass.storage import writing
+
+from .events import EventFile
 
 T = TypeVar("T")
 # Piped output is for files: no wrapping at a terminal's 80 columns.
 console = Console() if sys.stdout.isatty() else Console(width=160)
 log = logging.getLogger("trans4pass")
+
+
+class LogFile(logging.FileHandler):
+    """A log on disk; where it cannot be written, e.g. on a full disk, it ends with one line on the console."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.stream.buffer.raw.close()  # without another try to write what is buffered
+        self.stream = None
+        logging.getLogger().removeHandler(self)
+        log.warning("no more lines in %s until the run is started again: %s", self.baseFilename, error)
 
 
 def setup_logging(folder: Path | None = None) -> None:
@@ -38,7 +54,8 @@ def setup_logging(folder: Path | None = None) -> None:
     log.setLevel(logging.INFO if dist.is_main() else logging.WARNING)
     logging.captureWarnings(True)
     if folder is not None and dist.is_main():
-        file = logging.FileHandler(folder / "run.log")
+        with writing(folder / "run.log"):
+            file = LogFile(folder / "run.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(file)
 
@@ -86,11 +103,21 @@ class Monitor:
         start: the step that a resumed stage starts from; points after it are dropped from TensorBoard.
         log_every: steps between two lines in run.log and two TensorBoard points.
         device: whose memory is shown.
+        evaluated: the last step whose evaluation is not done again; None = `start`.
     """
 
-    def __init__(self, folder: Path, stage: str, steps: int, start: int, log_every: int, device: torch.device):
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        steps: int,
+        start: int,
+        log_every: int,
+        device: torch.device,
+        evaluated: int | None = None,
+    ):
         self.stage, self.steps, self.log_every, self.device = stage, steps, log_every, device
-        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None) if dist.is_main() else None
+        self.events = EventFile(folder, start, start if evaluated is None else evaluated) if dist.is_main() else None
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._since, self._since_step = time.perf_counter(), start
@@ -106,8 +133,8 @@ class Monitor:
                 yield self
         finally:
             self._bar = None
-            if self.writer is not None:
-                self.writer.close()
+            if self.events is not None:
+                self.events.close()
 
     def step(self, step: int, values: Mapping[str, float], rates: Mapping[str, float], skipped: int) -> None:
         """Record step number `step` (from 1): values by name, learning rates by optimiser, steps skipped so far.
@@ -141,14 +168,13 @@ class Monitor:
         return statistics.median(self._paces) if self._paces else None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        if self.events is not None:
+            self.events.scalars(values, step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
         """Add an RGB picture (3,H,W), uint8."""
-        if self.writer is not None:
-            self.writer.add_image(name, picture, step)
+        if self.events is not None:
+            self.events.image(name, picture, step)
 
     def pause(self) -> None:
         """Leave the time from here to the next step out of the pace (evaluation, checkpoints)."""

@@ -17,7 +17,20 @@ from trans4pass.labels import LabelSpace
 from .build import build
 from .interrupt import Interrupts
 
-STARTS = ("weights", "encoder_weights")  # a model's settings that name files
+# What a stage's figures in summary.json are called, beside those of its sides.
+FIELDS = (
+    "step",
+    "steps",
+    "best",
+    "judge",
+    "given",
+    "seconds",
+    "seconds_per_step",
+    "kept",
+    "bad_samples",
+    "classes_in_mean",
+)
+STARTS = ("weights", "encoder_weights", "allow_nonfinite")  # a model's settings about files that it starts from
 
 
 @dataclass
@@ -43,24 +56,29 @@ class Run:
 
     def dataset(self, side: str, split: str, where: str, **extra: Any) -> SegmentationDataset:
         """The data set of one side (a key of the config's `data`), e.g. `source` or `target`."""
-        if side not in self.config["data"]:
+        if str(side) not in self.config["data"]:
             raise ConfigError(f"{where} names data {side!r}, and the run has {', '.join(self.config['data'])}")
         config = self.config["data"][side]["dataset"]
         return build(config, f"data.{side}.dataset", split=split, labels=self.labels, **extra)
 
+    @property
+    def sides(self) -> list[str]:
+        """The keys of the config's `data` that models are scored on."""
+        return [side for side, split in self.config["evaluate"].items() if split is not None]
+
     def validation(self) -> Iterator[tuple[str, SegmentationDataset]]:
         """The labelled sets that models are scored on, by side, at their evaluation size."""
-        for side, split in self.config["evaluate"].items():
-            if split is None:
-                continue
-            size = self.config["data"][side]["eval_size"]
+        for side in self.sides:
+            size, split = self.config["data"][side]["eval_size"], self.config["evaluate"][side]
             yield side, self.dataset(side, split, "evaluate", labelled=True, transform=EvalTransform(size))
 
     def check_validation(self) -> None:
         """Raise for validation sets that cannot be read, before anything is trained."""
-        for side, split in self.config["evaluate"].items():
-            if split is not None and side not in self.config["data"]:
+        for side in self.sides:
+            if side not in self.config["data"]:
                 raise ConfigError(f"evaluate names {side!r}, and the run has data for {', '.join(self.config['data'])}")
+            if side in FIELDS:
+                raise ConfigError(f"evaluate names {side!r}, which means something else in summary.json: rename it")
         dict(self.validation())
 
     def seed(self, *names: str) -> int:
@@ -92,10 +110,3 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write plain values so that the file is whole or not there."""
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)

@@ -1,10 +1,10 @@
 """A training stage: one method on one or two domains, from one starting point."""
 
-import json
 import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from trans4pass import dist
+from trans4pass.arguments import check_arguments
 from trans4pass.data import EvalTransform, SegmentationDataset, eval_loader, train_loader
-from trans4pass.errors import ConfigError, whole_number
+from trans4pass.errors import ConfigError, StorageError, mapping, whole_number
 from trans4pass.methods import Method
 from trans4pass.models.sideways import MULTIPLE
+from trans4pass.models.weights import load_exactly
+from trans4pass.storage import recall_json, write_json
 
 from . import checkpoint
 from .build import build
@@ -23,7 +26,6 @@ from .evaluation import Predictor, evaluate
 from .log import track
 from .optim import build_optimizers
 from .report import Gallery, contact_sheet
-from .run import write_json
 from .schedule import make_schedule
 from .stage import Stage, part
 from .trainer import Trainer, TrainerSettings, autocast_type, to_device
@@ -33,7 +35,7 @@ log = logging.getLogger(__name__)
 TRUTH, NO_LABELS = "truth", "none"
 PICTURES = 4  # images per side in TensorBoard
 TRAINER_KEYS = (
-    "precision", "accumulate", "clip_grad", "on_nonfinite", "eval_every", "checkpoint_every", "log_every"
+    "precision", "accumulate", "clip_grad", "on_nonfinite", "eval_every", "judge", "checkpoint_every", "log_every"
 )  # fmt: skip
 
 
@@ -47,10 +49,17 @@ class TrainStage(Stage):
         super().__post_init__()
         self.classes_in_mean: dict[str, str] = {}  # by side: how many classes occur there
 
+    RESULT = (*Stage.RESULT, "last", "best", "steps")
     KEYS = (*Stage.KEYS, "method", "domains", "optim", "schedule", "steps", "epochs", *TRAINER_KEYS)
 
     def check(self) -> None:
-        datasets = {domain: self.dataset(domain, ahead=True) for domain in self.config["domains"]}
+        if self.config["judge"] not in (None, *self.run.sides):
+            raise ConfigError(
+                f"{self.where}.judge={self.config['judge']} is none of the sides that are evaluated "
+                f"({', '.join(self.run.sides) or 'evaluate names none'})"
+            )
+        domains = mapping(f"{self.where}.domains", self.config["domains"])
+        datasets = {domain: self.dataset(domain, ahead=True) for domain in domains}
         trainer = self.build_trainer(datasets, ahead=True)
         if trainer.method.network.wrap:
             for domain, dataset in datasets.items():
@@ -67,7 +76,7 @@ class TrainStage(Stage):
 
     def execute(self) -> dict[str, Any]:
         clock = self.folder / "seconds.json"
-        before = float(clock.read_text()) if clock.exists() else 0.0
+        before = recall_json(clock, ("seconds",), "the stage's time is counted from 0") or {"seconds": 0.0}
         started = time.perf_counter()
         datasets = {domain: self.dataset(domain) for domain in self.config["domains"]}
         trainer = self.build_trainer(datasets)
@@ -75,15 +84,17 @@ class TrainStage(Stage):
         try:
             trainer.fit(prepare=lambda: trainer.method.prepare(self.plain_loaders(datasets)))
         finally:
-            seconds = round(before + time.perf_counter() - started, 1)
+            seconds = round(before["seconds"] + time.perf_counter() - started, 1)
             if dist.is_main():
-                write_json(clock, seconds)
+                with suppress(StorageError):  # what stopped the training is what is to be told
+                    write_json(clock, {"seconds": seconds})
         last = {key: value for key, value in trainer.history[-1].items() if key != "step"}
         return {
             "kind": "train",
             "given": given,
             "last": last,
             "best": self.score_best(trainer),
+            "judge": trainer.judge(last),
             "steps": trainer.step,
             "skipped": trainer.skipped,
             "seconds": seconds,
@@ -94,7 +105,7 @@ class TrainStage(Stage):
     def settings(self) -> dict[str, Any]:
         # Another number of processes is another batch size, and where epochs count, another number of steps. Another
         # evaluation picks another best model, and a run that is done would not be scored anew.
-        sides = {side: split for side, split in self.run.config["evaluate"].items() if split is not None}
+        sides = {side: self.run.config["evaluate"][side] for side in self.run.sides}
         sizes = {side: self.run.config["data"].get(side, {}).get("eval_size") for side in sides}
         return {**super().settings(), "processes": dist.world_size(), "evaluate": sides, "eval_size": sizes}
 
@@ -102,24 +113,34 @@ class TrainStage(Stage):
         sources = {domain["labels"] for domain in self.config["domains"].values()} - {TRUTH, NO_LABELS}
         return super().inputs() | {name: self.labelling_stage(name).digest for name in sorted(sources)}
 
+    def run_or_skip(self) -> dict[str, Any]:
+        result = super().run_or_skip()
+        lost = checkpoint.lost_best(self.folder, result["best"])
+        if not lost:
+            return result
+        log.warning(
+            "%s: what stage %s reports of it is left out; delete %s to do the stage again", lost, self.name, self.folder
+        )
+        return result | {"best": {}}
+
     # ---- what the trainer is made of ----
 
     def build_trainer(self, datasets: dict[str, SegmentationDataset], ahead: bool = False) -> Trainer:
         """The trainer, nothing run yet; `ahead` builds it for checking only, before the stages in front have run."""
-        known = isinstance(self.init, str) or not ahead
+        # A stage that goes on from a checkpoint of its own needs the one in front no more.
+        begun = self.last_path.exists() or checkpoint.previous(self.last_path).exists()
+        known = isinstance(self.init, str) or not (ahead or begun)
         network, carried = self.starting_point() if known else (self.run.network(), {})
         method = self.build_method(network, datasets, ahead)
         discriminator = part(carried, "discriminator")
         if discriminator and getattr(method, "discriminator", None) is not None:
-            method.discriminator.load_state_dict(discriminator)
+            where = self.init if isinstance(self.init, str) else self.init.last_path
+            load_exactly(method.discriminator, discriminator, where, "the discriminator")
         method.to(self.run.device)
         self.speed_up(network, ahead)
         if dist.active() and self.run.device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        try:
-            return self.assemble(method, self.count_steps(datasets))
-        except TypeError as error:  # e.g. steps=abc
-            raise ConfigError(f"{self.where}: {error}") from error
+        return self.assemble(method, self.count_steps(datasets))
 
     def speed_up(self, network: nn.Module, ahead: bool) -> None:
         """Apply the run's settings of how the network is computed; they may change when a run goes on."""
@@ -138,8 +159,9 @@ class TrainStage(Stage):
 
     def assemble(self, method: Method, steps: int) -> Trainer:
         """The trainer of a method that is built and on its device."""
-        schedule = dict(self.config["schedule"])
-        schedule["total_steps"] = schedule["total_steps"] or steps
+        schedule = mapping(f"{self.where}.schedule", self.config["schedule"])
+        schedule["total_steps"] = schedule.get("total_steps") or steps
+        check_arguments(make_schedule, schedule, (), f"{self.where}.schedule")
         settings = {key: self.config[key] for key in TRAINER_KEYS}
         return Trainer(
             stage=self.name,
@@ -156,7 +178,7 @@ class TrainStage(Stage):
         )
 
     def build_method(self, network: nn.Module, datasets: dict[str, SegmentationDataset], ahead: bool) -> Method:
-        config = dict(self.config["method"])
+        config = mapping(f"{self.where}.method", self.config["method"])
         where = f"{self.where}.method.loss"
         if not isinstance(config.get("loss"), Mapping):
             raise ConfigError(f"{where} is {config.get('loss')}: choose one, e.g. loss@{where}=cross_entropy")
@@ -185,13 +207,13 @@ class TrainStage(Stage):
         self, loss: Mapping[str, Any], where: str, datasets: dict[str, SegmentationDataset], ahead: bool
     ) -> dict[str, Any]:
         """A loss's settings, and those of a sum's terms, with class weights counted where they are `auto`."""
-        loss = dict(loss)
-        for name, term in loss.get("terms", {}).items():
+        loss = mapping(where, loss)
+        for name, term in mapping(f"{where}.terms", loss.get("terms", {})).items():
             loss["terms"] = {**loss["terms"], name: self.weigh_classes(term, f"{where}.terms.{name}", datasets, ahead)}
         if loss.get("class_weights") == "auto":
             loss["class_weights"] = None if ahead else self.counted_weights(datasets["source"])
         weights = loss.get("class_weights")
-        if weights is not None and (isinstance(weights, str) or len(weights) != self.run.labels.num_classes):
+        if weights is not None and not (isinstance(weights, list) and len(weights) == self.run.labels.num_classes):
             raise ConfigError(
                 f"{where}.class_weights is {weights}; it must be null, auto, or a list of one number for each of the "
                 f"{self.run.labels.num_classes} classes of labels/{self.run.labels.name} (source_class_weights=... "
@@ -205,8 +227,9 @@ class TrainStage(Stage):
         The published list fits the same formula with shares of all pixels, the ignored ones included.
         """
         path = self.folder / "class_weights.json"
-        if path.exists():
-            return list(json.loads(path.read_text()).values())
+        known = recall_json(path, self.run.labels.classes, "the classes are counted anew")
+        if known is not None:
+            return list(known.values())
         log.info("counting the classes of %d labels for class_weights=auto", len(dataset))
         counts = dataset.class_counts().double()
         weights = [round(1 / math.log(1.1 + share), 4) for share in (counts / counts.sum()).tolist()]
@@ -230,8 +253,8 @@ class TrainStage(Stage):
 
     def dataset(self, domain: str, ahead: bool = False) -> SegmentationDataset:
         """A domain's training set with its transform; pseudo-labels do not exist yet when checking `ahead`."""
-        config = self.config["domains"][domain]
         where = f"{self.where}.domains.{domain}"
+        config = mapping(where, self.config["domains"][domain])
         known = {"data", "split", "labels", "batch_size", "transform"}
         if set(config) != known:
             raise ConfigError(f"{where} must have {', '.join(sorted(known))}, it has {', '.join(sorted(config))}")
@@ -248,11 +271,12 @@ class TrainStage(Stage):
             stage = self.labelling_stage(labels)
             if not ahead:
                 dataset = dataset.relabelled(stage.folder / "labels", without=stage.result().get("left_out", ()))
-        transform = build({"_target_": "trans4pass.data.TrainTransform", **config["transform"]}, f"{where}.transform")
+        settings = mapping(f"{where}.transform", config["transform"])
+        transform = build({"_target_": "trans4pass.data.TrainTransform", **settings}, f"{where}.transform")
         return dataset.with_transform(transform)
 
     def labelling_stage(self, name: str) -> Stage:
-        if name not in self.labelling:
+        if str(name) not in self.labelling:
             raise ConfigError(
                 f"{self.where}: labels={name} is neither {TRUTH}, {NO_LABELS} nor an enabled labelling stage before it "
                 f"({', '.join(self.labelling) or 'there is none'})"
@@ -323,7 +347,7 @@ class TrainStage(Stage):
             return {}
         path = self.folder / "given.json"
         # Rank 0 decides: it may have written the file before the others look.
-        scores = dist.broadcast_object(json.loads(path.read_text()) if path.exists() else None)
+        scores = dist.broadcast_object(recall_json(path, self.run.sides, "it is measured anew"))
         if scores is None:
             predictor = self.predictor(trainer.method.network)
             scores = {side: self.score(predictor, side, dataset) for side, dataset in self.run.validation()}

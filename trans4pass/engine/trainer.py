@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError, NonFinite, whole_number
+from trans4pass.errors import ConfigError, DataError, NonFinite, UserError, whole_number
 from trans4pass.methods import Method
 
 from . import checkpoint
@@ -31,7 +31,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def autocast_type(precision: str, where: str = "precision") -> torch.dtype | None:
     """What autocast computes in; None for fp32. ConfigError for a name that is not in `PRECISIONS`."""
-    if precision not in PRECISIONS:
+    if str(precision) not in PRECISIONS:
         raise ConfigError(f"{where}={precision} is not one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 
@@ -48,6 +48,7 @@ class TrainerSettings:
         precision: fp32, bf16 or fp16 (with loss scaling) autocast.
         on_nonfinite: `error` stops at a loss or gradient that is not finite, `skip` leaves the step out.
         eval_every, checkpoint_every, log_every: steps; the last step always counts; eval_every 0 = at the end only.
+        judge: the side whose mIoU picks the best model; None = the target, else the source, else the first.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class TrainerSettings:
     precision: str = "fp32"
     on_nonfinite: str = "error"
     eval_every: int = 0
+    judge: str | None = None
     checkpoint_every: int = 1000
     log_every: int = 50
 
@@ -137,6 +139,7 @@ class Trainer:
             self.step,
             self.settings.log_every,
             self.device,
+            self.evaluated,
         )
         batches = self.batches(self.step)
         with monitor.running(self.step):
@@ -148,7 +151,7 @@ class Trainer:
                         break
                     monitor.go_on()
                     rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
-                    values = self.train_step([next(batches) for _ in range(self.settings.accumulate)])
+                    values = self.train_step(self.next_batches(batches))
                     self.step += 1
                     monitor.step(self.step, values, rates, self.skipped)
             except Interrupted:
@@ -175,6 +178,19 @@ class Trainer:
             self.save()
         elif self.step and is_due(self.step, self.settings.checkpoint_every):
             self.save()
+
+    def next_batches(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One step's micro-batches. Where a rank cannot read its own, what was reached is saved and all ranks stop."""
+        micro_batches, problem = [], None
+        try:
+            micro_batches = [next(batches) for _ in range(self.settings.accumulate)]
+        except UserError as error:
+            problem = type(error)(*error.args)  # a new one, see `Batches`
+        if dist.any_(problem is not None, self.device):
+            self.save()
+            log.error("stage %s stops at a data error; step %d is saved", self.stage, self.step)
+            raise problem or DataError("another rank could not read its batch: its error says why")
+        return micro_batches
 
     def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, float]:
         """One optimiser step; returns losses and values by name."""
@@ -282,21 +298,20 @@ class Trainer:
     # ---- what is kept ----
 
     def remember(self, scores: dict[str, float]) -> None:
-        """Note the scores of this step; a new best on the target (else the source) keeps its weights in best.pt."""
+        """Note the scores of this step; a new best on the judge keeps its weights in best.pt."""
         self.history.append({"step": self.step, **scores})
         judge = self.judge(scores)
         # `not >`: a score that is not a number is never the best.
-        if not scores or not scores[judge] > self.best.get(judge, float("-inf")):
+        if judge is None or not scores[judge] > self.best.get(judge, float("-inf")):
             return
         self.best = {"step": self.step, **scores}
         if dist.is_main():
             network = {f"network.{key}": value for key, value in self.method.network.state_dict().items()}
             checkpoint.save({"method": network, "step": self.step, **self.meta}, self.folder / "best.pt")
 
-    @staticmethod
-    def judge(sides: Collection[str]) -> str:
-        """The side whose mIoU picks the best model: the target where there is one."""
-        return "target" if "target" in sides else "source"
+    def judge(self, sides: Collection[str]) -> str | None:
+        """Which of these sides picks the best model, see `TrainerSettings`; None where there is none."""
+        return self.settings.judge or next((side for side in ("target", "source", *sides) if side in sides), None)
 
     def show(self, name: str, picture: Tensor) -> None:
         """Put an RGB picture (3,H,W), uint8, into TensorBoard at the current step."""
@@ -341,6 +356,10 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         for name in ("step", "evaluated", "history", "best", "skipped"):
             setattr(self, name, state[name])
+        lost = checkpoint.lost_best(self.folder, self.best)
+        if lost:
+            log.warning("%s: the best step is looked for anew", lost)
+            self.best = {}
         log.info("stage %s goes on at step %d of %d", self.stage, self.step, self.settings.steps)
         return True
 

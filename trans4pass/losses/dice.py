@@ -44,9 +44,6 @@ class Dice(nn.Module):
     A class that an image does not show is not in its mean: its Dice coefficient would be 0 however well it is left out.
     """
 
-    def __init__(self) -> None:  # its own: nn.Module's takes any setting, and typing errors in configs would pass
-        super().__init__()
-
     def normaliser(self, labels: Tensor) -> Tensor:
         """Number of pairs of an image and a class that it shows, a float scalar."""
         image = torch.arange(len(labels), device=labels.device).view(-1, 1, 1)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from trans4pass.arguments import check_arguments
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 from trans4pass.losses import (
@@ -87,6 +88,7 @@ class Adaptation(Method):
         self.discriminator = Discriminator(head.num_classes) if lambda_adv else None
         if network.wrap and self.discriminator is not None:
             wrap_sideways(self.discriminator)
+        check_arguments(PrototypeBank, prototypes or {}, (0, 1), "prototypes")
         self.bank = PrototypeBank(head.num_classes, head.feature_dim, **(prototypes or {})) if lambda_proto else None
         paper = self.bank is not None and self.bank.flavour == "paper"
         self.bank_scales = tuple(bank_scales or (PAPER_SCALES if paper else (1.0,)))

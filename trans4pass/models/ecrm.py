@@ -13,7 +13,7 @@ import torch.distributed as td
 from torch import Tensor, nn
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError
+from trans4pass.errors import whole_number
 from trans4pass.models.attention import conv_bn_relu, unscaled_attention
 
 
@@ -68,7 +68,8 @@ class ECRM(nn.Module):
 
     Each training forward writes one entry per image (of all ranks) into a ring of `bank_size` before it reads it;
     evaluation writes nothing. Where nothing was ever written, the context is zero. Activation checkpointing must not
-    wrap this module: a forward that is computed twice writes twice. Raises ConfigError for a bank without room.
+    wrap this module: a forward that is computed twice writes twice. Raises ConfigError for a width or a
+    bank without room.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class ECRM(nn.Module):
         bank_size: int = 20,
     ) -> None:
         super().__init__()
-        if bank_size < 1:
-            raise ConfigError(f"ECRM's bank_size must be at least 1 entry, got {bank_size}")
+        for name, value in {"width": width, "attention_width": attention_width, "bank_size": bank_size}.items():
+            whole_number(f"ecrm.{name}", value, 1)
         self.channels = (*channels[:-1], width)
         self.coarse = nn.Conv2d(channels[-1], num_classes, 1)
         self.project = conv_bn_relu(channels[-1], width, 3)

@@ -33,7 +33,7 @@ class FPNHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], num_classes: int, hidden: int = 256) -> None:
         super().__init__()
-        if hidden % (2 * GROUPS):
+        if hidden < 1 or hidden % (2 * GROUPS):
             raise ConfigError(f"the FPN head's hidden width must be a multiple of {2 * GROUPS}, got {hidden}")
         half = hidden // 2
         self.num_classes, self.feature_dim = num_classes, half

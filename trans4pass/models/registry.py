@@ -1,6 +1,5 @@
 """Models by name."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from os import PathLike
@@ -8,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from trans4pass.arguments import check_arguments
 from trans4pass.errors import ConfigError, whole_number
 from trans4pass.models.danet import DANetHead
 from trans4pass.models.dmlp import DMLPHead
@@ -51,6 +51,7 @@ def create_model(
     edges: bool | Mapping[str, Any] = False,
     wrap: bool = False,
     encoder_weights: str | PathLike | None = None,
+    allow_nonfinite: bool = False,
 ) -> Segmentor:
     """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,resnet50,resnet101,resnet152}.
 
@@ -68,6 +69,7 @@ def create_model(
         wrap: images are full panoramas: their left and right edges are neighbours for every layer. Widths must be
             multiples of 32; the published weights were trained without it.
         encoder_weights: ImageNet weights of a ResNet, a local file.
+        allow_nonfinite: load weights that are NaN or infinite all the same.
     Raises:
         ConfigError: an unknown name, head, setting or backend, or a combination that cannot work.
         WeightsError: a checkpoint that does not fit.
@@ -76,9 +78,9 @@ def create_model(
     whole_number("embed_dim", embed_dim, 1)
     size, default_head = look_up(name, MODELS, "model")
     head_settings = {"name": default_head, **({"name": head} if isinstance(head, str) else head or {})}
-    head_class = look_up(head_settings.pop("name"), HEADS, "head")
+    head_class = look_up(str(head_settings.pop("name")), HEADS, "head")
     if size in RESNETS:
-        encoder = DilatedResNet(RESNETS[size], encoder_weights)
+        encoder = DilatedResNet(RESNETS[size], encoder_weights, allow_nonfinite)
     elif encoder_weights is not None:
         raise ConfigError(f"encoder_weights is for ResNets; {name} takes its encoder's weights through weights")
     else:
@@ -97,20 +99,15 @@ def create_model(
     if wrap:
         wrap_sideways(model)
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, allow_nonfinite)
     return model
 
 
 def assemble(part: type[nn.Module], option: str, settings: Mapping[str, Any], *given: Any) -> nn.Module:
-    """`part(*given, **settings)`; ConfigError with the settings that it takes where one is unknown."""
+    """`part(*given, **settings)`; ConfigError for a setting that it does not take."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{option} is true, false or a mapping of settings, not {settings!r}")
-    known = list(inspect.signature(part).parameters)[len(given) :]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"{option}.{unknown[0]} has no effect: {part.__name__} takes {', '.join(known) or 'no settings'}"
-        )
+    check_arguments(part, settings, range(len(given)), option)
     return part(*given, **settings)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.errors import ConfigError, WeightsError, whole_number
 from trans4pass.models.output import HeadOutput
 from trans4pass.models.sideways import resize
 
@@ -67,6 +67,7 @@ class ReverseEdgeHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int = 128, levels: int = 3) -> None:
         super().__init__()
+        whole_number("width", width, 1)
         above = len(channels) - 1
         if not 1 <= levels <= above:
             raise ConfigError(
