@@ -36,13 +36,8 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
         plain = resolved(config)
         if plain.get("num_workers") is not None:
             whole_number("num_workers", plain["num_workers"], 0)
-        with processes(plain["device"]) as device, Interrupts() as interrupts:
-            try:
-                function(plain, device, interrupts)
-            except RuntimeError:
-                # A scheduler's SIGTERM also ends the data workers, whose death torch raises here.
-                interrupts.check_alone()
-                raise
+        with processes(plain["device"]) as device, Interrupts(device) as interrupts:
+            function(plain, device, interrupts)
     except UserError as error:
         log.error("%s", error)
         return 2
@@ -50,7 +45,7 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
         log.error("%s", error)
         return 2
     except Interrupted as stop:
-        log.warning("%s", stop)
+        log.info("%s", stop)
         return stop.exit_status
     except KeyboardInterrupt:
         log.warning("stopped at the second Ctrl-C; what was saved before it stands")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,7 +22,7 @@ from trans4pass.errors import ConfigError, NonFinite, whole_number
 from trans4pass.methods import Method
 
 from . import checkpoint
-from .interrupt import Interrupted, Interrupts
+from .interrupt import Interrupts
 from .log import Monitor
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,9 @@ class Trainer:
         self.schedulers = {name: LambdaLR(optimizer, schedule) for name, optimizer in optimizers.items()}
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.step = 0
+        self.saved: int | None = None  # the step that `last.pt` holds
         self.evaluated = 0  # the last step after which the model was evaluated
+        self.points: dict[str, float] = {}  # what the step has put into TensorBoard
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.skipped = 0
@@ -124,11 +127,19 @@ class Trainer:
         """Train up to `settings.steps`; `prepare` is called once before step 0.
 
         Raises:
-            Interrupted: a signal came; everything is saved.
+            Interrupted: a signal came; every finished step is saved.
             NonFinite: see `TrainerSettings.on_nonfinite`.
         """
-        if not self.load():
-            prepare()
+        try:
+            if not self.load():
+                prepare()
+            self.run()
+        except BaseException:
+            self.say_what_is_kept()
+            raise
+
+    def run(self) -> None:
+        """The loop, from the step that the state is at."""
         self._call = self._wrap()
         self.monitor = monitor = Monitor(
             self.folder / "tensorboard",
@@ -137,44 +148,59 @@ class Trainer:
             self.step,
             self.settings.log_every,
             self.device,
+            self.points if self.evaluated < self.step else None,
         )
         batches = self.batches(self.step)
         with monitor.running(self.step):
-            try:
-                while True:
-                    monitor.pause()
-                    self.between_steps()
-                    if self.step >= self.settings.steps:
-                        break
-                    monitor.go_on()
-                    rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
-                    values = self.train_step([next(batches) for _ in range(self.settings.accumulate)])
-                    self.step += 1
-                    monitor.step(self.step, values, rates)
-            except Interrupted:
-                self.save()
-                raise
-            except RuntimeError:
-                # A scheduler's SIGTERM also ends the data workers, whose death is raised here, perhaps inside a step:
-                # the last checkpoint stands, this half-done step is not saved.
-                self.interrupts.check_alone()
-                raise
+            while True:
+                monitor.pause()
+                self.save_and_evaluate()
+                if self.step >= self.settings.steps:
+                    break
+                monitor.go_on()
+                micro_batches = self.fetch(batches)
+                rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
+                values = self.train_step(micro_batches)
+                self.step += 1
+                self.points = monitor.step(self.step, values, rates)
 
-    def between_steps(self) -> None:
-        """Stop if asked to, else evaluate and save where due: a checkpoint says whether its step was evaluated."""
-        self.interrupts.check(self.device)
+    def save_and_evaluate(self) -> None:
+        """Where due. The checkpoint comes first: an evaluation takes long, and one that was cut short is made anew."""
         final = self.step >= self.settings.steps
-        if self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every)):
-            self.share_statistics()
-            self.method.eval()
-            scores = self.evaluate(self, final)
-            self.method.train()
-            self.monitor.scalars({f"miou/{name}": value for name, value in scores.items()}, self.step)
-            self.evaluated = self.step
-            self.remember(scores)
+        evaluation = self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every))
+        if evaluation or (self.step and is_due(self.step, self.settings.checkpoint_every)):
             self.save()
-        elif self.step and is_due(self.step, self.settings.checkpoint_every):
-            self.save()
+        if not evaluation:
+            return
+        self.method.eval()
+        scores = self.evaluate(self, final)
+        self.method.train()
+        self.monitor.scalars({f"miou/{name}": value for name, value in scores.items()}, self.step)
+        self.evaluated = self.step
+        self.remember(scores)
+        if final:
+            self.save(anew=True)  # the stage's last checkpoint holds all its scores
+
+    def fetch(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The next step's micro-batches.
+
+        A signal is obeyed here, and what a rank cannot load stops all: between two steps, when both the last one is
+        complete and what stops the run is known, so that nothing is lost.
+        """
+        try:
+            try:
+                micro_batches = [next(batches) for _ in range(self.settings.accumulate)]
+            except Exception:  # a file that cannot be used, a worker that died
+                self.interrupts.check(failed=True)
+                raise
+            self.interrupts.check()
+        except Exception:
+            try:
+                self.save()
+            finally:
+                dist.barrier()  # whoever leaves first may end the others, who must have saved by then
+            raise
+        return micro_batches
 
     def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, float]:
         """One optimiser step; returns losses and values by name."""
@@ -201,6 +227,7 @@ class Trainer:
                 self.scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
+            self.share_statistics()
             values |= self.method.after_step(self.step)
         self.advance_schedules(skipped)
         return {name: float(value) for name, value in values.items()}
@@ -314,20 +341,35 @@ class Trainer:
             "history": self.history,
             "best": self.best,
             "skipped": self.skipped,
+            "points": self.points,
             **self.meta,
         }
 
-    def save(self) -> None:
-        """Write `last.pt` on rank 0; all ranks call it."""
-        self.share_statistics()
+    def save(self, anew: bool = False) -> None:
+        """Write `last.pt` on rank 0, whose state is that of all, unless it holds this step; `anew`: in any case."""
+        if self.saved == self.step and not anew:
+            return
         if dist.is_main():
             checkpoint.save(self.state(), self.last_path)
+        self.saved = self.step
+
+    def say_what_is_kept(self) -> None:
+        """After what ended the stage early."""
+        kept = f"{self.saved} of {self.settings.steps} steps are saved" if self.saved else "no step is saved"
+        lost = self.step - (self.saved or 0)
+        log.info("stage %s: %s, %s", self.stage, kept, f"{lost} lost" if lost else "none is lost")
 
     def share_statistics(self) -> None:
-        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each keeps its own."""
-        for name, buffer in self.method.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                dist.mean_(buffer)
+        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each has its own.
+
+        After every step, not only when they are saved: where a run is interrupted must not change its last digits.
+        """
+        if not dist.active():
+            return
+        own = [m for m in self.method.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+        buffers = [b for module in own for b in (module.running_mean, module.running_var) if b is not None]
+        for buffer in buffers:
+            dist.mean_(buffer)
 
     def load(self) -> bool:
         """Continue from `last.pt`, or the checkpoint before it; False where there is none."""
@@ -339,8 +381,9 @@ class Trainer:
             optimizer.load_state_dict(state["optimizers"][name])
             self.schedulers[name].load_state_dict(state["schedulers"][name])
         self.scaler.load_state_dict(state["scaler"])
-        for name in ("step", "evaluated", "history", "best", "skipped"):
+        for name in ("step", "evaluated", "history", "best", "skipped", "points"):
             setattr(self, name, state[name])
+        self.saved = self.step
         log.info("stage %s goes on at step %d of %d", self.stage, self.step, self.settings.steps)
         return True
 
