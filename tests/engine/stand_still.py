@@ -1,4 +1,6 @@
-"""Run a tool that stands still at one moment until a signal comes: stand_still.py <moment> <folder> <tool> [setting=value ...].
+"""Run a tool that stands still at one moment until a signal comes.
+
+    python stand_still.py <moment> <folder> <tool> [setting=value ...]
 
 The package has no hooks for this; what is wrapped here, by name, is all that the tests of signals know of it.
 """

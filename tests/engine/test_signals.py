@@ -63,7 +63,8 @@ class Stop:
 def stop(folder: Path, moment: str, to: str, number: int, arguments: list[str], launcher: tuple[str, ...]) -> Stop:
     """Start a run on a terminal of its own, and signal it when all its processes stand still at `moment`.
 
-    `to` is what the signal is sent to: the started `process`, its `group`, the last `rank`, or Ctrl-C to the `terminal`.
+    `to` is what the signal is sent to: the started `process`, its `group`, the last `rank`; or it is Ctrl-C on the
+    `terminal`.
     """
     place = folder.parent / f"{folder.name}_{moment}"
     place.mkdir()
@@ -86,8 +87,8 @@ def stop(folder: Path, moment: str, to: str, number: int, arguments: list[str], 
         else:
             os.kill(max(files(place, "standing")) if to == "rank" else process.pid, number)
         status, until = process.wait(90), time.monotonic() + 90
-        while len(files(place, "status")) < ranks and time.monotonic() < until:  # they outlive a torchrun that is killed
-            time.sleep(0.01)
+        while len(files(place, "status")) < ranks and time.monotonic() < until:
+            time.sleep(0.01)  # ranks outlive a torchrun that is killed
     finally:
         process.kill()
         os.close(stdin)
@@ -137,7 +138,7 @@ def same(one: Any, other: Any) -> bool:
 def assert_same_run(one: Path, other: Path) -> None:
     for path in (f"{stage}/{name}.pt" for stage in ("source", "mpa") for name in ("last", "best")):
         first, second = (checkpoint.load(folder / path) for folder in (one, other))
-        assert not [key for key in first if key != "points" and not same(first[key], second[key])], path
+        assert not [key for key in first if not same(first[key], second[key])], path
     for stage in ("source", "mpa"):
         for tag in ("source/seg", "miou/target"):
             assert points(one, stage, tag) == points(other, stage, tag)
@@ -166,7 +167,7 @@ def stop_and_go_on(
         said = (folder / "run.log").read_text().splitlines()[-3:]
         assert "resume=true goes on" in said[-2]
         if moment in ("evaluation", "step", "prototypes"):
-            assert said[0].endswith("none is lost")
+            assert said[0].endswith("no step is lost")
 
 
 FULL = [

@@ -182,13 +182,14 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none; its workers die with the group
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=end_for_parent, daemon=True).start()
+    else:  # on macOS, where a worker dies with its group
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def end_for_parent() -> None:
-    """End this process at its parent's SIGTERM, as a DataLoader and Python's exit send it; outlive all others."""
+    """End this process at its parent's SIGTERM, which a DataLoader and Python's exit send; outlive everyone else's."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
@@ -196,11 +197,11 @@ def end_for_parent() -> None:
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Around the start of a DataLoader's workers, which torch leaves open to signals in two ways.
+    """Around the start of a DataLoader's workers, in two ways against the death that comes by a signal.
 
-    They must not die of a SIGTERM that comes before `start_worker`, so they inherit that it is blocked. And torch makes
-    the main process raise wherever it is, in the middle of a step, when a worker dies; without that, a DataLoader
-    raises where the worker's batch is missing.
+    Workers inherit that SIGTERM is blocked, which is for `start_worker` to receive. And torch would make the main
+    process raise wherever it is, in the middle of a step, when a worker has died; without that, a DataLoader raises
+    where the worker's batch is missing.
     """
     on_child = signal.getsignal(signal.SIGCHLD)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -84,26 +84,13 @@ class Monitor:
         stage: its name, shown in front.
         steps: of the whole stage.
         start: the step that a resumed stage starts from; points after it are dropped from TensorBoard.
-        points: where the evaluation after step `start` is still to be made, the step's own points: they are written
-            anew, since what there may be of that evaluation is dropped with them.
         log_every: steps between two lines in run.log and two TensorBoard points.
         device: whose memory is shown.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        stage: str,
-        steps: int,
-        start: int,
-        log_every: int,
-        device: torch.device,
-        points: Mapping[str, float] | None = None,
-    ):
+    def __init__(self, folder: Path, stage: str, steps: int, start: int, log_every: int, device: torch.device):
         self.stage, self.steps, self.log_every, self.device = stage, steps, log_every, device
-        purge = start + (points is None) if start else None
-        self.writer = SummaryWriter(str(folder), purge_step=purge) if dist.is_main() else None
-        self.scalars(points or {}, start)
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None) if dist.is_main() else None
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._since, self._since_step = time.perf_counter(), start
@@ -122,8 +109,8 @@ class Monitor:
             if self.writer is not None:
                 self.writer.close()
 
-    def step(self, step: int, values: Mapping[str, float], rates: Mapping[str, float]) -> dict[str, float]:
-        """Record step number `step` (from 1): values by name, learning rates by optimiser; returns its points."""
+    def step(self, step: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        """Record step number `step` (from 1): values by name, learning rates by optimiser."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -134,15 +121,15 @@ class Monitor:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, values=f"{line(values)}  {state}")
         if step % self.log_every and step != self.steps:
-            return {}
+            return
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         left = timedelta(seconds=round(pace * (self.steps - step)))  # 1 day, 20:26:40
         log.info("%s %d/%d  %s  %s  ETA %s", self.stage, step, self.steps, line(means), state, left)
-        points = {**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}
-        self.scalars(points, step)
+        self.scalars(
+            {**means, **{f"lr/{name}": value for name, value in rates.items()}, "seconds_per_step": pace}, step
+        )
         self._paces.append(pace)
         self._sums, self._counts, self._since, self._since_step = {}, {}, now, step
-        return points
 
     @property
     def pace(self) -> float | None:

@@ -108,9 +108,8 @@ class Trainer:
         self.schedulers = {name: LambdaLR(optimizer, schedule) for name, optimizer in optimizers.items()}
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.step = 0
-        self.saved: int | None = None  # the step that `last.pt` holds
         self.evaluated = 0  # the last step after which the model was evaluated
-        self.points: dict[str, float] = {}  # what the step has put into TensorBoard
+        self.saved: tuple[int, int | None] = (0, None)  # `step` and `evaluated` of `last.pt`
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.skipped = 0
@@ -133,12 +132,12 @@ class Trainer:
         try:
             if not self.load():
                 prepare()
-            self.run()
+            self.train()
         except BaseException:
             self.say_what_is_kept()
             raise
 
-    def run(self) -> None:
+    def train(self) -> None:
         """The loop, from the step that the state is at."""
         self._call = self._wrap()
         self.monitor = monitor = Monitor(
@@ -148,7 +147,6 @@ class Trainer:
             self.step,
             self.settings.log_every,
             self.device,
-            self.points if self.evaluated < self.step else None,
         )
         batches = self.batches(self.step)
         with monitor.running(self.step):
@@ -162,13 +160,14 @@ class Trainer:
                 rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
                 values = self.train_step(micro_batches)
                 self.step += 1
-                self.points = monitor.step(self.step, values, rates)
+                monitor.step(self.step, values, rates)
 
     def save_and_evaluate(self) -> None:
         """Where due. The checkpoint comes first: an evaluation takes long, and one that was cut short is made anew."""
         final = self.step >= self.settings.steps
         evaluation = self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every))
-        if evaluation or (self.step and is_due(self.step, self.settings.checkpoint_every)):
+        due = evaluation or (self.step and is_due(self.step, self.settings.checkpoint_every))
+        if due and self.changed():
             self.save()
         if not evaluation:
             return
@@ -179,7 +178,7 @@ class Trainer:
         self.evaluated = self.step
         self.remember(scores)
         if final:
-            self.save(anew=True)  # the stage's last checkpoint holds all its scores
+            self.save()  # again: the stage's last checkpoint holds all its scores
 
     def fetch(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         """The next step's micro-batches.
@@ -196,7 +195,8 @@ class Trainer:
             self.interrupts.check()
         except Exception:
             try:
-                self.save()
+                if self.changed():
+                    self.save()
             finally:
                 dist.barrier()  # whoever leaves first may end the others, who must have saved by then
             raise
@@ -341,23 +341,24 @@ class Trainer:
             "history": self.history,
             "best": self.best,
             "skipped": self.skipped,
-            "points": self.points,
             **self.meta,
         }
 
-    def save(self, anew: bool = False) -> None:
-        """Write `last.pt` on rank 0, whose state is that of all, unless it holds this step; `anew`: in any case."""
-        if self.saved == self.step and not anew:
-            return
+    def save(self) -> None:
+        """Write `last.pt` on rank 0, whose state is that of all."""
         if dist.is_main():
             checkpoint.save(self.state(), self.last_path)
-        self.saved = self.step
+        self.saved = (self.step, self.evaluated)
+
+    def changed(self) -> bool:
+        """Whether there is anything that `last.pt` does not hold."""
+        return self.saved != (self.step, self.evaluated)
 
     def say_what_is_kept(self) -> None:
         """After what ended the stage early."""
-        kept = f"{self.saved} of {self.settings.steps} steps are saved" if self.saved else "no step is saved"
-        lost = self.step - (self.saved or 0)
-        log.info("stage %s: %s, %s", self.stage, kept, f"{lost} lost" if lost else "none is lost")
+        kept, lost = self.saved[0], self.step - self.saved[0]
+        in_words = f"{lost} steps are lost" if lost else "no step is lost"
+        log.info("stage %s: %d of %d steps are saved, %s", self.stage, kept, self.settings.steps, in_words)
 
     def share_statistics(self) -> None:
         """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each has its own.
@@ -381,9 +382,9 @@ class Trainer:
             optimizer.load_state_dict(state["optimizers"][name])
             self.schedulers[name].load_state_dict(state["schedulers"][name])
         self.scaler.load_state_dict(state["scaler"])
-        for name in ("step", "evaluated", "history", "best", "skipped", "points"):
+        for name in ("step", "evaluated", "history", "best", "skipped"):
             setattr(self, name, state[name])
-        self.saved = self.step
+        self.saved = (self.step, self.evaluated)
         log.info("stage %s goes on at step %d of %d", self.stage, self.step, self.settings.steps)
         return True
 
