@@ -23,7 +23,7 @@ from trans4pass.methods import Adaptation
 
 # Where the process stands still: the n-th call of a function, which is not made before the signal has come.
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "step": (Trainer, "forward_backward", 2),
+    "step": (Trainer, "forward_backward", 1),
     "evaluation": (Predictor, "__call__", 1),
     "labelling": (pseudo_labels, "confidence", 1),
     "prototypes": (Adaptation, "_bank_features", 2),

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,9 @@ MOMENTS = ("evaluation", "step", "between", "labelling", "prototypes")  # in thi
 
 @pytest.fixture(scope="module")
 def short(tiny: list[str]) -> list[str]:
-    """Three stages of a few steps; no checkpoint is due but those before an evaluation."""
+    """Three stages of a few steps; no checkpoint is due but those before an evaluation, after every second step."""
     batches = [f"stages.{stage}.domains.source.batch_size=1" for stage in ("source", "mpa")]
-    steps = ["stages.source.steps=3", "stages.source.eval_every=1", "stages.mpa.steps=2", "stages.mpa.eval_every=0"]
+    steps = ["stages.source.steps=4", "stages.source.eval_every=2", "stages.mpa.steps=2", "stages.mpa.eval_every=0"]
     return [*tiny, *batches, *steps, "stages.warmup.enabled=false", "num_workers=1", "checkpoint_every=1000"]
 
 
@@ -109,12 +111,16 @@ def state(folder: Path, stage: str) -> dict[str, Any]:
     return checkpoint.load(folder / stage / "last.pt")
 
 
-def check_what_is_kept(folder: Path, moment: str, ranks: int) -> None:
+def steps_of_source(folder: Path) -> int:
+    return state(folder, "source")["step"] if (folder / "source" / "last.pt").exists() else 0
+
+
+def check_what_is_kept(folder: Path, moment: str, ranks: int, before: int) -> None:
     """All that was done when the signal came, the step or image in hand included."""
     if moment == "evaluation":
-        assert (state(folder, "source")["step"], state(folder, "source")["evaluated"]) == (1, 0)
+        assert (state(folder, "source")["step"], state(folder, "source")["evaluated"]) == (2, 0)
     elif moment == "step":
-        assert state(folder, "source")["step"] == 3
+        assert steps_of_source(folder) == before + 1
     elif moment == "between":
         assert (folder / "source" / "done.json").exists()
         assert not (folder / "pseudo_labels").exists()
@@ -152,6 +158,7 @@ def stop_and_go_on(
 ) -> None:
     """Stop one run at each moment in turn and look at what was kept."""
     for moment in moments:
+        before = steps_of_source(folder)
         stopped = stop(folder, moment, to, number, arguments, launcher)
         ranks = 2 if launcher else 1
         expected = 130 if number == INT else 75
@@ -163,30 +170,51 @@ def stop_and_go_on(
         else:
             assert stopped.status == 1
         assert stopped.calls == "", f"{moment} went on after the signal"
-        check_what_is_kept(folder, moment, ranks)
+        check_what_is_kept(folder, moment, ranks, before)
         said = (folder / "run.log").read_text().splitlines()[-3:]
         assert "resume=true goes on" in said[-2]
         if moment in ("evaluation", "step", "prototypes"):
             assert said[0].endswith("no step is lost")
 
 
-FULL = [
-    *((ONE, to, number) for to in ("process", "group") for number in (TERM, USR1)),
-    (ONE, "terminal", INT),
-    *((TWO, to, number) for to in ("process", "group", "rank") for number in (TERM, USR1)),
-    (TWO, "terminal", INT),
-]
+# By launcher: what is signalled with what. Chains of the same line run side by side.
+FULL = {
+    "one process, SIGTERM": (ONE, [("process", TERM), ("group", TERM)]),
+    "one process, SIGUSR1": (ONE, [("process", USR1), ("group", USR1)]),
+    "one process, Ctrl-C": (ONE, [("terminal", INT)]),
+    "torchrun, SIGTERM": (TWO, [("process", TERM), ("group", TERM)]),
+    "torchrun, SIGUSR1": (TWO, [("process", USR1), ("group", USR1)]),
+    "torchrun, Ctrl-C, and SIGTERM to one rank": (TWO, [("terminal", INT), ("rank", TERM)]),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "to", "number"),
-    FULL,
-    ids=[f"{'torchrun' if launcher else 'one'}-{to}-{number.name}" for launcher, to, number in FULL],
-)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", FULL)
 def test_a_run_stopped_at_every_moment_ends_as_if_nothing_had_been(
-    launcher: tuple[str, ...], to: str, number: int, short: list[str], undisturbed: dict, tmp_path: Path
+    kind: str, short: list[str], undisturbed: dict[tuple[str, ...], Path], tmp_path: Path
 ) -> None:
-    stop_and_go_on(tmp_path / "run", MOMENTS, to, number, short, launcher)
-    run_to_the_end(tmp_path / "run", short, launcher)
-    assert_same_run(undisturbed[launcher], tmp_path / "run")
+    launcher, signals = FULL[kind]
+    whole = undisturbed[launcher]
+
+    def chain(to: str, number: int) -> None:
+        folder = tmp_path / to
+        stop_and_go_on(folder, MOMENTS, to, number, short, launcher)
+        run_to_the_end(folder, short, launcher)
+        assert_same_run(whole, folder)
+
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(chain, *each) for each in signals]:
+            done.result()
+
+
+def test_sigterm_to_the_group_costs_no_step(short: list[str], run_here: Callable[..., int], tmp_path: Path) -> None:
+    only = [*short, "stages.pseudo_labels.enabled=false", "stages.mpa.enabled=false"]
+    stop_and_go_on(tmp_path / "stopped", ("step",), "group", TERM, only, ONE)
+    for name in ("whole", "stopped"):
+        assert run_here(tmp_path / name, *only, "resume=true") == 0
+    assert same(state(tmp_path / "whole", "source"), state(tmp_path / "stopped", "source"))
+
+
+def test_sigterm_to_torchrun_is_obeyed_in_an_evaluation(short: list[str], tmp_path: Path) -> None:
+    stop_and_go_on(tmp_path / "stopped", ("evaluation",), "process", TERM, short, TWO)
