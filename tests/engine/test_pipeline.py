@@ -151,16 +151,6 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert steps == sorted(set(steps))
 
 
-def test_sigterm_saves_and_asks_to_be_requeued(finished: Path, tiny: list[str], run_here: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "stopped"
-    begun = folder / "warmup" / "settings.json"
-    status = kill_when(begun.exists, [*tiny, f"run_dir={folder}"], signal.SIGTERM)
-    assert status == 75
-    assert "resume=true" in log_of(folder)
-    assert run_here(folder, "resume=true") == 0
-    assert_same_weights(finished, folder)
-
-
 def test_no_target_label_reaches_training(finished: Path, tiny_data: Path, run_here: Run, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trans4pass.data.base import Item, SegmentationDataset, has_label
 from trans4pass.data.files import read_image
-from trans4pass.data.loaders import start_worker
+from trans4pass.data.loaders import start_worker, starting_workers
 from trans4pass.errors import DataError
 from trans4pass.labels import IGNORE
 
@@ -77,13 +77,16 @@ def begin(dataset: SegmentationDataset) -> Summary:
 
 def examine(dataset: SegmentationDataset, num_workers: int = 0) -> Iterator[Finding]:
     """One finding per item, in order, read by `num_workers` processes; labels are read where they should be."""
-    yield from DataLoader(
+    loader = DataLoader(
         _Findings(dataset),
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_as_it_is,
         worker_init_fn=start_worker,
     )
+    with starting_workers():
+        findings = iter(loader)
+    yield from findings
 
 
 def examine_item(dataset: SegmentationDataset, item: Item) -> Finding:

@@ -142,18 +142,13 @@ def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts]
         plain = resolved(config)
         if "num_workers" in plain:
             plain["num_workers"] = choose_workers(plain["num_workers"])
-        with processes(plain["device"]) as device, Interrupts() as interrupts:
-            try:
-                function(plain, device, interrupts)
-            except RuntimeError:
-                # A scheduler's SIGTERM also ends the data workers, whose death torch raises here.
-                interrupts.check_alone()
-                raise
+        with processes(plain["device"]) as device, Interrupts(device) as interrupts:
+            function(plain, device, interrupts)
     except UserError as error:
         log.error("%s", error)
         return 2
     except Interrupted as stop:
-        log.warning("%s", stop)
+        log.info("%s", stop)
         return stop.exit_status
     except KeyboardInterrupt:
         log.warning("stopped at the second Ctrl-C; what was saved before it stands")

@@ -57,7 +57,7 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         try:
             run_stages(Run(config, folder, LabelSpace.from_dict(config["labels"]), device, interrupts))
         except Interrupted:
-            log.warning("saved in %s: go on with the same command and resume=true", folder)
+            log.info("%s holds what was done so far: the same command with resume=true goes on", folder)
             raise
 
 
@@ -85,12 +85,16 @@ def run_stages(run: Run) -> None:
     if run.config["prepare_data"] is not None:
         prepare_data(run)
     for stage in stages:
+        run.interrupts.check()
         if stage.result() is None:
             stage.check()
     run.check_validation()
     if dist.is_main():  # only now: a refused change must not pass for the run's settings
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(run.config))))
-    results = {stage.name: stage.run_or_skip() for stage in stages}
+    results = {}
+    for stage in stages:
+        run.interrupts.check()
+        results[stage.name] = stage.run_or_skip()
     trained = {stage.name: stage for stage in stages if isinstance(stage, TrainStage)}
     final = run.config["final_stage"] or list(trained)[-1]
     trained[final].last_state()  # what the run is for is whole
@@ -101,7 +105,10 @@ def run_stages(run: Run) -> None:
 
 
 def prepare_data(run: Run) -> None:
-    """Call the function that makes the run's data exist, with a progress bar."""
+    """Call the function that makes the run's data exist, with a progress bar.
+
+    Ranks do not work in step here: one that is interrupted waits for the others where all `check`.
+    """
     with progress_bar() as bar:
         task = bar.add_task("prepare data", total=None)
 
@@ -109,7 +116,8 @@ def prepare_data(run: Run) -> None:
             bar.update(task, completed=done, total=total)
             run.interrupts.check_alone()
 
-        build(run.config["prepare_data"], "prepare_data", progress=progress)
+        with contextlib.suppress(Interrupted):
+            build(run.config["prepare_data"], "prepare_data", progress=progress)
 
 
 def make_stages(run: Run) -> list[Stage]:

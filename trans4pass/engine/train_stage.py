@@ -310,8 +310,8 @@ class TrainStage(Stage):
 
     def _plain_loader(self, domain: str, dataset: SegmentationDataset) -> Iterator[dict[str, Any]]:
         loader = eval_loader(self.plain(domain, dataset), self.run.config["num_workers"], on_bad=self.bad)
-        for batch in track(loader, len(loader), f"{self.name}: first prototypes, {domain}"):
-            self.run.interrupts.check_alone()
+        batches = track(loader, len(loader), f"{self.name}: first prototypes, {domain}")
+        for batch in self.run.interrupts.between(batches, dist.largest_share(len(dataset))):
             yield to_device({domain: batch}, self.run.device)[domain]
 
     # ---- evaluation ----

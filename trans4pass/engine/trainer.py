@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError, DataError, NonFinite, UserError, whole_number
+from trans4pass.errors import ConfigError, NonFinite, whole_number
 from trans4pass.methods import Method
 
 from . import checkpoint
-from .interrupt import Interrupted, Interrupts
+from .interrupt import Interrupts
 from .log import Monitor
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.evaluated = 0  # the last step after which the model was evaluated
+        self.saved: tuple[int, int | None] = (0, None)  # `step` and `evaluated` of `last.pt`
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.skipped = 0
@@ -126,11 +128,19 @@ class Trainer:
         """Train up to `settings.steps`; `prepare` is called once before step 0.
 
         Raises:
-            Interrupted: a signal came; everything is saved.
+            Interrupted: a signal came; every finished step is saved.
             NonFinite: see `TrainerSettings.on_nonfinite`.
         """
-        if not self.load():
-            prepare()
+        try:
+            if not self.load():
+                prepare()
+            self.train()
+        except BaseException:
+            self.say_what_is_kept()
+            raise
+
+    def train(self) -> None:
+        """The loop, from the step that the state is at."""
         self._call = self._wrap()
         self.monitor = monitor = Monitor(
             self.folder / "tensorboard",
@@ -143,53 +153,56 @@ class Trainer:
         )
         batches = self.batches(self.step)
         with monitor.running(self.step):
-            try:
-                while True:
-                    monitor.pause()
-                    self.between_steps()
-                    if self.step >= self.settings.steps:
-                        break
-                    monitor.go_on()
-                    rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
-                    values = self.train_step(self.next_batches(batches))
-                    self.step += 1
-                    monitor.step(self.step, values, rates, self.skipped)
-            except Interrupted:
-                self.save()
-                raise
-            except RuntimeError:
-                # A scheduler's SIGTERM also ends the data workers, whose death is raised here, perhaps inside a step:
-                # the last checkpoint stands, this half-done step is not saved.
-                self.interrupts.check_alone()
-                raise
+            while True:
+                monitor.pause()
+                self.save_and_evaluate()
+                if self.step >= self.settings.steps:
+                    break
+                monitor.go_on()
+                micro_batches = self.fetch(batches)
+                rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
+                values = self.train_step(micro_batches)
+                self.step += 1
+                monitor.step(self.step, values, rates, self.skipped)
 
-    def between_steps(self) -> None:
-        """Stop if asked to, else evaluate and save where due: a checkpoint says whether its step was evaluated."""
-        self.interrupts.check(self.device)
+    def save_and_evaluate(self) -> None:
+        """Where due. The checkpoint comes first: an evaluation takes long, and one that was cut short is made anew."""
         final = self.step >= self.settings.steps
-        if self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every)):
-            self.share_statistics()
-            self.method.eval()
-            scores = self.evaluate(self, final)
-            self.method.train()
-            self.monitor.scalars({f"miou/{name}": value for name, value in scores.items()}, self.step)
-            self.evaluated = self.step
-            self.remember(scores)
+        evaluation = self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every))
+        due = evaluation or (self.step and is_due(self.step, self.settings.checkpoint_every))
+        if due and self.changed():
             self.save()
-        elif self.step and is_due(self.step, self.settings.checkpoint_every):
-            self.save()
+        if not evaluation:
+            return
+        self.method.eval()
+        scores = self.evaluate(self, final)
+        self.method.train()
+        self.monitor.scalars({f"miou/{name}": value for name, value in scores.items()}, self.step)
+        self.evaluated = self.step
+        self.remember(scores)
+        if final:
+            self.save()  # again: the stage's last checkpoint holds all its scores
 
-    def next_batches(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One step's micro-batches. Where a rank cannot read its own, what was reached is saved and all ranks stop."""
-        micro_batches, problem = [], None
+    def fetch(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The next step's micro-batches.
+
+        A signal is obeyed here, and what a rank cannot load stops all: between two steps, when both the last one is
+        complete and what stops the run is known, so that nothing is lost.
+        """
         try:
-            micro_batches = [next(batches) for _ in range(self.settings.accumulate)]
-        except UserError as error:
-            problem = type(error)(*error.args)  # a new one, see `Batches`
-        if dist.any_(problem is not None, self.device):
-            self.save()
-            log.error("stage %s stops at a data error; step %d is saved", self.stage, self.step)
-            raise problem or DataError("another rank could not read its batch: its error says why")
+            try:
+                micro_batches = [next(batches) for _ in range(self.settings.accumulate)]
+            except Exception:  # a file that cannot be used, a worker that died
+                self.interrupts.check(failed=True)
+                raise
+            self.interrupts.check()
+        except Exception:
+            try:
+                if self.changed():
+                    self.save()
+            finally:
+                dist.barrier()  # whoever leaves first may end the others, who must have saved by then
+            raise
         return micro_batches
 
     def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, float]:
@@ -216,6 +229,7 @@ class Trainer:
                 self.scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
+            self.share_statistics()
             values |= self.method.after_step(self.step)
         self.advance_schedules()
         return {name: float(value) for name, value in values.items()}
@@ -333,16 +347,32 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write `last.pt` on rank 0; all ranks call it."""
-        self.share_statistics()
+        """Write `last.pt` on rank 0, whose state is that of all."""
         if dist.is_main():
             checkpoint.save(self.state(), self.last_path)
+        self.saved = (self.step, self.evaluated)
+
+    def changed(self) -> bool:
+        """Whether there is anything that `last.pt` does not hold."""
+        return self.saved != (self.step, self.evaluated)
+
+    def say_what_is_kept(self) -> None:
+        """After what ended the stage early."""
+        kept, lost = self.saved[0], self.step - self.saved[0]
+        in_words = f"{lost} steps are lost" if lost else "no step is lost"
+        log.info("stage %s: %d of %d steps are saved, %s", self.stage, kept, self.settings.steps, in_words)
 
     def share_statistics(self) -> None:
-        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each keeps its own."""
-        for name, buffer in self.method.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                dist.mean_(buffer)
+        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each has its own.
+
+        After every step, not only when they are saved: where a run is interrupted must not change its last digits.
+        """
+        if not dist.active():
+            return
+        own = [m for m in self.method.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+        buffers = [b for module in own for b in (module.running_mean, module.running_var) if b is not None]
+        for buffer in buffers:
+            dist.mean_(buffer)
 
     def load(self) -> bool:
         """Continue from `last.pt`, or the checkpoint before it; False where there is none."""

@@ -21,8 +21,8 @@ class DilatedResNet(nn.Module):
 
     `depth` is 50, 101 or 152; the last two stages dilate instead of striding. `weights` is a local ImageNet checkpoint
     of torchvision or timm (`.pth` or `.safetensors`), None for timm's random initialisation. Map sizes round up where
-    the image does not divide. Raises ConfigError for another depth, WeightsError for a file that does not fit or, unless
-    `allow_nonfinite`, holds NaN or infinity.
+    the image does not divide. Raises ConfigError for another depth, WeightsError for a file that does not fit or,
+    unless `allow_nonfinite`, holds NaN or infinity.
     """
 
     channels = (256, 512, 1024, 2048)

@@ -6,7 +6,6 @@ sizes and dilated encoders fit; and an edge map tells the union of all classes' 
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,10 +79,6 @@ class ReverseEdgeHead(nn.Module):
         self.edges = nn.ModuleList(ReverseEdgeAttention(width) for _ in range(levels))
         if levels > 1 and not self.needs_last:
             self.sums[0] = nn.Identity()  # a convolution that nothing reads would get no gradient
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
-        refuse_first_release(state_dict)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def fuse(self, maps: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The finest fused map [B, width, H/4, W/4], and the edge logits by name."""

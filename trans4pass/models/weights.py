@@ -92,6 +92,7 @@ def load_exactly(
     Raises WeightsError for a tensor that is missing, unknown or of another shape or kind, and, unless
     `allow_nonfinite`, for NaN or infinity.
     """
+    refuse_first_release(state, path)
     different = differences(state, module.state_dict())
     if different:
         raise WeightsError(f"{path} does not fit {what}. {different}. It is damaged or was changed: get it again")
