@@ -1,0 +1,85 @@
+"""Subjects small enough to follow by hand: networks of a few weights, a set in memory, two processes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as td
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from trans4pass.data import Item
+from trans4pass.labels import LabelSpace
+from trans4pass.models import SegOutput
+
+
+class Pixelwise(nn.Module):
+    """A 1x1 convolution of RGB in [0,1]: each pixel's logits are its own, so that every view of an image is exact."""
+
+    kernel = 1
+
+    def __init__(self, classes: int = 3, wrap: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wrap, self.has_edges = wrap, False
+        self.encoder = nn.Identity()
+        self.head = nn.Conv2d(3, classes, self.kernel, padding=self.kernel // 2, dtype=dtype)
+
+    def forward(self, images: Tensor) -> SegOutput:
+        scaled = images.to(self.head.weight.dtype) / (255 if images.dtype == torch.uint8 else 1)
+        return SegOutput(self.head(self.encoder(scaled)), scaled, {})
+
+
+class Neighbourhood(Pixelwise):
+    """A lopsided 3x3 convolution with the place in the image added: no view of an image is exact."""
+
+    kernel = 3
+
+    def forward(self, images: Tensor) -> SegOutput:
+        logits, features, aux = super().forward(images)
+        height, width = images.shape[2:]
+        place = torch.linspace(0, 1, width) ** 2 + torch.linspace(0, 1, height)[:, None]
+        return SegOutput(logits + place.to(logits), features, aux)
+
+
+class InMemory(Dataset):
+    """Labelled images without files, as a `SegmentationDataset` gives them."""
+
+    name, panorama = "in_memory", True
+
+    def __init__(self, labels: LabelSpace, count: int, size: tuple[int, int] = (32, 64)) -> None:
+        self.labels, generator = labels, torch.Generator().manual_seed(1)
+        images = torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
+        self.samples = [
+            {"image": image, "label": image[0].long() % (labels.num_classes + 1), "name": f"image{number}"}
+            for number, image in enumerate(images)
+        ]
+        for sample in self.samples:
+            sample["label"][sample["label"] == labels.num_classes] = 255
+        self.items = [Item(sample["name"], Path(sample["name"])) for sample in self.samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.samples[index])
+
+
+def label_space(classes: Sequence[str], name: str = "small", **encodings: Any) -> LabelSpace:
+    palette = [[number, number, number] for number in range(len(classes))]
+    return LabelSpace(name, tuple(classes), palette, encodings)
+
+
+def in_two_processes(work: Callable[[int, str], Any], folder: Path) -> list[Any]:
+    """What `work(rank, folder)`, a module's function, returns on each of two gloo ranks."""
+    mp.spawn(_rank, args=(work, str(folder)), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def _rank(rank: int, work: Callable[[int, str], Any], folder: str) -> None:
+    torch.set_num_threads(1)
+    td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(work(rank, folder), Path(folder) / f"rank{rank}.pt")
+    td.destroy_process_group()
