@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ from hydra import compose, initialize_config_dir
 
 from trans4pass.data import toy_world
 from trans4pass.engine import checkpoint
-from trans4pass.engine.command import run_command
-from trans4pass.engine.pipeline import train
+from trans4pass.engine.command import resolved, run_command
+from trans4pass.engine.interrupt import Interrupts
+from trans4pass.engine.pipeline import make_stages, train
+from trans4pass.engine.run import Run
+from trans4pass.engine.stage import Stage
+from trans4pass.labels import LabelSpace
 
 ROOT = Path(__file__).parents[2]
 WORLD = {
@@ -62,6 +67,20 @@ def run_here(tiny: list[str]) -> Callable[..., int]:
         return run_command(train, config)
 
     return run
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The training configuration as plain values."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return resolved(compose("train", list(overrides)))
+
+
+def stages_of(folder: Path, *overrides: str) -> dict[str, Stage]:
+    """A configuration's enabled stages by name, in a folder, nothing run yet."""
+    config = composed(*overrides)
+    labels = LabelSpace.from_dict(config["labels"])
+    run = Run(config, folder, labels, torch.device("cpu"), Interrupts())
+    return {stage.name: stage for stage in make_stages(run)}
 
 
 def command(*arguments: str, tool: str = "train.py", launcher: tuple[str, ...] = ()) -> list[str]:
