@@ -1,6 +1,6 @@
-"""Subjects small enough to follow by hand: networks of a few weights, a set in memory, two processes."""
+"""Subjects small enough to follow by hand: networks of a few weights, a set in memory, trainers, two processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from trans4pass.data import Item
+from trans4pass.engine.interrupt import Interrupts
+from trans4pass.engine.trainer import Trainer, TrainerSettings
 from trans4pass.labels import LabelSpace
+from trans4pass.methods import Method
 from trans4pass.models import SegOutput
 
 
@@ -70,6 +73,38 @@ class InMemory(Dataset):
 def label_space(classes: Sequence[str], name: str = "small", **encodings: Any) -> LabelSpace:
     palette = [[number, number, number] for number in range(len(classes))]
     return LabelSpace(name, tuple(classes), palette, encodings)
+
+
+def plain_sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """A step is the gradient itself."""
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def trainer_of(
+    method: Method,
+    folder: Path,
+    batches: Callable[[int], Iterator[dict[str, Any]]] | None = None,
+    evaluate: Callable[[Trainer, bool], dict[str, float]] = lambda trainer, final: {},
+    optimizer: Callable[..., torch.optim.Optimizer] = plain_sgd,
+    schedule: Callable[[int], float] = lambda step: 1.0,
+    **settings: Any,
+) -> Trainer:
+    """A trainer of the method's network and discriminator on the CPU; `batches` is needed to `fit` only."""
+    folder.mkdir(exist_ok=True)
+    parts = [name for name, _ in method.named_children() if name in ("network", "discriminator")]
+    return Trainer(
+        "source",
+        method,
+        {name: optimizer(method.get_submodule(name).parameters()) for name in parts},
+        schedule,
+        batches,
+        evaluate,
+        TrainerSettings(**{"steps": 1, **settings}),
+        folder,
+        torch.device("cpu"),
+        Interrupts(),
+        {"model": {"name": "small"}},
+    )
 
 
 def in_two_processes(work: Callable[[int, str], Any], folder: Path) -> list[Any]:

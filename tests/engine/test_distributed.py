@@ -10,11 +10,11 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from trans4pass import create_model
-from trans4pass.engine.interrupt import Interrupts
-from trans4pass.engine.schedule import make_schedule
-from trans4pass.engine.trainer import Trainer, TrainerSettings
+from trans4pass.engine.trainer import Trainer
 from trans4pass.losses import CrossEntropy, Dice, Focal, HardPixelCrossEntropy, WeightedSum
 from trans4pass.methods import Adaptation, Method, Supervised
+
+from .small import trainer_of
 
 K = 4
 BANKS = {"prototypes": {"update_every": 1, "momentum": 0.5}}
@@ -45,14 +45,7 @@ def make(name: str, folder: Path, accumulate: int = 1) -> Trainer:
     for key, buffer in method.named_buffers():
         if key.endswith("bank.prototypes"):
             buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
-    parts = {
-        key: torch.optim.SGD(child.parameters(), 1.0)
-        for key, child in method.named_children()
-        if key in ("network", "discriminator")
-    }
-    settings = TrainerSettings(steps=1, accumulate=accumulate)
-    schedule = make_schedule("fixed", 1)
-    return Trainer("s", method, parts, schedule, None, None, settings, folder, torch.device("cpu"), Interrupts(), {})
+    return trainer_of(method, folder, accumulate=accumulate)
 
 
 def batches(count: int, size: int) -> list[dict[str, Any]]:
