@@ -15,7 +15,9 @@ from trans4pass.engine.interrupt import Interrupts
 from trans4pass.engine.trainer import Trainer, TrainerSettings
 from trans4pass.labels import LabelSpace
 from trans4pass.methods import Method
-from trans4pass.models import SegOutput
+from trans4pass.models import Segmentor, SegOutput, resize
+from trans4pass.models.ecrm import ECRM
+from trans4pass.models.output import HeadOutput
 
 
 class Pixelwise(nn.Module):
@@ -45,6 +47,52 @@ class Neighbourhood(Pixelwise):
         height, width = images.shape[2:]
         place = torch.linspace(0, 1, width) ** 2 + torch.linspace(0, 1, height)[:, None]
         return SegOutput(logits + place.to(logits), features, aux)
+
+
+class Strides(nn.Module):
+    """An encoder's contract in four convolutions with BatchNorm."""
+
+    channels, strides = (4, 4, 8, 8), (4, 8, 16, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        pairs = zip((3, *self.channels), self.channels, (4, 2, 2, 2))
+        self.levels = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(*widths, 3, stride, 1), nn.BatchNorm2d(widths[1]), nn.ReLU())
+            for *widths, stride in pairs
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for level in self.levels:
+            x = level(x)
+            maps.append(x)
+        return maps
+
+
+class Sum(nn.Module):
+    """A head's contract: the finest map and the coarsest one, spread over it."""
+
+    feature_dim, feature_level = 6, 0
+
+    def __init__(self, channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.num_classes = classes
+        self.fine, self.coarse = (nn.Conv2d(channels[level], self.feature_dim, 1) for level in (0, -1))
+        self.pred = nn.Conv2d(self.feature_dim, classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
+        features = self.fine(maps[0])
+        features = features + resize(self.coarse(maps[-1]), features.shape[2:], False)
+        return HeadOutput(features, self.pred(features), {})
+
+
+def tiny_segmentor(classes: int) -> Segmentor:
+    """A whole segmentor with ECRM in about 3,000 weights, for methods that need more than `Pixelwise` has."""
+    torch.manual_seed(0)
+    encoder = Strides()
+    context = ECRM(encoder.channels, classes, width=8, attention_width=4, bank_size=8)
+    return Segmentor(encoder, Sum(context.channels, classes), context)
 
 
 class InMemory(Dataset):
