@@ -1,5 +1,6 @@
 """Two processes against one: gradients and banks in float64, skipped steps, scores, BatchNorm's statistics, files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trans4pass.engine.trainer import Trainer
 from trans4pass.losses import CrossEntropy, Dice, Focal, HardPixelCrossEntropy, WeightedSum
 from trans4pass.methods import Adaptation, Method, Supervised
 
-from . import test_skip
+from . import test_skip, test_trainer
 from .small import InMemory, Pixelwise, in_two_processes, label_space, tiny_segmentor, trainer_of
 
 K = 4
@@ -127,32 +128,41 @@ def scored(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def fitted(rank: int, folder: Path) -> dict[str, Any]:
-    """One step and its evaluation, in a folder of the rank's own; BatchNorm's statistics by place."""
+    """A step that is saved, one that is evaluated, in a folder of the rank's own: BatchNorm's statistics by place."""
     seen: dict[str, Any] = {}
 
-    def statistics() -> Tensor:
+    def note(place: str) -> None:
         buffers = trainer.method.network.named_buffers()
-        return torch.cat([buffer for name, buffer in buffers if "running" in name]).clone()
+        seen[f"{place} {trainer.step}"] = torch.cat([buffer for name, buffer in buffers if "running" in name])
 
-    def scores(trainer: Trainer, final: bool) -> dict[str, float]:
-        seen["evaluated"] = statistics()
+    def evaluate(trainer: Trainer, final: bool) -> dict[str, float]:
+        note("evaluated")
         return {"source": 1.0}
 
-    def step(micro_batches: list[dict[str, Any]]) -> dict[str, float]:
-        values = train_step(micro_batches)
-        seen["own"] = statistics()
-        return values
+    def batches(step: int) -> Iterator[dict[str, Any]]:
+        return iter([test_skip.batch(rank), test_skip.batch(rank + 2)])
 
     method = Supervised(tiny_segmentor(test_skip.K), CrossEntropy())
-    trainer = trainer_of(method, folder / f"own{rank}", lambda step: iter([test_skip.batch(rank)]), scores)
-    train_step, trainer.train_step = trainer.train_step, step
+    own = folder / f"own{rank}"
+    trainer = trainer_of(method, own, batches, evaluate, steps=2, checkpoint_every=1)
+    save, advance = trainer.save, trainer.advance_schedules
+    trainer.save = lambda: (save(), note("saved"))
+    trainer.advance_schedules = lambda skipped: (advance(skipped), note("trained"))  # the last thing that a step does
     trainer.fit(lambda: None)
-    files = sorted(path.name for path in (folder / f"own{rank}").iterdir())
-    return {**seen, "saved": statistics(), "files": files}
+    return {**seen, "files": sorted(path.name for path in own.iterdir())}
+
+
+def counted(rank: int, folder: Path) -> float:
+    """A buffer that each rank moves by itself: from 10 * rank by one forward."""
+    trainer = test_trainer.make(folder)
+    trainer.method.network.forwards.fill_(10 * rank)
+    trainer._call = trainer._wrap()
+    trainer.train_step([test_trainer.batch(rank)])
+    return trainer.method.network.forwards.item()
 
 
 def work(rank: int, folder: str) -> dict[str, Any]:
-    return {part.__name__: part(rank, Path(folder)) for part in (steps_of, poisoned, scored, fitted)}
+    return {part.__name__: part(rank, Path(folder)) for part in (steps_of, poisoned, scored, fitted, counted)}
 
 
 @pytest.fixture(scope="module")
@@ -214,13 +224,18 @@ def test_two_processes_score_as_one(both: list) -> None:
 
 def test_batchnorms_statistics_are_averaged_before_they_are_used(both: list) -> None:
     first, second = (rank["fitted"] for rank in both)
-    mean = (first["own"] + second["own"]) / 2
-    assert (first["own"] - second["own"]).abs().max() > 1e-3
-    for rank in (first, second):
-        assert (rank["evaluated"] - mean).abs().max() < 1e-6
-        assert (rank["saved"] - mean).abs().max() < 1e-6
+    for step, places in ((1, ["saved 1"]), (2, ["evaluated 2", "saved 2"])):
+        own = [rank[f"trained {step - 1}"] for rank in (first, second)]  # the trainer counts a step after it
+        assert (own[0] - own[1]).abs().max() > 1e-3
+        for place in places:
+            for rank in (first, second):
+                assert (rank[place] - (own[0] + own[1]) / 2).abs().max() < 1e-6
+
+
+def test_other_buffers_stay_each_ranks_own(both: list) -> None:
+    assert [rank["counted"] for rank in both] == [1, 11]
 
 
 def test_the_first_process_writes_for_both(both: list) -> None:
-    assert both[0]["fitted"]["files"] == ["best.pt", "last.pt", "tensorboard"]
+    assert {"best.pt", "last.pt", "tensorboard"} <= set(both[0]["fitted"]["files"])
     assert both[1]["fitted"]["files"] == []

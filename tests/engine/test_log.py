@@ -94,6 +94,14 @@ def test_a_resumed_stage_counts_from_where_it_starts(clock: SimpleNamespace, tmp
     assert shown["seconds_per_step"] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 3.0), (6, 3.0)]
 
 
+def test_points_are_written_where_the_stage_ends_in_an_error(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, "mpa", 4, 0, 2, CPU)
+    with pytest.raises(ZeroDivisionError), monitor.running(0):
+        monitor.scalars({"loss": 2.0}, 1)
+        raise ZeroDivisionError
+    assert points(tmp_path) == {"loss": [(1, 2.0)]}
+
+
 def test_pictures_are_kept_at_their_step(tmp_path: Path) -> None:
     monitor, picture = Monitor(tmp_path, "mpa", 4, 0, 2, CPU), torch.zeros(3, 4, 6, dtype=torch.uint8)
     with monitor.running(0):

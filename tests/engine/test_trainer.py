@@ -2,13 +2,14 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from trans4pass.engine import checkpoint
@@ -159,13 +160,14 @@ def test_values_are_means_over_micro_batches_and_phases_add_up(tmp_path: Path) -
     assert trainer.method.asked[-1] == 0
 
 
-def test_clipping_bounds_each_optimisers_step(tmp_path: Path) -> None:
-    """Norm 8 becomes 4, norm 3 stays: each optimiser's gradient by itself, and what is logged is the norm before."""
+@pytest.mark.parametrize(("network", "discriminator"), [(8, 3), (3, 8), (5, 6)])
+def test_clipping_bounds_each_optimisers_step(network: int, discriminator: int, tmp_path: Path) -> None:
+    """At 4 each gradient by itself; what is logged is the norm before."""
     trainer = trainer_of(Told(), tmp_path, clip_grad=4.0)
-    values = trainer.train_step([told((-3, 1), (-5, 2))])
-    assert (values["grad_norm/network"], values["grad_norm/discriminator"]) == (8, 3)
-    assert trainer.method.network.weight.item() == pytest.approx(1 + 4, abs=1e-5)
-    assert trainer.method.discriminator.weight.item() == pytest.approx(1 - 3, abs=1e-5)
+    values = trainer.train_step([told((-1, 1), (1 - network, discriminator - 1))])
+    assert (values["grad_norm/network"], values["grad_norm/discriminator"]) == (network, discriminator)
+    assert trainer.method.network.weight.item() == pytest.approx(1 + min(network, 4), abs=1e-5)
+    assert trainer.method.discriminator.weight.item() == pytest.approx(1 - min(discriminator, 4), abs=1e-5)
 
 
 def test_clipping_keeps_the_direction(tmp_path: Path) -> None:
@@ -263,6 +265,7 @@ def test_evaluations_and_checkpoints_come_when_due(
         return step(micro_batches)
 
     trainer.train_step = training
+    trainer.method.eval()  # as scoring a given checkpoint leaves it
     trainer.fit(lambda: None)
     assert seen == [(number, number == 7, False, False) for number in evaluated]
     assert sorted(written) == saved
@@ -277,6 +280,26 @@ def test_a_line_is_logged_when_due(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert [line.split()[1] for line in lines] == ["3/7", "6/7", "7/7"]
     rates = [line.split("lr/network ")[1].split()[0] for line in lines]
     assert rates == ["3.57e-01", "1.43e-01", "7.14e-02"]  # the one that the step was made with: step 2 has 0.5 * 5/7
+
+
+def test_the_rate_that_is_logged_is_the_encoders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def two_groups(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        encoder, head = parameters
+        return torch.optim.SGD([{"params": encoder}, {"params": head, "lr": 5.0}], lr=0.5)
+
+    trainer = make(tmp_path / "a")
+    trainer = trainer_of(trainer.method, tmp_path / "a", trainer.batches, optimizer=two_groups)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(lambda: None)
+    assert "lr/network 5.00e-01" in caplog.text
+
+
+def test_scores_are_shown_at_their_steps(tmp_path: Path) -> None:
+    scores = {"source": 50.0, "target": 25.0}
+    make(tmp_path / "a", steps=3, eval_every=2, evaluate=lambda trainer, final: scores).fit(lambda: None)
+    shown = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload()
+    for side, score in scores.items():
+        assert [(event.step, event.value) for event in shown.Scalars(f"miou/{side}")] == [(2, score), (3, score)]
 
 
 def test_micro_batches_are_taken_in_order(tmp_path: Path) -> None:
