@@ -1,17 +1,22 @@
 """A tiny toy world, and runs of the whole pipeline on it: in this process, or as a user would start them."""
 
+import copy
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
 from trans4pass.data import toy_world
 from trans4pass.engine import checkpoint
@@ -69,10 +74,24 @@ def run_here(tiny: list[str]) -> Callable[..., int]:
     return run
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    """The training configuration as plain values."""
+@cache
+def chosen(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return resolved(compose("train", list(overrides)))
+        return compose("train", list(overrides))
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The training configuration as plain values.
+
+    Hydra takes a quarter of a second to choose files, so plain values are set on what it once chose.
+    """
+    plain = [text.partition("=")[::2] for text in overrides if re.fullmatch(r"[\w.]+=.*", text)]
+    plain = [(key, value) for key, value in plain if key not in ("experiment", "model")]
+    texts = {f"{key}={value}" for key, value in plain}
+    config = copy.deepcopy(chosen(*(text for text in overrides if text not in texts)))
+    for key, value in plain:
+        OmegaConf.update(config, key, yaml.safe_load(value))
+    return resolved(config)
 
 
 def stages_of(folder: Path, *overrides: str) -> dict[str, Stage]:
