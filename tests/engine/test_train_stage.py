@@ -159,6 +159,9 @@ def test_the_same_seed_makes_the_same_method(stage: MakeStage) -> None:
     for key in ("network.head.pred.weight", "discriminator.0.weight"):
         assert torch.equal(one[key], same[key])
         assert not torch.equal(one[key], other[key])
+    later = built(stage("mpa", "stages.mpa.domains.target.labels=truth")).method.state_dict()
+    assert torch.equal(one["network.head.pred.weight"], later["network.head.pred.weight"])
+    assert not torch.equal(one["discriminator.0.weight"], later["discriminator.0.weight"])  # each stage's own
 
 
 def test_a_checkpoint_brings_network_and_discriminator(stage: MakeStage, tmp_path: Path) -> None:
