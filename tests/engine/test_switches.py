@@ -127,7 +127,10 @@ def test_compile_is_of_the_network_for_fixed_sizes(make: Callable[..., Made], mo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_compiled_networks_gradient_is_eagers(make: Callable[..., Made]) -> None:
-    compiled = moved(*make("compile=true"))
+    """Without ECRM, whose bank's fill state is read on the way: two halves take twice the minutes to compile."""
+    plain = ["model.ecrm=false", "model.edges=false"]
+    compiled = moved(*make("compile=true", *plain))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    assert distance(moved(*make()), compiled) < 1e-3
+    assert distance(moved(*make(*plain)), compiled) < 1e-3
