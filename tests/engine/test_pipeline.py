@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -294,17 +295,6 @@ def test_a_wrapped_model_is_told_what_is_no_panorama(
     assert "transform.size is 60 wide" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.slow
-def test_speed_settings_change_only_last_digits(finished: Path, run_here: Run, tmp_path: Path) -> None:
-    off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
-    settings = ["channels_last=true", "recompute_activations=true", "tf32=true"]
-    assert run_here(tmp_path / "r", *settings, *off) == 0
-    one, other = weights(finished, "source"), weights(tmp_path / "r", "source")
-    assert one.keys() == other.keys()
-    assert max((one[key] - other[key]).abs().max() for key in one if one[key].is_floating_point()) < 1e-3
-    assert run_here(tmp_path / "d", "model=danet_resnet50", "recompute_activations=true", *off) == 2
-
-
 def test_skipped_steps_are_reported(run_here: Run, tmp_path: Path) -> None:
     """All but the first one, whose learning rate wrecks the network."""
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
@@ -312,17 +302,6 @@ def test_skipped_steps_are_reported(run_here: Run, tmp_path: Path) -> None:
     assert run_here(tmp_path / "r", *wreck, *off) == 0
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["stages"]["source"]["skipped"] == 3
     assert points(tmp_path / "r", "source", "skipped") == [1, 2, 3, 4]
-
-
-@pytest.mark.slow
-def test_a_compiled_network_trains(run_here: Run, tmp_path: Path) -> None:
-    short = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
-    short += ["stages.source.steps=2", "stages.source.eval_every=0", "evaluate={source:null,target:null}"]
-    for compiled in ("true", "false"):
-        assert run_here(tmp_path / compiled, f"compile={compiled}", *short) == 0
-    one, other = (weights(tmp_path / compiled, "source") for compiled in ("true", "false"))
-    assert one.keys() == other.keys()
-    assert max((one[key] - other[key]).abs().max() for key in one if one[key].is_floating_point()) < 1e-2
 
 
 def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
@@ -335,14 +314,44 @@ def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     assert (tmp_path / "r" / "source" / "class_weights.json").exists()
 
 
-def test_two_processes(finished: Path, tiny: list[str], tmp_path: Path) -> None:
-    halved = [f"stages.{stage}.domains.source.batch_size=1" for stage in ("source", "warmup", "mpa")]
-    halved += [f"stages.{stage}.domains.target.batch_size=1" for stage in ("warmup", "mpa")]
-    done = call(*tiny, *halved, f"run_dir={tmp_path / 'two'}", launcher=TWO)
+def test_two_processes_with_half_the_batch_are_one(tiny: list[str], run_here: Run, tmp_path: Path) -> None:
+    """All stages: weights, discriminator and prototypes to the last digits, and the same labels and scores.
+
+    Without what cannot be the same: BatchNorm's statistics of a batch, and random layers, which each process draws for
+    itself. By SGD, since Adam makes whole steps of gradients that are nothing but rounding.
+    """
+    trained = ("source", "warmup", "mpa")
+    same = ["model.head={name:fpn,hidden:32}", "model.drop_path=0"]
+    for stage in trained:
+        same += [f"optim@stages.{stage}.optim.network=sgd", f"stages.{stage}.optim.network.lr=0.02"]
+    halved = [f"stages.{stage}.domains.source.batch_size=1" for stage in trained]
+    halved += [f"stages.{stage}.domains.target.batch_size=1" for stage in trained[1:]]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run_here(one, *same) == 0
+    done = call(*tiny, *same, *halved, f"run_dir={two}", launcher=TWO)
     assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
-    assert list(summary["stages"]) == ["source", "warmup", "pseudo_labels", "mpa"]
-    assert len(list((tmp_path / "two/pseudo_labels/labels").rglob("*.png"))) == 4
+    states = [{stage: weights(folder, stage) for stage in trained} for folder in (one, two)]
+    for stage in trained:
+        first, second = (state[stage] for state in states)
+        assert first.keys() == second.keys()
+        assert max(apart(first[key], second[key]) for key in first) < 1e-5, stage
+    for before, after in pairwise(trained):
+        moved = [key for key in states[0][before] if apart(states[0][before][key], states[0][after][key]) > 1e-3]
+        assert len(moved) > 20, "the steps are too small to tell anything"
+    labels = [np.stack([np.asarray(Image.open(path)) for path in label_files(folder)]) for folder in (one, two)]
+    assert (labels[0] != labels[1]).mean() < 0.01
+    stages = [json.loads((folder / "summary.json").read_text())["stages"] for folder in (one, two)]
+    for stage in trained:
+        for side in ("source", "target"):
+            assert stages[0][stage][side] == pytest.approx(stages[1][stage][side], abs=0.1)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one.double() - other.double()).nan_to_num().abs().max().item() if one.numel() else 0.0
+
+
+def label_files(folder: Path) -> list[Path]:
+    return sorted((folder / "pseudo_labels" / "labels").rglob("*.png"))
 
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -357,8 +366,7 @@ def test_two_processes_score_and_label_as_one(finished: Path, tiny: list[str], t
     assert done.returncode == 0, done.stdout + done.stderr
     thresholds = [folder / "pseudo_labels" / "thresholds.json" for folder in (finished, tmp_path / "two")]
     assert thresholds[0].read_text() == thresholds[1].read_text()
-    labels = sorted((finished / "pseudo_labels" / "labels").rglob("*.png"))
-    for path in labels:
+    for path in label_files(finished):
         other = tmp_path / "two" / path.relative_to(finished)
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))
     scores = json.loads((finished / "summary.json").read_text())["stages"]["warmup"]
