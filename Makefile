@@ -74,7 +74,7 @@ JOBS ?= 2
 
 mutation: setup  ## change the code in thousands of small ways and list those that no test notices (SAMPLE=600 SEED=0 JOBS=2)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
-	$(BIN)/python tools/mutation.py --sample $(SAMPLE) --seed $(SEED) --jobs $(JOBS)
+	$(BIN)/python tests/mutate.py --sample $(SAMPLE) --seed $(SEED) --jobs $(JOBS)
 
 lint: setup  ## check style and format
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Change the code in small ways and list the changes that no fast test notices: python tools/mutation.py --help.
+"""Change the code in small ways and list the changes that no fast test notices: python tests/mutate.py --help.
 
 pyproject.toml names the rooms and their tests under `tool.mutmut`; which test reaches which function, mutmut sees by
 itself. Its files stay in `mutants/` until the next time: `mutmut browse` shows them.
