@@ -70,9 +70,7 @@ def test_each_trainable_parameter_needs_exactly_one_optimiser() -> None:
 
 
 def test_an_optimiser_for_nothing_is_refused_but_for_a_discriminator_that_is_not_needed() -> None:
-    with pytest.raises(
-        ConfigError, match=r"optim\.lrr: .* no submodule 'lrr', it has network, discriminator"
-    ):
+    with pytest.raises(ConfigError, match=r"optim\.lrr: .* no submodule 'lrr', it has network, discriminator"):
         build_optimizers(Method(), {"network": SGD, "discriminator": SGD, "lrr": SGD}, "optim")
     method = Method()
     method.discriminator = None

@@ -107,6 +107,16 @@ def test_half_precision_features_are_summed_in_single() -> None:
     assert bank.prototypes.tolist() == [[300, 300]]
 
 
+def test_prototypes_hold_no_graph() -> None:
+    features, labels = image({0: [2.0, 4.0]})
+    features.requires_grad_()
+    bank = PrototypeBank(1, 2, update_every=1)
+    bank.start({"source": [(features, labels)]})
+    bank.collect("source", features, labels)
+    bank.after_step(0)
+    assert not any(buffer.requires_grad for buffer in bank.buffers())
+
+
 def test_ranks_means_are_weighed_by_what_they_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second rank that saw the same doubles sums and counts, which leaves all means."""
     alone = started("fixed")
