@@ -182,6 +182,15 @@ def test_without_autocast_the_result_has_the_inputs_type() -> None:
         assert deform_conv2d(*tensors).dtype == torch.float64
 
 
+@pytest.mark.parametrize("case", ["3x3, one group", "3x3, three groups", "a group per channel"])
+def test_an_input_that_needs_no_gradient_changes_no_other(case: str) -> None:
+    tensors, grad = CASES[case].tensors()
+    _, _, *expected = CASES[case].run(tensors, grad, "native")
+    input, *leaves = (tensor.clone().requires_grad_() for tensor in tensors)
+    deform_conv2d(input.detach(), *leaves, CASES[case].stride, CASES[case].padding, "native").backward(grad)
+    assert all(torch.equal(leaf.grad, gradient) for leaf, gradient in zip(leaves, expected, strict=True))
+
+
 def test_channels_last_input_changes_nothing() -> None:
     tensors, grad = CASES["3x3, one group"].tensors()
     expected = CASES["3x3, one group"].run(tensors, grad, "native")
@@ -215,7 +224,7 @@ def test_a_wrapped_map_goes_on_sideways(case: str) -> None:
 
 def test_wrapping_needs_the_native_backend() -> None:
     tensors, _ = CASES["a group per channel"].tensors()
-    with pytest.raises(ConfigError, match="use 'native'"):
+    with pytest.raises(ConfigError, match="'torchvision' cannot wrap .* use 'native'"):
         deform_conv2d(*tensors, backend="torchvision", wrap=True)
 
 
