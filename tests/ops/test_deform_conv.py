@@ -224,7 +224,7 @@ def test_a_wrapped_map_goes_on_sideways(case: str) -> None:
 
 def test_wrapping_needs_the_native_backend() -> None:
     tensors, _ = CASES["a group per channel"].tensors()
-    with pytest.raises(ConfigError, match="'torchvision' cannot wrap .* use 'native'"):
+    with pytest.raises(ConfigError, match=r"'torchvision' cannot wrap .* use 'native'"):
         deform_conv2d(*tensors, backend="torchvision", wrap=True)
 
 
