@@ -1,6 +1,6 @@
 """What the tests of methods stand on: the only place that knows how a method is built and where its parts are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,13 +92,13 @@ BATCH = {
 PROTOTYPES = torch.tensor([[1.0, -2.0, 0.5, 3.0], [torch.nan] * E, [-1.0, 2.5, 0.0, 1.0]], dtype=torch.float64)
 
 
-def random_batch(size: int = 64) -> dict[str, dict[str, Any]]:
+def random_batch() -> dict[str, dict[str, Any]]:
     """Two images and labels of each domain for `Convolution`."""
     generator = torch.Generator().manual_seed(3)
     return {
         domain: {
-            "image": torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8),
-            "label": torch.randint(0, K, (2, size, size), generator=generator),
+            "image": torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8),
+            "label": torch.randint(0, K, (2, 64, 64), generator=generator),
             "name": ["a", "b"],
         }
         for domain in ("source", "target")
@@ -129,6 +129,18 @@ def bank(method: Method) -> PrototypeBank:
     return method.bank
 
 
+def discriminator(method: Method) -> nn.Module | None:
+    return method.discriminator
+
+
+def parameters(method: Method) -> dict[str, nn.Parameter]:
+    """All of them, as `network.logits` or `discriminator.weight`."""
+    parts = {"network": method.network, "discriminator": getattr(method, "discriminator", None)}
+    named = {f"{part}.{k}": v for part, module in parts.items() if module for k, v in module.named_parameters()}
+    assert {id(parameter) for parameter in named.values()} == {id(parameter) for parameter in method.parameters()}
+    return named
+
+
 def losses(method: Method, phase: str, batch: Mapping = BATCH) -> dict[str, Tensor]:
     return method(phase, batch, method.normalisers(phase, batch))[0]
 
@@ -137,7 +149,8 @@ def values(method: Method, phase: str, batch: Mapping = BATCH) -> dict[str, Tens
     return method(phase, batch, method.normalisers(phase, batch))[1]
 
 
-Formula = Any  # parameters by name, and as they stand -> the value
+Numbers = dict[str, Tensor]  # parameters' values by name
+Formula = Callable[[Numbers, Numbers], float]
 
 
 def assert_term(method: Method, phase: str, term: str, formula: Formula, batch: Mapping = BATCH) -> None:
@@ -146,12 +159,12 @@ def assert_term(method: Method, phase: str, term: str, formula: Formula, batch: 
     `formula` gets the method's parameters by name twice: those that the derivative is taken by, and the same as they
     stand, for whatever must not pass a gradient on.
     """
-    still = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+    named = parameters(method)
+    still = {name: parameter.detach().clone() for name, parameter in named.items()}
     loss = losses(method, phase, batch)[term]
     assert loss.item() == slow.approx(formula(still, still))
-    parameters = dict(method.named_parameters())
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    for name, gradient in zip(parameters, gradients, strict=True):
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    for name, gradient in zip(named, gradients, strict=True):
         expected = slow.gradient(lambda x, name=name: formula({**still, name: x}, still), still[name])
         actual = torch.zeros_like(expected) if gradient is None else gradient
         assert (actual - expected).abs().max() < 1e-7, name

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from tests import slow
 from trans4pass.methods import Discriminator
 
-from .build import Convolution, K, adaptation
+from .build import Convolution, K, adaptation, discriminator
 
 
 def convolved(x: Tensor, layer: nn.Conv2d, leak: float) -> Tensor:
@@ -22,16 +22,16 @@ def convolved(x: Tensor, layer: nn.Conv2d, leak: float) -> Tensor:
 
 def test_five_convolutions_with_leaks_between_them() -> None:
     torch.manual_seed(0)
-    discriminator = Discriminator(2, width=1).double()
-    for parameter in discriminator.parameters():
+    score = Discriminator(2, width=1).double()
+    for parameter in score.parameters():
         parameter.data.normal_()
     x = torch.rand(1, 2, 32, 64, dtype=torch.float64)
-    convolutions = [layer for layer in discriminator if isinstance(layer, nn.Conv2d)]
+    convolutions = [layer for layer in score if isinstance(layer, nn.Conv2d)]
     expected = x
     with torch.no_grad():
         for number, layer in enumerate(convolutions):
             expected = convolved(expected, layer, 0.2 if number < 4 else 1.0)
-    actual = discriminator(x)
+    actual = score(x)
     assert actual.shape == (1, 1, 1, 2)
     assert [value.item() for value in actual.flatten()] == [slow.approx(value) for value in expected.flatten()]
 
@@ -46,10 +46,10 @@ def test_a_panoramas_discriminator_goes_round() -> None:
     torch.manual_seed(0)
     maps = torch.rand(1, K, 32, 96, dtype=torch.float64)
     for wrap in (False, True):
-        discriminator = adaptation(Convolution(wrap), real_discriminator=True, lambda_adv=1.0).discriminator
-        rolled = discriminator(maps.roll(32, 3)).roll(-1, 3)
-        assert torch.allclose(rolled, discriminator(maps)) == wrap
+        score = discriminator(adaptation(Convolution(wrap), real_discriminator=True, lambda_adv=1.0))
+        rolled = score(maps.roll(32, 3)).roll(-1, 3)
+        assert torch.allclose(rolled, score(maps)) == wrap
 
 
 def test_a_panoramas_method_needs_no_discriminator() -> None:
-    assert adaptation(Convolution(wrap=True)).discriminator is None
+    assert discriminator(adaptation(Convolution(wrap=True))) is None
