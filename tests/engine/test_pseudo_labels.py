@@ -34,7 +34,14 @@ def test_thresholds_equal_sorting(count: int, keep: float) -> None:
 
 def test_cap() -> None:
     counts = pseudo_labels.histogram(np.zeros(4, np.uint8), np.full(4, 1.0, np.float16), 1)
-    assert pseudo_labels.thresholds(counts, cap=0.7).tolist() == [0.7]
+    assert [pseudo_labels.thresholds(counts, cap=cap).item() for cap in (0.0, 0.7, 1.0)] == [0.0, 0.7, 1.0]
+
+
+def test_a_pixel_at_its_classs_threshold_keeps_its_label() -> None:
+    label, probability = np.array([[0, 0, 1, 1]], np.uint8), np.array([[0.5, 0.499, 0.75, 0.5]], np.float16)
+    result = pseudo_labels.pseudo_label(label, probability, np.array([0.5, 0.75]))
+    assert result.tolist() == [[0, 255, 1, 255]]
+    assert result.dtype == np.uint8
 
 
 def test_confidence_is_the_class_and_its_probability() -> None:
@@ -48,10 +55,13 @@ def test_confidence_is_the_class_and_its_probability() -> None:
 
 def test_spill_round_trip(tmp_path: Path) -> None:
     label, probability = np.array([[3, 4]], np.uint8), np.array([[0.5, 0.25]], np.float16)
-    pseudo_labels.spill(tmp_path / "folder" / "a.npz", label, probability)
-    back = pseudo_labels.unspill(tmp_path / "folder" / "a.npz")
-    assert np.array_equal(back[0], label)
-    assert np.array_equal(back[1], probability)
+    folder = tmp_path / "stage" / "maps"
+    for name in ("a.npz", "b.npz"):
+        pseudo_labels.spill(folder / name, label, probability)
+        back = pseudo_labels.unspill(folder / name)
+        assert np.array_equal(back[0], label)
+        assert np.array_equal(back[1], probability)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.npz", "b.npz"]
 
 
 def test_a_spill_that_fails_leaves_no_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

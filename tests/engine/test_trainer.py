@@ -455,12 +455,6 @@ def test_a_data_error_saves_the_state_reached(stop: int, tmp_path: Path, caplog:
     assert all(torch.equal(whole[key], result[key]) for key in whole)
 
 
-def test_step_seeds_differ_by_step_and_rank() -> None:
-    seeds = {step_seed(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)}
-    assert len(seeds) == 27
-    assert step_seed(0, 1, 0) == step_seed(0, 1, 0)
-
-
 # ---- settings ----
 
 

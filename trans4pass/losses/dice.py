@@ -48,7 +48,7 @@ class Dice(nn.Module):
         """Number of pairs of an image and a class that it shows, a float scalar."""
         image = torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
         pairs = (image * (IGNORE + 1) + labels)[labels != IGNORE]
-        return (torch.bincount(pairs, minlength=1) > 0).sum().float()
+        return (torch.bincount(pairs) > 0).sum().float()
 
     def after_step(self, step: int) -> None:
         """Nothing changes with the steps."""
@@ -61,5 +61,4 @@ class Dice(nn.Module):
         shown = target.flatten(2).any(2)[:, :, None, None]  # B,K,1,1
         valid = (labels != IGNORE)[:, None] & shown  # B,K,H,W
         masks = at_least_single(logits).softmax(1)
-        norm = self.normaliser(labels) if normaliser is None else normaliser
-        return soft_dice(masks.flatten(0, 1), target.flatten(0, 1), valid.flatten(0, 1), norm)
+        return soft_dice(masks.flatten(0, 1), target.flatten(0, 1), valid.flatten(0, 1), normaliser)

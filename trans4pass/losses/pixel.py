@@ -47,7 +47,7 @@ class CrossEntropy(nn.Module):
             raise ConfigError(
                 f"class_weights must be a list of numbers, not {class_weights!r}; only configs know `auto`"
             )
-        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        weights = None if class_weights is None else torch.tensor(list(class_weights))
         if weights is not None and not (weights > 0).all():
             raise ConfigError(f"class_weights must be positive, got {list(class_weights)}")
         # Not persistent: a setting, not a state; a checkpoint must not bring back another run's weights.

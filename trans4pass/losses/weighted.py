@@ -43,6 +43,6 @@ class WeightedSum(nn.Module):
         norms = (self.normaliser(labels) if normaliser is None else normaliser).split(self.sizes)
         losses = [
             loss(logits, labels, norm if isinstance(loss, WeightedSum) else norm[0])
-            for loss, norm in zip(self.terms, norms, strict=True)
+            for loss, norm in zip(self.terms, norms)
         ]
-        return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))
+        return sum(weight * loss for weight, loss in zip(self.weights, losses))
