@@ -463,10 +463,11 @@ def test_what_changes_the_result_changes_the_settings(stage: MakeStage, monkeypa
         "data.source.eval_size=[32,32]",
         "model.embed_dim=8",
         "stages.mpa.steps=9",
-        "stages.warmup.steps=9",
         "stages.pseudo_labels.keep=0.1",
     ]
     for change in changes:
         assert settings_of(stage(*begun, change)) != before, change
     monkeypatch.setattr("trans4pass.dist.world_size", lambda: 2)
     assert settings_of(stage(*begun)) != before
+    behind = ("warmup", "stages.warmup.init=stages.source")
+    assert settings_of(stage(*behind)) != settings_of(stage(*behind, "stages.source.steps=9"))
