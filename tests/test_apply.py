@@ -22,17 +22,18 @@ from trans4pass.engine.stage import part
 from trans4pass.labels import LabelSpace
 from trans4pass.models import wrap_sideways
 
+from .engine.small import various_network
+
 ROOT = Path(__file__).parents[1]
 SIZE = (64, 32)
 
 
 def save_checkpoint(path: Path, labels: str, **options: Any) -> Path:
     space = LabelSpace.from_yaml(ROOT / "configs" / "labels" / f"{labels}.yaml")
-    torch.manual_seed(0)
-    settings = {"name": "trans4pass_micro", "embed_dim": 16, **options}
-    network = create_model(num_classes=space.num_classes, **settings)
+    noise = torch.randint(0, 256, (1, 3, *SIZE[::-1]), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    network = various_network(space.num_classes, noise, **options)
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    model = {"_target_": "trans4pass.create_model", **settings}
+    model = {"_target_": "trans4pass.create_model", "name": "trans4pass_micro", "embed_dim": 16, **options}
     checkpoint.save({"method": state, "model": model, "labels": space.to_dict()}, path)
     return path
 

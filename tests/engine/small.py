@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from trans4pass import create_model
 from trans4pass.data import Item
 from trans4pass.engine.interrupt import Interrupts
 from trans4pass.engine.trainer import Trainer, TrainerSettings
@@ -93,6 +94,22 @@ def tiny_segmentor(classes: int) -> Segmentor:
     encoder = Strides()
     context = ECRM(encoder.channels, classes, width=8, attention_width=4, bank_size=8)
     return Segmentor(encoder, Sum(context.channels, classes), context)
+
+
+def various_network(classes: int, images: Tensor, **options: Any) -> Segmentor:
+    """A fresh micro model with each class's logits of mean 0 and deviation 1 on these images: it predicts all classes.
+
+    A fresh model as it is predicts one class nearly everywhere.
+    """
+    torch.manual_seed(0)
+    network = create_model("trans4pass_micro", classes, embed_dim=16, **options).eval()
+    pred = network.head.pred
+    with torch.no_grad():
+        logits = network(images).logits
+        spread = logits.std((0, 2, 3))
+        pred.bias.copy_((pred.bias - logits.mean((0, 2, 3))) / spread)
+        pred.weight.div_(spread[:, None, None, None])
+    return network
 
 
 class InMemory(Dataset):

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ import torch.distributed as td
 
 from trans4pass.engine import environment
 from trans4pass.engine.environment import choose_device, name_slurm_ranks, processes, record, restarted_store
+from trans4pass.engine.run import Run
 from trans4pass.errors import ConfigError
 
 from .conftest import ROOT
@@ -81,6 +82,28 @@ def test_threads_are_set_or_left_to_torch() -> None:
     assert torch.get_num_threads() == 3
     with pytest.raises(ConfigError, match="threads must be a whole number >= 1, got 0"):
         environment.set_switches(0, False, False)
+
+
+@pytest.mark.usefixtures("switches")
+@pytest.mark.parametrize(("deterministic", "tf32", "threads"), [(True, False, 2), (False, True, 3)])
+def test_a_runs_switches_are_set_before_its_stages(
+    deterministic: bool,
+    tf32: bool,
+    threads: int,
+    run_here: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def stages(run: Run) -> None:
+        tf32_on = torch.backends.cudnn.allow_tf32
+        seen.append((torch.are_deterministic_algorithms_enabled(), tf32_on, torch.get_num_threads()))
+
+    monkeypatch.setattr("trans4pass.engine.pipeline.run_stages", stages)
+    settings = {"deterministic": deterministic, "tf32": tf32, "threads": threads}
+    assert run_here(tmp_path, *(f"{key}={str(value).lower()}" for key, value in settings.items())) == 0
+    assert seen == [(deterministic, tf32, threads)]
 
 
 # ---- devices ----

@@ -100,6 +100,12 @@ def test_the_mean_over_views_is_the_loop(test_time: TestTime, wrap: bool) -> Non
         assert (result - plain(network, picture)).abs().max() > 1e-2, "the views change nothing"
 
 
+def test_a_network_that_does_not_tell_does_not_wrap() -> None:
+    silent, picture = Neighbourhood(), images()
+    del silent.wrap
+    assert torch.equal(Predictor(silent, CPU, ALL)(picture), Predictor(Neighbourhood(), CPU, ALL)(picture))
+
+
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("yaw_rolls", [1, 3])
 def test_the_network_sees_each_view_once(flip: bool, yaw_rolls: int) -> None:

@@ -9,38 +9,25 @@ import pytest
 import torch
 from PIL import Image
 
-from trans4pass import create_model
 from trans4pass.engine import checkpoint, pseudo_labels
 from trans4pass.engine.evaluation import Predictor, TestTime
 from trans4pass.engine.interrupt import Interrupted
 from trans4pass.engine.stage import Stage
 from trans4pass.errors import ConfigError, WeightsError
-from trans4pass.models import Segmentor
 
 from .conftest import composed, stages_of
+from .small import various_network
 
 MakeStage = Callable[..., Stage]
 SETTINGS = {"size": "[96,32]", "scales": "[1.0,1.5]", "flip": "true", "yaw_rolls": "2", "keep": "0.6", "cap": "0.2"}
 
 
-def various_network(image: Path) -> Segmentor:
-    """A fresh network whose classes' logits have mean 0 and deviation 1 on an image: all classes are predicted."""
-    torch.manual_seed(0)
-    network = create_model("trans4pass_micro", 11, embed_dim=16).eval()
-    pred = network.head.pred
-    with torch.no_grad():
-        pixels = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(2, 0, 1)[None]
-        logits = network(pixels).logits
-        spread = logits.std((0, 2, 3))
-        pred.bias.copy_((pred.bias - logits.mean((0, 2, 3))) / spread)
-        pred.weight.div_(spread[:, None, None, None])
-    return network
-
-
 @pytest.fixture
 def stage(tiny: list[str], tiny_data: Path, tmp_path: Path) -> MakeStage:
     """The labelling stage of the tiny experiment, on a fresh network; `overrides` and `settings` change it."""
-    network = various_network(next((tiny_data / "toy/DensePASS/leftImg8bit/train").rglob("*.png")))
+    image = next((tiny_data / "toy/DensePASS/leftImg8bit/train").rglob("*.png"))
+    pixels = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(2, 0, 1)[None]
+    network = various_network(11, pixels)
     weights = {f"network.{key}": value for key, value in network.state_dict().items()}
     checkpoint.save({"method": weights, "labels": composed(*tiny)["labels"]}, tmp_path / "given.pt")
 

@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,11 +96,13 @@ def test_a_resumed_stage_counts_from_where_it_starts(clock: SimpleNamespace, tmp
 
 
 def test_points_are_written_where_the_stage_ends_in_an_error(tmp_path: Path) -> None:
+    threads = threading.active_count()
     monitor = Monitor(tmp_path, "mpa", 4, 0, 2, CPU)
     with pytest.raises(ZeroDivisionError), monitor.running(0):
         monitor.scalars({"loss": 2.0}, 1)
         raise ZeroDivisionError
     assert points(tmp_path) == {"loss": [(1, 2.0)]}
+    assert threading.active_count() == threads, "TensorBoard's writer is not closed"
 
 
 def test_pictures_are_kept_at_their_step(tmp_path: Path) -> None:
@@ -177,6 +180,7 @@ def test_memory_is_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:
 def restored_logging() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("trans4pass")
     before = (list(root.handlers), root.level, ours.level)
+    logging.captureWarnings(False)  # a run of another test may have left it on, for a warnings module that is gone
     yield
     setup_logging()  # closes what the test opened
     root.handlers[:] = before[0]

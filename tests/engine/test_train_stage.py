@@ -19,6 +19,7 @@ from trans4pass.data import EvalTransform
 from trans4pass.engine import checkpoint
 from trans4pass.engine.evaluation import Predictor, evaluate
 from trans4pass.engine.interrupt import Interrupted
+from trans4pass.engine.metrics import Scores
 from trans4pass.engine.stage import Stage, part
 from trans4pass.engine.trainer import Trainer
 from trans4pass.errors import ConfigError
@@ -340,9 +341,9 @@ def test_widths_that_cannot_wrap_are_refused(stage: MakeStage) -> None:
 # ---- scores ----
 
 
-def score(network: nn.Module, stage: Stage, side: str, precision: torch.dtype | None = None) -> Any:
-    predictor = Predictor(network, torch.device("cpu"), precision=precision)
-    return evaluate(predictor, dict(stage.run.validation())[side], stage.run.labels).scores()
+def score(network: nn.Module, stage: Stage, side: str) -> Scores:
+    dataset = dict(stage.run.validation())[side]
+    return evaluate(Predictor(network, torch.device("cpu")), dataset, stage.run.labels).scores()
 
 
 def test_in_between_the_judge_is_scored_and_at_the_end_all(stage: MakeStage) -> None:
@@ -362,6 +363,18 @@ def test_in_between_the_judge_is_scored_and_at_the_end_all(stage: MakeStage) -> 
         "train/source: image, truth, prediction": (3, (3, 4 * 36 - 4, 3 * 68 - 4)),
         "train/target: image, no label, prediction": (3, (3, 4 * 36 - 4, 3 * 164 - 4)),
     }
+
+
+def test_the_classes_that_the_mean_ran_over_are_told(stage: MakeStage) -> None:
+    """Labels of classes 1 and 2, predictions of class 0."""
+    warmup = stage("warmup")
+    network = built(warmup).method.network
+    nn.init.zeros_(network.head.pred.weight)
+    network.head.pred.bias.data = torch.eye(11)[0]
+    dataset = dict(warmup.run.validation())["target"]
+    two = dataset.with_transform(lambda image, label: (image, label.clamp(1, 2)))
+    assert warmup.score(warmup.predictor(network), "target", two) == 0
+    assert warmup.classes_in_mean["target"] == "3 of 11"
 
 
 def test_without_a_target_the_source_is_scored_in_between(stage: MakeStage) -> None:
@@ -441,13 +454,20 @@ def settings_of(stage: Stage) -> Mapping[str, Any]:
 
 
 def test_what_changes_the_result_changes_the_settings(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = settings_of(stage("mpa"))
-    assert before == settings_of(stage("mpa", "log_every=7", "checkpoint_every=9", "num_workers=1"))
+    begun = ("mpa", "stages.mpa.init=stages.warmup")
+    before = settings_of(stage(*begun))
+    assert before == settings_of(stage(*begun, "log_every=7", "checkpoint_every=9", "num_workers=1"))
     changes = [
-        "seed=1", "stages.mpa.steps=9", "evaluate.source=null", "data.source.eval_size=[32,32]", "model.embed_dim=8",
-        "stages.pseudo_labels.keep=0.1", "stages.mpa.init=stages.source",
-    ]  # fmt: skip
+        "seed=1",
+        "evaluate.source=null",
+        "data.source.eval_size=[32,32]",
+        "model.embed_dim=8",
+        "stages.mpa.steps=9",
+        "stages.pseudo_labels.keep=0.1",
+    ]
     for change in changes:
-        assert settings_of(stage("mpa", change)) != before, change
+        assert settings_of(stage(*begun, change)) != before, change
     monkeypatch.setattr("trans4pass.dist.world_size", lambda: 2)
-    assert settings_of(stage("mpa")) != before
+    assert settings_of(stage(*begun)) != before
+    behind = ("warmup", "stages.warmup.init=stages.source")
+    assert settings_of(stage(*behind)) != settings_of(stage(*behind, "stages.source.steps=9"))
