@@ -173,8 +173,10 @@ def stop_and_go_on(
         check_what_is_kept(folder, moment, ranks, before)
         said = (folder / "run.log").read_text().splitlines()[-3:]
         assert "resume=true goes on" in said[-2]
-        if moment in ("evaluation", "step", "prototypes"):
-            assert said[0].endswith("no step is lost")
+        if moment in ("evaluation", "step"):
+            assert said[0].endswith(f"stage source stopped: step {steps_of_source(folder)} is saved, no step is lost")
+        elif moment == "prototypes":
+            assert said[0].endswith("stage mpa stopped: nothing is saved, no step is lost")
 
 
 # By launcher: what is signalled with what. Chains of the same line run side by side.

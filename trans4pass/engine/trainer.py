@@ -357,10 +357,12 @@ class Trainer:
         return self.saved != (self.step, self.evaluated)
 
     def say_what_is_kept(self) -> None:
-        """After what ended the stage early."""
-        kept, lost = self.saved[0], self.step - self.saved[0]
-        in_words = f"{lost} steps are lost" if lost else "no step is lost"
-        log.info("stage %s: %d of %d steps are saved, %s", self.stage, kept, self.settings.steps, in_words)
+        """After what ended the stage early; rank 0 knows."""
+        if dist.is_main():
+            step, evaluated = self.saved
+            kept = "nothing is saved" if evaluated is None else f"step {step} is saved"
+            lost = f"steps lost: {self.step - step}" if self.step > step else "no step is lost"
+            log.warning("stage %s stopped: %s, %s", self.stage, kept, lost)
 
     def share_statistics(self) -> None:
         """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each has its own.
