@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo setup-mmcv toy-table toy-ablation toy-losses toy-policies test test-slow soak lint format benchmark
+.PHONY: help setup demo setup-mmcv toy-table toy-ablation toy-losses toy-policies test test-slow soak mutation lint format benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,14 @@ test-slow: setup  ## the longer tests
 
 soak: setup  ## what runs on demand only: damaged files and random kills (FUZZ=10000 KILLS=50)
 	$(BIN)/python -m pytest -m soak -s
+
+SAMPLE ?= 0
+SEED ?= 0
+JOBS ?= 2
+
+mutation: setup  ## change the code in thousands of small ways and list those that no test notices (SAMPLE=600 SEED=0 JOBS=2)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
+	$(BIN)/python tests/mutate.py --sample $(SAMPLE) --seed $(SEED) --jobs $(JOBS)
 
 lint: setup  ## check style and format
 	$(BIN)/ruff check .

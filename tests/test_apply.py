@@ -1,8 +1,11 @@
 """tools/eval.py, tools/predict.py and tools/export_weights.py on a trained checkpoint."""
 
 import json
+import operator
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +17,23 @@ from trans4pass import create_model
 from trans4pass.engine import checkpoint
 from trans4pass.engine.apply import evaluate_checkpoint, export_weights, predict_images
 from trans4pass.engine.command import run_command
+from trans4pass.engine.evaluation import Predictor, TestTime
+from trans4pass.engine.stage import part
 from trans4pass.labels import LabelSpace
+from trans4pass.models import wrap_sideways
+
+from .engine.small import various_network
 
 ROOT = Path(__file__).parents[1]
 SIZE = (64, 32)
 
 
-def save_checkpoint(path: Path, labels: str) -> Path:
+def save_checkpoint(path: Path, labels: str, **options: Any) -> Path:
     space = LabelSpace.from_yaml(ROOT / "configs" / "labels" / f"{labels}.yaml")
-    torch.manual_seed(0)
-    settings = {"name": "trans4pass_micro", "embed_dim": 16}
-    network = create_model(num_classes=space.num_classes, **settings)
+    noise = torch.randint(0, 256, (1, 3, *SIZE[::-1]), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    network = various_network(space.num_classes, noise, **options)
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    model = {"_target_": "trans4pass.create_model", **settings}
+    model = {"_target_": "trans4pass.create_model", "name": "trans4pass_micro", "embed_dim": 16, **options}
     checkpoint.save({"method": state, "model": model, "labels": space.to_dict()}, path)
     return path
 
@@ -47,6 +54,19 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def read(data: Path, number: int) -> tuple[torch.Tensor, np.ndarray]:
+    """A panorama (1,3,H,W) and its label (H,W)."""
+    image = np.array(Image.open(data / f"DensePASS/leftImg8bit/val/a/{number}_.png"))
+    truth = np.array(Image.open(data / f"DensePASS/gtFine/val/a/{number}_labelTrainIds.png"))
+    return torch.from_numpy(image).permute(2, 0, 1)[None], truth
+
+
+def network_of(path: Path) -> torch.nn.Module:
+    network = create_model("trans4pass_micro", 19, embed_dim=16)
+    network.load_state_dict(part(checkpoint.load(path)["method"], "network"))
+    return network
+
+
 def run(tool: str, function: Callable, *overrides: str) -> int:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return run_command(function, compose(tool, ["device=cpu", *overrides]))
@@ -61,15 +81,66 @@ def test_metrics_and_predictions(data: Path) -> None:
     path = save_checkpoint(data / "last.pt", "cityscapes19")
     assert evaluate(data, path, "save_predictions=true", "flip=true", "scales=[1.0,1.5]", "yaw_rolls=2") == 0
     metrics = json.loads((data / "out/metrics.json").read_text())
-    assert 0 <= metrics["mIoU"] <= 100
-    assert len(metrics["IoU"]) == 19
-    assert metrics["classes_in_mean"] == sum(value is not None for value in metrics["IoU"].values()) < 19
+    views = TestTime((1.0, 1.5), flip=True, yaw_rolls=2)
+    pairs, differs = [], False
+    for number in (1, 2):
+        image, truth = read(data, number)
+        predicted = Predictor(network_of(path), torch.device("cpu"), views)(image).argmax(1)[0].numpy()
+        assert np.array_equal(np.asarray(Image.open(data / f"out/labels/a/{number}.png")), predicted)
+        differs |= (Predictor(network_of(path), torch.device("cpu"))(image).argmax(1)[0].numpy() != predicted).any()
+        pairs += [(a, b) for a, b in zip(truth.ravel(), predicted.ravel()) if a != 255]
+    assert differs, "the views change nothing"
+    for name, number in zip(metrics["IoU"], range(19), strict=True):
+        both, either = (sum(test(a == number, b == number) for a, b in pairs) for test in (operator.and_, operator.or_))
+        assert metrics["IoU"][name] == (pytest.approx(100 * both / either) if either else None)
+    occurring = [value for value in metrics["IoU"].values() if value is not None]
+    assert metrics["mIoU"] == pytest.approx(sum(occurring) / len(occurring))
+    assert metrics["pixel_accuracy"] == pytest.approx(100 * sum(a == b for a, b in pairs) / len(pairs))
+    assert metrics["classes_in_mean"] == len(occurring) < 19
     assert metrics["images"] == 2
     assert metrics["settings"]["scales"] == [1.0, 1.5]
     assert set(metrics["regions"]) == {"seam", *(f"latitude {band}/5" for band in range(1, 6))}
     label = Image.open(data / "out/labels/a/1.png")
     assert (label.mode, label.size) == ("L", SIZE)
     assert Image.open(data / "out/colour/a/2.png").mode == "RGB"
+
+
+def test_a_reverse_edge_head_of_the_first_release_is_refused_by_name(data: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19", edges=True)
+    state = checkpoint.load(path)
+    state["method"] = {key.replace("laterals.0.0.", "laterals.0."): value for key, value in state["method"].items()}
+    checkpoint.save(state, path)
+    assert evaluate(data, path) == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "a head of release 0.1.0" in shown and "train that model again" in shown
+
+
+def test_the_default_number_of_workers_suits_the_machine(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch warns of more workers than cores, once per loader."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "This DataLoader will create")
+        with pytest.raises(UserWarning):
+            evaluate(data, path, "num_workers=2")
+        assert evaluate(data, path, "num_workers=null") == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_precision_and_wrap_reach_the_network(precision: str, wrap: bool, data: Path) -> None:
+    """What is saved is what the network itself says, in that precision and with those edges."""
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    settings = [f"precision={precision}", f"wrap={str(wrap).lower()}", "save_predictions=true"]
+    assert evaluate(data, path, *settings) == 0
+    network, image = network_of(path).eval(), read(data, 1)[0]
+    if wrap:
+        wrap_sideways(network)
+    kind = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    with torch.inference_mode(), torch.autocast("cpu", kind, enabled=kind is not None):
+        logits = network(image).logits
+    saved = np.asarray(Image.open(data / "out/labels/a/1.png"))
+    assert np.array_equal(saved, logits.float().argmax(1)[0].numpy())
 
 
 def test_19_classes_scored_in_13(data: Path) -> None:

@@ -10,13 +10,15 @@ PACKAGE = Path(__file__).parents[1] / "trans4pass"
 MAY = {
     "errors": set(),
     "dist": set(),
+    "arguments": {"errors"},
     "labels": {"errors"},
+    "storage": {"errors"},
     "ops": {"errors"},
-    "models": {"ops", "dist", "labels", "errors"},
+    "models": {"ops", "arguments", "dist", "labels", "errors"},
     "losses": {"dist", "labels", "errors"},
-    "data": {"dist", "labels", "errors"},
-    "methods": {"models", "losses", "dist", "labels", "errors"},
-    "engine": {"methods", "models", "losses", "data", "ops", "dist", "labels", "errors"},
+    "data": {"storage", "arguments", "dist", "labels", "errors"},
+    "methods": {"arguments", "models", "losses", "dist", "labels", "errors"},
+    "engine": {"methods", "models", "losses", "data", "ops", "storage", "arguments", "dist", "labels", "errors"},
 }
 HYDRA = {"hydra", "omegaconf"}
 MAY_COMPOSE = {"engine/pipeline.py", "engine/build.py", "engine/command.py"}

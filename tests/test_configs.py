@@ -41,6 +41,14 @@ def test_ablations_have_folders_of_their_own() -> None:
     assert all(name.startswith("runs/toy_ablation_") and name.endswith("_3") for name in names)
 
 
+@pytest.mark.parametrize(
+    ("tool", "given"), [("train", []), ("eval", ["checkpoint=a"]), ("predict", ["checkpoint=a", "input=b"])]
+)
+def test_the_number_of_workers_is_left_to_the_machine(tool: str, given: list[str]) -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        assert compose(tool, given)["num_workers"] is None
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_stage_builds(experiment: str) -> None:
     """Methods, losses, optimisers and transforms, with a micro model and without data."""

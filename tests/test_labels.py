@@ -141,8 +141,30 @@ def test_unlisted_value_names_value_file_space_and_mend():
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(("count", "shown"), [(5, "10, 11, 12, 13, 14 in f"), (6, "10, 11, 12, 13, 14 ... in f")])
+def test_the_first_five_unlisted_values_are_named(count, shown):
+    with pytest.raises(DataError) as error:
+        LabelSpace.from_dict(SMALL).decode(np.arange(10, 10 + count, dtype=np.uint8), "raw", "f")
+    assert f"label value {shown}" in str(error.value)
+
+
+def test_no_pixels_are_no_error():
+    assert LabelSpace.from_dict(SMALL).decode(np.empty((0, 4), np.uint8), "raw", "f").shape == (0, 4)
+
+
+def test_a_space_may_have_255_classes_and_raw_values_of_16_bits():
+    classes = {str(i): [i, 0, 255] for i in range(255)}
+    space = LabelSpace.from_dict(small(classes=classes, encodings={"raw": {"254": [65535], "0": [0]}}))
+    assert space.decode(np.array([65535, 0], np.uint16), "raw", "f").tolist() == [254, 0]
+
+
+def test_colours_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        LabelSpace.from_dict(SMALL).palette[0] = 0
+
+
 def test_unknown_encoding_names_those_there_are():
-    with pytest.raises(ConfigError, match=r"needs the encoding 'nyu40'.*\['raw', 'small'\]"):
+    with pytest.raises(ConfigError, match=r"^f needs the encoding 'nyu40'.*\['raw', 'small'\]"):
         LabelSpace.from_dict(SMALL).decode(np.array([0], np.uint8), "nyu40", "f")
 
 
@@ -182,24 +204,30 @@ def test_colorize_paints_ignored_black():
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [
-        (encoded({"rode": [1]}), "'rode' is not one of the classes"),
+        (encoded({"rode": [1]}), "labels/small, encoding 'raw': 'rode' is not one of the classes"),
         (encoded({"road": [1], "ignored": [1]}), "raw value 1 is listed twice, for 'road' and 'ignored'"),
         (encoded({"road": [1, 1]}), "raw value 1 is listed twice"),
         (encoded({"road": [-1]}), "-1 of 'road' is not a raw label value"),
         (encoded({"road": [65536]}), "65536 of 'road'"),
         (encoded({"road": ["1"]}), "'1' of 'road'"),
-        (encoded({"road": 1}), "encoding 'raw': expected"),
-        (small(classes={"road": [0, 0, 256]}), r"colour \[0, 0, 256\] of 'road'"),
+        (encoded({"road": 1}), "labels/small, encoding 'raw': expected"),
+        (small(classes={"road": [0, 0, 256]}), r"labels/small: the colour \[0, 0, 256\] of 'road'"),
+        (small(classes={"road": [-1, 0, 0]}), r"colour \[-1, 0, 0\] of 'road'"),
+        (small(classes={"road": [0.5, 0.0, 1.0]}), r"colour \[0\.5, 0\.0, 1\.0\] of 'road'"),
+        (small(classes={"road": [True, False, True]}), r"colour \[True, False, True\] of 'road'"),
         (small(classes={"road": [0, 0]}), r"colour \[0, 0\] of 'road'"),
         (small(classes={"road": "red"}), "colour red of 'road'"),
         (small(classes={"ignored": [0, 0, 0]}), "'ignored' cannot be a class's name"),
         (small(classes={True: [0, 0, 0]}), "True cannot be a class's name"),
         (small(classes={}), "0 classes"),
+        (small(classes={str(i): [0, 0, 0] for i in range(256)}), "256 classes"),
+        (small(name=7), "name is a text, not 7"),
+        (small(name=""), "name is a text, not ''"),
         (small(classes=["road"]), "`classes` is"),
         (small(encodings={"small": {}}), "'small' is built in"),
         (small(colours={}), "colours"),
-        ({"name": "x"}, "has the keys"),
-        ("outdoor13", "has the keys"),
+        ({"name": "x"}, r"has the keys.*found \['name'\]"),
+        ("outdoor13", "has the keys.*found str"),
     ],
 )
 def test_contradictions_are_refused_by_name(mapping, words):

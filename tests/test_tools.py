@@ -1,10 +1,14 @@
 """The command line as its user meets it."""
 
+import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.engine.conftest import call
+from tests.engine.conftest import ROOT, call
 
 
 def test_help_is_help() -> None:
@@ -14,19 +18,129 @@ def test_help_is_help() -> None:
         assert word in shown.stdout
 
 
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if "@tool(" in path.read_text())
+TOY = "experiment=pin2pan_toy"
+MISSPELT = {
+    "benchmark": (["repeat=1"], "repeat", "repeats"),
+    "benchmark_data": (["image=1"], "image", "images"),
+    "check_data": (["limt=1"], "limt", "limit"),
+    "compare": (["rns=[a]"], "rns", "runs"),
+    "eval": (["data=densepass", "chekpoint=a"], "chekpoint", "checkpoint"),
+    "export_weights": (["ouput=a"], "ouput", "output"),
+    "make_toy_world": (["world.source_tran=1"], "world.source_tran", "world.source_train"),
+    "plot_schedules": (["schedules.step.sze=1"], "schedules.step.sze", "schedules.step.size"),
+    "predict": (["inptu=a"], "inptu", "input"),
+    "train": ([TOY, "stages.mpa.optim.lrr=1"], "stages.mpa.optim.lrr", "stages.mpa.optim.network.lr"),
+}
+MISTAKES = {  # of train.py: what is typed, what is named, what is meant
+    "a new setting": ([TOY, "+sed=1"], "sed", "seed"),
+    "a new part": ([TOY, "++stage.mpa.steps=1"], "stage", "stages"),
+    "only the end of its name": ([TOY, "lambda_proto=0"], "lambda_proto", "stages.mpa.method.lambda_proto"),
+    "what is to be deleted": ([TOY, "~stages.mpaa"], "stages.mpaa", "stages.mpa"),
+    "of a choice": ([TOY, "model=danet_resnet50", "encoder_weight=a"], "encoder_weight", "model.encoder_weights"),
+    "a choice's place": ([TOY, "schedule@stages.sorce.schedule=cosine"], "sorce", "schedule@stages.source.schedule"),
+    "an experiment": (["experiment=pin2pan_tow"], "pin2pan_tow", "pin2pan_toy"),
+    "an option at its place": ([TOY, "loss@stages.source.method.loss=ohm"], "ohm", "ohem"),
+    "one of several": (["-m", TOY, "model=trans4pass_tiny,danet_micr", "seed=0,1"], "danet_micr", "danet_micro"),
+    "with several others": (["-m", TOY, "model=trans4pass_tiny,danet_micro", "sed=0,1"], "sed", "seed"),
+    "and shown": ([TOY, "sed=1", "--cfg", "job"], "sed", "seed"),
+}
+
+
+def typed(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of a command line, in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("tool", "mistake"),
+    [*((tool, MISSPELT[tool]) for tool in TOOLS), *(("train", mistake) for mistake in MISTAKES.values())],
+    ids=[*TOOLS, *MISTAKES],
+)
+def test_a_misspelt_setting_gets_one_line_with_the_nearest(
+    tool: str,
+    mistake: tuple[list[str], str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    arguments, named, meant = mistake
+    monkeypatch.chdir(tmp_path)
+    assert typed(tool, arguments, monkeypatch) == 2
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert named in line
+    assert re.search(rf"did you mean {re.escape(meant)}\?", line)
+    assert not shown.out or "-m" in arguments  # what Hydra says of its jobs
+    assert not list(tmp_path.rglob("run.log"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["experiment=pin2pan_toy", "stages.mpa.optim.lrr=1"], ["stages.mpa.optim.lrr"]),
-        (["experiment=pin2pan_tow"], ["pin2pan_tow", "pin2pan_toy"]),
+        (["+seed=1"], "already at 'seed'"),
+        (["seed=[1"], "seed=[1"),
+        (["seed"], "seed"),
+        (["+seed"], "seed"),
+        (["seed=1,2"], "--multirun"),
+        (["+lossx@seed=dice"], "'lossx' does not exist"),
+        (["zzz.qqq=1"], "no setting zzz.qqq"),
+        (["--config-name", "nothing"], "nothing"),
+    ],
+)
+def test_other_mistakes_get_one_line_too(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert typed("train", [TOY, *arguments], monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_additions_that_something_takes_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Also where other settings are those of an addition; the run itself stops at its number of threads."""
+    place = "loss@stages.source.method.loss"
+    added = [f"{place}=cross_entropy_dice", f"+{place}.terms.edges=mask_edge", f"{place[5:]}.terms.edges.radius=1"]
+    added += ["+stages.mpa.method.note='a@b=c'"]
+    assert typed("train", [TOY, *added, "threads=0"], monkeypatch) == 2
+    shown = capsys.readouterr()
+    assert "threads must be" in shown.out
+    assert not shown.err
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trans4pass.engine.schedule.make_schedule", lambda **settings: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["plot_schedules.py"])
+    with pytest.raises(ZeroDivisionError):
+        runpy.run_path(str(ROOT / "tools" / "plot_schedules.py"), run_name="__main__")
+
+
+def test_what_hydra_shows_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare.py", "runs=[a]", "--cfg", "job"])
+    runpy.run_path(str(ROOT / "tools" / "compare.py"), run_name="__main__")
+    assert yaml.safe_load(capsys.readouterr().out) == {"runs": ["a"], "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         ([], ["experiment", "pin2pan_toy"]),
         (["experiment=pin2pan", "data_root=/nowhere"], ["/nowhere", "datasets_layout.md", "experiment=pin2pan_toy"]),
     ],
 )
-def test_mistakes_give_words_not_tracebacks(arguments: list[str], words: list[str], tmp_path: Path) -> None:
-    shown = call(*arguments, *([f"run_dir={tmp_path / 'r'}"] if arguments else []))
-    text = shown.stdout + shown.stderr
-    assert shown.returncode != 0
-    assert "Traceback" not in text
+def test_what_is_missing_is_told(
+    arguments: list[str],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert typed("train", arguments, monkeypatch) == 2
+    shown = " ".join(capsys.readouterr().out.split())
     for word in words:
-        assert word in text
+        assert word in shown

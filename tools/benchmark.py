@@ -1,15 +1,11 @@
 """Compare the deformable convolution's backends on this machine: python tools/benchmark.py [setting=value ...]."""
 
-import sys
-
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
 
-from trans4pass.engine.command import resolved
+from trans4pass.engine.command import resolved, tool
 from trans4pass.engine.log import console
-from trans4pass.errors import UserError
 from trans4pass.models.benchmark import LAYERS, make_precision_step, milliseconds, throughput
 
 
@@ -28,23 +24,19 @@ def precision_table(config: dict) -> Table:
     return table
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")
+@tool("benchmark")
 def main(config: DictConfig) -> None:
-    try:
-        plain = resolved(config)
-        torch.set_num_threads(plain["threads"])
-        table = Table(title=f"forward and backward on {plain['device']}, {plain['threads']} threads")
-        for column in ("", "torchvision, ms", "native, ms", "ratio"):
-            table.add_column(column, justify="right" if column else "left")
-        for name in (*LAYERS, "training step"):
-            times = milliseconds(name, torch.device(plain["device"]), plain["repeats"])
-            ratio = times["torchvision"] / times["native"]
-            table.add_row(name, f"{times['torchvision']:.1f}", f"{times['native']:.1f}", f"{ratio:.1f}")
-        console.print(table)
-        console.print(precision_table(plain))
-    except UserError as error:
-        console.print(str(error), style="red", markup=False)
-        sys.exit(2)
+    plain = resolved(config)
+    torch.set_num_threads(plain["threads"])
+    table = Table(title=f"forward and backward on {plain['device']}, {plain['threads']} threads")
+    for column in ("", "torchvision, ms", "native, ms", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in (*LAYERS, "training step"):
+        times = milliseconds(name, torch.device(plain["device"]), plain["repeats"])
+        ratio = times["torchvision"] / times["native"]
+        table.add_row(name, f"{times['torchvision']:.1f}", f"{times['native']:.1f}", f"{ratio:.1f}")
+    console.print(table)
+    console.print(precision_table(plain))
 
 
 if __name__ == "__main__":

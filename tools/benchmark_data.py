@@ -1,29 +1,22 @@
 """Measure what the decode cache saves on this machine: python tools/benchmark_data.py [setting=value ...]."""
 
-import sys
 import tempfile
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 from rich.table import Table
 
 from trans4pass.data.benchmark import milliseconds_per_sample, write_pictures
-from trans4pass.engine.command import resolved
+from trans4pass.engine.command import resolved, tool
 from trans4pass.engine.log import console
-from trans4pass.errors import UserError
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark_data")
+@tool("benchmark_data")
 def main(config: DictConfig) -> None:
-    try:
-        plain = resolved(config)
-        with tempfile.TemporaryDirectory(dir=plain["folder"]) as folder:
-            write_pictures(Path(folder), plain["images"], plain["size"])
-            times = milliseconds_per_sample(Path(folder), plain["cache_size"])
-    except UserError as error:
-        console.print(str(error), style="red", markup=False)
-        sys.exit(2)
+    plain = resolved(config)
+    with tempfile.TemporaryDirectory(dir=plain["folder"]) as folder:
+        write_pictures(Path(folder), plain["images"], plain["size"])
+        times = milliseconds_per_sample(Path(folder), plain["cache_size"])
     table = Table(title=f"ms per sample of {plain['size'][0]}x{plain['size'][1]}, one process")
     table.add_column("read from")
     table.add_column("ms", justify="right")

@@ -1,36 +1,31 @@
 """Render the toy world, a stand-in for real data: python tools/make_toy_world.py [setting=value ...]."""
 
-import sys
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trans4pass.data import toy_world
-from trans4pass.errors import UserError
+from trans4pass.engine.command import resolved, tool
+from trans4pass.engine.pictures import write_picture
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="make_toy_world")
+@tool("make_toy_world")
 def main(config: DictConfig) -> None:
     console = Console(soft_wrap=True)
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = resolved(config)
     root = Path(plain["root"])
-    try:
-        with Progress(TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
-            task = bar.add_task("", total=None)
-            world = toy_world.ensure(
-                root,
-                lambda done, total: bar.update(task, completed=done, total=total),
-                **plain["world"],
-            )
-    except UserError as error:
-        console.print(str(error), style="red", markup=False)
-        sys.exit(2)
+    with Progress(TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
+        task = bar.add_task("", total=None)
+        world = toy_world.ensure(
+            root,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            **plain["world"],
+        )
     preview = root / "preview.png"
-    Image.fromarray(toy_world.preview(world, plain["preview_rows"])).save(preview)
+    write_picture(preview, Image.fromarray(toy_world.preview(world, plain["preview_rows"])))
     for name in (*toy_world.TREES, toy_world.MARKER):
         console.print(root / name)
     console.print(f"a look at it: {preview}")

@@ -1,15 +1,15 @@
 """Draw the learning-rate policies into one picture: python tools/plot_schedules.py [setting=value ...]."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
+from trans4pass.engine.command import resolved, tool
+from trans4pass.engine.pictures import write_picture
 from trans4pass.engine.schedule import make_schedule
-from trans4pass.errors import UserError
+from trans4pass.errors import ConfigError
 
 COLUMNS = 4
 PANEL = (320, 240)  # pixels
@@ -35,24 +35,21 @@ def draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, facto
     draw.line(curve, LINE, 2)
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="plot_schedules")
+@tool("plot_schedules")
 def main(config: DictConfig) -> None:
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = resolved(config)
     steps, schedules = plain["steps"], plain["schedules"]
     rows = -(-len(schedules) // COLUMNS)
     picture = Image.new("RGB", (COLUMNS * PANEL[0], rows * PANEL[1]), "white")
     draw = ImageDraw.Draw(picture)
-    try:
-        for index, (title, schedule) in enumerate(schedules.items()):
-            factor = make_schedule(**schedule | {"total_steps": schedule["total_steps"] or steps})
-            row, column = divmod(index, COLUMNS)
-            draw_panel(draw, column * PANEL[0], row * PANEL[1], title, factor, steps)
-        path = Path(plain["file"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except (UserError, OSError, ValueError) as error:  # PIL raises ValueError for an unknown suffix
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    path = Path(plain["file"])
+    if path.suffix != ".png":
+        raise ConfigError(f"file={path} must end in .png")
+    for index, (title, schedule) in enumerate(schedules.items()):
+        factor = make_schedule(**schedule | {"total_steps": schedule["total_steps"] or steps})
+        row, column = divmod(index, COLUMNS)
+        draw_panel(draw, column * PANEL[0], row * PANEL[1], title, factor, steps)
+    write_picture(path, picture)
     print(path)
 
 

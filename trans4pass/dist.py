@@ -1,6 +1,7 @@
 """Rank, world size and reductions that are no-ops in a single process: the ground floor of the package."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as td
@@ -49,11 +50,21 @@ def barrier() -> None:
 
 def any_(flag: bool, device: torch.device | str = "cpu") -> bool:
     """Whether `flag` holds on any rank; every rank must call it."""
+    return bool(largest([flag], device)[0])
+
+
+def largest(values: Sequence[float], device: torch.device | str = "cpu") -> Sequence[float]:
+    """The largest of each value over all ranks; every rank must call it."""
     if not active():
-        return flag
-    seen = torch.tensor(float(flag), device=device)
+        return values
+    seen = torch.tensor(values, dtype=torch.float32, device=device)
     td.all_reduce(seen, td.ReduceOp.MAX)
-    return bool(seen.item())
+    return seen.tolist()
+
+
+def largest_share(count: int) -> int:
+    """How many of `count` items, dealt out one by one, the rank with the most has."""
+    return -(-count // world_size())
 
 
 def broadcast_object(value):
@@ -63,3 +74,12 @@ def broadcast_object(value):
     box = [value]
     td.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_objects(value) -> list:
+    """Every rank's `value`, in the ranks' order, on every rank."""
+    if not active():
+        return [value]
+    values = [None] * world_size()
+    td.all_gather_object(values, value)
+    return values

@@ -1,19 +1,27 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 (preemption): remembered when they come, acted on between two steps."""
+"""Ctrl-C, SIGTERM and SIGUSR1 (preemption): remembered when they come, acted on where all ranks can stop together."""
 
+import os
 import signal
-from types import FrameType
+from collections.abc import Iterable, Iterator
+from types import FrameType, TracebackType
+from typing import TypeVar
+
+import torch
 
 from trans4pass import dist
+from trans4pass.errors import UserError
 
-REQUEUE = 75  # EX_TEMPFAIL: the run is saved and wants to be started again
+T = TypeVar("T")
+
+REQUEUE = 75  # EX_TEMPFAIL: the run wants to be started again
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; what must be kept is saved."""
+    """A signal asked the run to stop."""
 
     def __init__(self, number: int):
-        super().__init__(f"{signal.Signals(number).name}: stopped")
+        super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
 
     @property
@@ -22,18 +30,33 @@ class Interrupted(Exception):
         return 128 + signal.SIGINT if self.number == signal.SIGINT else REQUEUE
 
 
-class Interrupts:
-    """While entered, the first signal is noted and the second one of Ctrl-C stops at once."""
+class OtherRankFailed(UserError):
+    """This rank could go on, another one cannot."""
 
-    def __init__(self) -> None:
+
+class Interrupts:
+    """While entered, notes signals; who has long work to do asks it at short intervals whether to stop.
+
+    A second Ctrl-C stops at once. Under torchrun, its death counts as SIGTERM: a signal that it does not forward
+    (SIGUSR1, unless --signals-to-handle names it) ends torchrun and leaves its processes behind.
+
+    Args:
+        device: where the ranks compare what they noted; NCCL needs a GPU's tensors.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self.number: int | None = None
+        self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupts":
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if isinstance(error, Interrupted):
+            return  # what ends other ranks, or comes twice, must not change the exit status any more
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -42,12 +65,43 @@ class Interrupts:
             raise KeyboardInterrupt
         self.number = number
 
-    def check(self, device: object = "cpu") -> None:
-        """Raise `Interrupted` on every rank if a signal came to any; every rank must call it."""
-        if dist.any_(self.number is not None, device):
-            raise Interrupted(self.number or signal.SIGTERM)
+    def check(self, failed: bool = False) -> None:
+        """Stop on every rank where a signal came to any, or where another rank calls it with `failed`.
+
+        Every rank must call it equally often.
+
+        Raises:
+            Interrupted: a signal came.
+            OtherRankFailed: none came, and this rank has not failed.
+        """
+        if self._torchrun not in (None, os.getppid()):
+            self.number = self.number or signal.SIGTERM
+        number, any_failed = dist.largest([self.number or 0, failed], self.device)
+        if number:
+            raise Interrupted(int(number))
+        if any_failed and not failed:
+            raise OtherRankFailed("another process of this run cannot go on; what it printed says why")
 
     def check_alone(self) -> None:
-        """As `check`, where ranks do not run in step: in several processes it waits for the next `check`."""
-        if not dist.active() and self.number is not None:
+        """As `check`, of this rank's signals only, where ranks do not work in step and nothing is to be kept."""
+        if self.number is not None:
             raise Interrupted(self.number)
+
+    def between(self, items: Iterable[T], rounds: int) -> Iterator[T]:
+        """This rank's items, with a `check` before each and one at the end.
+
+        `rounds`, the same on every rank, is the number of items or more: a rank that has fewer checks as often as the
+        others. What iterating over `items` raises stops all ranks; nobody may leave the loop otherwise.
+        """
+        iterator = iter(items)
+        for _ in range(rounds):
+            self.check()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                continue
+            except Exception:
+                self.check(failed=True)
+                raise
+            yield item
+        self.check()

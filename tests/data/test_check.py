@@ -100,6 +100,10 @@ def test_a_split_that_cannot_be_read_is_a_fault_and_the_others_are_read(cityscap
 def test_a_split_without_labels_lacks_none(densepass_root, cityscapes19, tmp_path, capsys):
     clean, text = printed(tmp_path, capsys, "data=densepass", "labels=cityscapes19")
     assert clean and "2000 (differs)" in text
+    rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+    shown = {row[1]: row[2:4] for row in rows if len(row) == 5}  # train has no labels, val has
+    for name in ("road", "car", "ignored, of all pixels"):
+        assert shown[name][0] == "-" and 0 < float(shown[name][1]) < 100
     summary = check.begin(DensePASS(densepass_root, "val", cityscapes19, labelled=False))
     assert summary.labelled == 2
 

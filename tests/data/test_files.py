@@ -1,9 +1,11 @@
 """Reading pictures that may be damaged, hostile or merely strange: refused in words, or read right."""
 
+import errno
 import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +15,24 @@ from tiny_images import SIZE, label_map, picture
 
 from tests.mutations import mutated
 from trans4pass.data import Item, SegmentationDataset
-from trans4pass.data.files import image_size, read_colour_label, read_image, read_label
+from trans4pass.data.files import files_below, image_size, read_colour_label, read_image, read_label
 from trans4pass.errors import DataError
 
 
 def written(tmp_path, pixels: Image.Image, name: str = "a.png", **settings):
     pixels.save(tmp_path / name, **settings)
     return tmp_path / name
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """Root may read anything, so that the refusal is played."""
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=f"cannot look into {tmp_path} .Permission denied"):
+        list(files_below(tmp_path))
 
 
 def png(width: int, height: int, rows: bytes, checksum_of: bytes | None = None) -> bytes:

@@ -323,6 +323,16 @@ def test_folder_is_a_panorama_where_it_is_told_so(own_root, cityscapes19):
         Folder(own_root, "train", cityscapes19, transform=ROLL)
 
 
+@pytest.mark.parametrize(("width", "hinted"), [(64, True), (79, True), (80, False), (200, False)])
+def test_a_panorama_that_is_too_narrow_to_go_round_gets_one_hint(tmp_path, cityscapes19, caplog, width, hinted):
+    path = save(tmp_path / "images/train/a.png", picture(0, (width, 40)))
+    for panorama in (True, False, True):
+        Folder(tmp_path, "train", cityscapes19, annotations=None, panorama=panorama)
+    assert [f"{path} is {width}x40" in record.getMessage() for record in caplog.records] == [True] * hinted
+    path.write_bytes(b"no picture")  # which is told where it is read
+    Folder(tmp_path, "train", cityscapes19, annotations=None, panorama=True)
+
+
 def test_folder_names_what_it_lacks(own_root, cityscapes19):
     (own_root / "texts").mkdir()
     (own_root / "images/train/notes.txt").rename(own_root / "texts/notes.txt")

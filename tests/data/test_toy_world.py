@@ -1,7 +1,10 @@
 """The toy world: reproducible to the byte, seamless, in the exact layouts, and careful with what is on the disk."""
 
+import errno
 import json
 import multiprocessing
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trans4pass.data import toy_world
+from trans4pass import toy_world
 from trans4pass.toy_world import ToyWorld, ensure, render_image
 from trans4pass.toy_world.scene import mix
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, DamagedFile, StorageError
 
 TINY = {
     "pinhole_size": (32, 16),
@@ -215,6 +218,36 @@ def test_a_world_of_other_settings_is_refused_by_name(rendered):
         ensure(rendered, **{**TINY, "target_val": 3, "appearance": 0.5})
     assert "another root, or delete" in str(error.value)
     assert set(contents(rendered)) == FILES
+
+
+def test_a_finished_world_is_read_where_nothing_may_be_written(rendered, monkeypatch):
+    """Root may write anywhere, so that the refusal is played."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    whole = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", *more: (refuse if "w" in mode else whole)(path, mode, *more)
+    )
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert ensure(rendered, **TINY) == ToyWorld(**TINY)
+    with pytest.raises(StorageError, match=r"Read-only file system.*data_root="):
+        ensure(rendered / "other", **TINY)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"renderer": 1,', b"[]"])
+def test_a_damaged_marker_is_named_with_the_fix(content, rendered, tmp_path):
+    shutil.copytree(rendered, tmp_path / "world")
+    (tmp_path / "world" / "toy_world.json").write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"toy_world\.json is damaged.*delete .*world to render it anew"):
+        ensure(tmp_path / "world", **TINY)
+
+
+@pytest.mark.parametrize(("setting", "message"), [("seeds", "seeds has no effect"), ("seed", "seed is 'x', and must")])
+def test_settings_are_checked_by_name_and_type(setting, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        ensure(tmp_path, **{setting: "x"})
 
 
 def test_data_that_is_no_toy_world_is_never_touched(tmp_path):

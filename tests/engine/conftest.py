@@ -1,21 +1,31 @@
 """A tiny toy world, and runs of the whole pipeline on it: in this process, or as a user would start them."""
 
+import copy
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
 from trans4pass.data import toy_world
 from trans4pass.engine import checkpoint
-from trans4pass.engine.command import run_command
-from trans4pass.engine.pipeline import train
+from trans4pass.engine.command import resolved, run_command
+from trans4pass.engine.interrupt import Interrupts
+from trans4pass.engine.pipeline import make_stages, train
+from trans4pass.engine.run import Run
+from trans4pass.engine.stage import Stage
+from trans4pass.labels import LabelSpace
 
 ROOT = Path(__file__).parents[2]
 WORLD = {
@@ -52,6 +62,16 @@ def tiny(tiny_data: Path) -> list[str]:
     return overrides
 
 
+@pytest.fixture(scope="session")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, started as a user would; to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = call(*tiny, f"run_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gain over source-only" in done.stdout
+    return folder
+
+
 @pytest.fixture
 def run_here(tiny: list[str]) -> Callable[..., int]:
     """Run the pipeline in this process; returns the exit status."""
@@ -62,6 +82,34 @@ def run_here(tiny: list[str]) -> Callable[..., int]:
         return run_command(train, config)
 
     return run
+
+
+@cache
+def chosen(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The training configuration as plain values.
+
+    Hydra takes a quarter of a second to choose files, so plain values are set on what it once chose.
+    """
+    plain = [text.partition("=")[::2] for text in overrides if re.fullmatch(r"[\w.]+=.*", text)]
+    plain = [(key, value) for key, value in plain if key not in ("experiment", "model")]
+    texts = {f"{key}={value}" for key, value in plain}
+    config = copy.deepcopy(chosen(*(text for text in overrides if text not in texts)))
+    for key, value in plain:
+        OmegaConf.update(config, key, yaml.safe_load(value))
+    return resolved(config)
+
+
+def stages_of(folder: Path, *overrides: str) -> dict[str, Stage]:
+    """A configuration's enabled stages by name, in a folder, nothing run yet."""
+    config = composed(*overrides)
+    labels = LabelSpace.from_dict(config["labels"])
+    run = Run(config, folder, labels, torch.device("cpu"), Interrupts())
+    return {stage.name: stage for stage in make_stages(run)}
 
 
 def command(*arguments: str, tool: str = "train.py", launcher: tuple[str, ...] = ()) -> list[str]:

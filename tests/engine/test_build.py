@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
+import torch
 from torch import nn
 
+import trans4pass.methods
 from trans4pass.engine.build import build
-from trans4pass.engine.optim import build_optimizers
 from trans4pass.errors import ConfigError
 from trans4pass.losses import Focal
 
@@ -31,44 +34,31 @@ def test_other_targets_are_refused(target: str | None) -> None:
         build({"_target_": target}, "stages.mpa.method")
 
 
+class Broken(nn.Module):
+    """A method with a bug in it, as its author would name it."""
+
+    def __init__(self, weight: float = 1.0, kind: str = "TypeError") -> None:
+        super().__init__()
+        raise {"TypeError": TypeError, "ValueError": ValueError, "OSError": OSError}[kind]("a bug of the author's")
+
+
+@pytest.mark.parametrize("kind", ["TypeError", "ValueError", "OSError"])
+def test_a_bug_in_a_constructor_goes_through_as_it_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Broken.__module__ = "trans4pass.methods.broken"
+    monkeypatch.setattr(trans4pass.methods, "Broken", Broken, raising=False)
+    with pytest.raises((TypeError, ValueError, OSError), match="a bug of the author's") as raised:
+        build({"_target_": "trans4pass.methods.Broken", "kind": kind}, "stages.mpa.method")
+    assert type(raised.value).__name__ == kind
+    assert "Broken" in Path(raised.traceback[-1].path).read_text()  # the line is in the traceback
+    with pytest.raises(ConfigError, match=r"stages\.mpa\.method\.weight is 'x', and must be float"):
+        build({"_target_": "trans4pass.methods.Broken", "weight": "x"}, "stages.mpa.method")
+
+
+def test_numbers_that_an_optimiser_refuses_are_the_users() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.network: Invalid learning rate: -1"):
+        build({"_target_": "torch.optim.SGD", "lr": -1.0}, "optim.network", [nn.Parameter(torch.zeros(1))])
+
+
 def test_a_leaf_without_effect_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"stages\.mpa\.method\.loss\.gama has no effect.*gamma"):
         build({"_target_": "trans4pass.losses.Focal", "gama": 1.0}, "stages.mpa.method.loss")
-
-
-class Method(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Sequential()
-        self.network.encoder, self.network.context, self.network.head = (nn.Linear(2, 2) for _ in range(3))
-        self.discriminator = nn.Linear(2, 1)
-
-
-SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
-
-
-def test_all_behind_the_encoder_gets_its_own_rate() -> None:
-    method = Method()
-    optimizers = build_optimizers(method, {"network": {**SGD, "head_lr_scale": 10.0}, "discriminator": SGD}, "optim")
-    rates = {id(p): group["lr"] for group in optimizers["network"].param_groups for p in group["params"]}
-    assert {rates[id(p)] for p in method.network.encoder.parameters()} == {0.1}
-    for part in (method.network.context, method.network.head):
-        assert {rates[id(p)] for p in part.parameters()} == {1.0}
-    assert len(optimizers["discriminator"].param_groups) == 1
-
-
-def test_each_trainable_parameter_needs_exactly_one_optimiser() -> None:
-    with pytest.raises(ConfigError, match=r"discriminator\.weight"):
-        build_optimizers(Method(), {"network": SGD}, "optim")
-    shared = Method()
-    shared.discriminator = shared.network.head
-    with pytest.raises(ConfigError, match="also trained by"):
-        build_optimizers(shared, {"network": SGD, "discriminator": SGD}, "optim")
-    with pytest.raises(ConfigError, match="lrr"):
-        build_optimizers(Method(), {"network": SGD, "discriminator": SGD, "lrr": 1}, "optim")
-
-
-def test_frozen_parameters_need_none() -> None:
-    method = Method()
-    method.discriminator.requires_grad_(False)
-    assert set(build_optimizers(method, {"network": SGD}, "optim")) == {"network"}

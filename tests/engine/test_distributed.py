@@ -1,20 +1,22 @@
-"""N processes, one process with the N-fold batch, and accumulated batches: the same gradients and banks, in float64."""
+"""Two processes against one: gradients and banks in float64, skipped steps, scores, BatchNorm's statistics, files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as td
-import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 from trans4pass import create_model
-from trans4pass.engine.interrupt import Interrupts
-from trans4pass.engine.schedule import make_schedule
-from trans4pass.engine.trainer import Trainer, TrainerSettings
+from trans4pass.engine.evaluation import Predictor, evaluate
+from trans4pass.engine.metrics import Regions
+from trans4pass.engine.trainer import Trainer
 from trans4pass.losses import CrossEntropy, Dice, Focal, HardPixelCrossEntropy, WeightedSum
 from trans4pass.methods import Adaptation, Method, Supervised
+
+from . import test_skip, test_trainer
+from .small import InMemory, Pixelwise, in_two_processes, label_space, tiny_segmentor, trainer_of
 
 K = 4
 BANKS = {"prototypes": {"update_every": 1, "momentum": 0.5}}
@@ -45,14 +47,7 @@ def make(name: str, folder: Path, accumulate: int = 1) -> Trainer:
     for key, buffer in method.named_buffers():
         if key.endswith("bank.prototypes"):
             buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
-    parts = {
-        key: torch.optim.SGD(child.parameters(), 1.0)
-        for key, child in method.named_children()
-        if key in ("network", "discriminator")
-    }
-    settings = TrainerSettings(steps=1, accumulate=accumulate)
-    schedule = make_schedule("fixed", 1)
-    return Trainer("s", method, parts, schedule, None, None, settings, folder, torch.device("cpu"), Interrupts(), {})
+    return trainer_of(method, folder, accumulate=accumulate)
 
 
 def batches(count: int, size: int) -> list[dict[str, Any]]:
@@ -82,35 +77,106 @@ def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def stepped(trainer: Trainer, micro_batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def stepped(trainer: Trainer, micro_batches: list[dict[str, Any]]) -> dict[str, Tensor]:
     """All weights and buffers after one step."""
     trainer._call = trainer._wrap()
     trainer.train_step(micro_batches)
     return {key: value.clone() for key, value in trainer.method.state_dict().items()}
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def steps_of(rank: int, folder: Path) -> dict[str, dict[str, Tensor]]:
     made = batches(4, 1)
-    result = {name: stepped(make(name, Path(folder)), [made[rank]]) for name in METHODS}
-    result |= {
-        f"{name}, accumulated": stepped(make(name, Path(folder), 2), made[2 * rank : 2 * rank + 2])
+    result = {name: stepped(make(name, folder), [made[rank]]) for name in METHODS}
+    return result | {
+        f"{name}, accumulated": stepped(make(name, folder, 2), made[2 * rank : 2 * rank + 2])
         for name in METHODS
         if "ecrm" not in name
     }
-    torch.save(result, Path(folder) / f"rank{rank}.pt")
-    td.destroy_process_group()
+
+
+def poisoned(rank: int, folder: Path) -> list[dict[str, Any]]:
+    """Rank 1 gets an image that is not finite, of each domain in turn.
+
+    Memory before and after the skipped step, after the step behind it, and after that step without a skip.
+    """
+    results = []
+    for domain in ("source", "target"):
+        trainer, twin = test_skip.make(folder), test_skip.make(folder)
+        for each in (trainer, twin):
+            each._call = each._wrap()
+            each.train_step([test_skip.batch(rank)])
+        states = {"before": test_skip.memory(trainer)}
+        trainer.train_step([test_skip.batch(2 + rank, domain if rank == 1 else None)])
+        states["after"] = test_skip.memory(trainer)
+        for each in (trainer, twin):
+            each.train_step([test_skip.batch(4 + rank)])
+        results.append(
+            {**states, "next": test_skip.memory(trainer), "twin": test_skip.memory(twin), "skipped": trainer.skipped}
+        )
+    return results
+
+
+SPACE = label_space(["road", "sky", "car"])
+
+
+def scored(rank: int, folder: Path) -> dict[str, Any]:
+    """A set of three images: the first process has two of them. Parts of panoramas: each process has one panorama."""
+    confusion = evaluate(Predictor(Pixelwise(), torch.device("cpu")), InMemory(SPACE, 3), SPACE)
+    regions, sample = Regions(3), InMemory(SPACE, 2)[rank]
+    regions.update(sample["label"], sample["image"][1].long() % 3)
+    return {"counts": confusion.counts, "regions": regions.scores()}
+
+
+def fitted(rank: int, folder: Path) -> dict[str, Any]:
+    """A step that is saved, one that is evaluated, in a folder of the rank's own: BatchNorm's statistics by place."""
+    seen: dict[str, Any] = {}
+
+    def note(place: str) -> None:
+        buffers = trainer.method.network.named_buffers()
+        seen[f"{place} {trainer.step}"] = torch.cat([buffer for name, buffer in buffers if "running" in name])
+
+    def evaluate(trainer: Trainer, final: bool) -> dict[str, float]:
+        note("evaluated")
+        return {"source": 1.0}
+
+    def batches(step: int) -> Iterator[dict[str, Any]]:
+        return iter([test_skip.batch(rank), test_skip.batch(rank + 2)])
+
+    method = Supervised(tiny_segmentor(test_skip.K), CrossEntropy())
+    own = folder / f"own{rank}"
+    trainer = trainer_of(method, own, batches, evaluate, steps=2, checkpoint_every=1)
+    save, advance = trainer.save, trainer.advance_schedules
+    trainer.save = lambda: (save(), note("saved"))
+    trainer.advance_schedules = lambda skipped: (advance(skipped), note("trained"))  # the last thing that a step does
+    trainer.fit(lambda: None)
+    return {**seen, "files": sorted(path.name for path in own.iterdir())}
+
+
+def counted(rank: int, folder: Path) -> float:
+    """A buffer that each rank moves by itself: from 10 * rank by one forward."""
+    trainer = test_trainer.make(folder)
+    trainer.method.network.forwards.fill_(10 * rank)
+    trainer._call = trainer._wrap()
+    trainer.train_step([test_trainer.batch(rank)])
+    return trainer.method.network.forwards.item()
+
+
+def work(rank: int, folder: str) -> dict[str, Any]:
+    return {part.__name__: part(rank, Path(folder)) for part in (steps_of, poisoned, scored, fitted, counted)}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found; they are started once, which takes longer than all that they do."""
+    return in_two_processes(work, tmp_path_factory.mktemp("ranks"))
 
 
-def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+@pytest.fixture
+def ranks(both: list[dict[str, Any]]) -> list[dict[str, dict[str, Tensor]]]:
+    return [rank["steps_of"] for rank in both]
+
+
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(
         (one[key].double() - other[key].double()).nan_to_num().abs().max().item() for key in one if one[key].numel()
@@ -131,3 +197,45 @@ def test_accumulation_over_two_processes_equals_one_batch(name: str, ranks: list
     whole = stepped(make(name, tmp_path), [joined(batches(4, 1))])
     assert difference(ranks[0][f"{name}, accumulated"], whole) < 1e-10
     assert difference(stepped(make(name, tmp_path, 4), batches(4, 1)), whole) < 1e-10
+
+
+def test_a_step_that_one_process_cannot_make_is_skipped_by_both(both: list) -> None:
+    for states in [states for rank in both for states in rank["poisoned"]]:
+        assert states["skipped"] == 1
+        assert test_skip.differences(states["before"], states["after"]) == []
+        # Not bit for bit: after a forward that was left without its backward, DDP exchanges once more in the next step.
+        assert test_skip.differences(states["twin"], states["next"], tolerance=1e-6) == []
+        assert len(test_skip.differences(states["before"], states["next"])) > 50
+    for first, second in zip(both[0]["poisoned"], both[1]["poisoned"]):
+        apart = test_skip.differences(first["next"], second["next"])
+        assert apart and all("running_" in place for place in apart)  # BatchNorm's statistics are each rank's own
+
+
+def test_two_processes_score_as_one(both: list) -> None:
+    whole = scored(0, Path())
+    for rank in both:
+        assert torch.equal(rank["scored"]["counts"], whole["counts"])
+    regions = Regions(3)
+    for sample in InMemory(SPACE, 2).samples:
+        regions.update(sample["label"], sample["image"][1].long() % 3)
+    assert both[0]["scored"]["regions"] == both[1]["scored"]["regions"] == regions.scores()
+    assert regions.scores() != whole["regions"]
+
+
+def test_batchnorms_statistics_are_averaged_before_they_are_used(both: list) -> None:
+    first, second = (rank["fitted"] for rank in both)
+    for step, places in ((1, ["saved 1"]), (2, ["evaluated 2", "saved 2"])):
+        own = [rank[f"trained {step - 1}"] for rank in (first, second)]  # the trainer counts a step after it
+        assert (own[0] - own[1]).abs().max() > 1e-3
+        for place in places:
+            for rank in (first, second):
+                assert (rank[place] - (own[0] + own[1]) / 2).abs().max() < 1e-6
+
+
+def test_other_buffers_stay_each_ranks_own(both: list) -> None:
+    assert [rank["counted"] for rank in both] == [1, 11]
+
+
+def test_the_first_process_writes_for_both(both: list) -> None:
+    assert {"best.pt", "last.pt", "tensorboard"} <= set(both[0]["fitted"]["files"])
+    assert both[1]["fitted"]["files"] == []

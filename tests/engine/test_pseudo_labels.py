@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -33,25 +34,48 @@ def test_thresholds_equal_sorting(count: int, keep: float) -> None:
 
 def test_cap() -> None:
     counts = pseudo_labels.histogram(np.zeros(4, np.uint8), np.full(4, 1.0, np.float16), 1)
-    assert pseudo_labels.thresholds(counts, cap=0.7).tolist() == [0.7]
+    assert [pseudo_labels.thresholds(counts, cap=cap).item() for cap in (0.0, 0.7, 1.0)] == [0.0, 0.7, 1.0]
+
+
+def test_a_pixel_at_its_classs_threshold_keeps_its_label() -> None:
+    label, probability = np.array([[0, 0, 1, 1]], np.uint8), np.array([[0.5, 0.499, 0.75, 0.5]], np.float16)
+    result = pseudo_labels.pseudo_label(label, probability, np.array([0.5, 0.75]))
+    assert result.tolist() == [[0, 255, 1, 255]]
+    assert result.dtype == np.uint8
 
 
 def test_confidence_is_the_class_and_its_probability() -> None:
-    logits = torch.tensor([[[[0.0, 2.0]], [[1.0, 0.0]]]])
+    logits = torch.tensor([[[[1.0, 2.0]], [[2.0, 0.0]], [[0.0, -1.0]]]])
     label, probability = pseudo_labels.confidence(logits)
     assert label.tolist() == [[1, 0]]
-    assert probability.dtype == np.float16
-    assert probability.ravel() == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2))], abs=1e-3)
+    assert (label.dtype, probability.dtype) == (np.uint8, np.float16)
+    expected = [np.e**2 / (np.e**2 + np.e + 1), np.e**2 / (np.e**2 + 1 + 1 / np.e)]
+    assert probability.ravel() == pytest.approx(expected, abs=2**-12)  # float16's rounding in [.5, 1]
 
 
 def test_spill_round_trip(tmp_path: Path) -> None:
     label, probability = np.array([[3, 4]], np.uint8), np.array([[0.5, 0.25]], np.float16)
-    pseudo_labels.spill(tmp_path / "folder" / "a.npz", label, probability)
-    back = pseudo_labels.unspill(tmp_path / "folder" / "a.npz")
-    assert np.array_equal(back[0], label)
-    assert np.array_equal(back[1], probability)
+    folder = tmp_path / "stage" / "maps"
+    for name in ("a.npz", "b.npz"):
+        pseudo_labels.spill(folder / name, label, probability)
+        back = pseudo_labels.unspill(folder / name)
+        assert np.array_equal(back[0], label)
+        assert np.array_equal(back[1], probability)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.npz", "b.npz"]
 
 
-def test_bad_shares_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"1\.2"):
-        pseudo_labels.thresholds(np.zeros((1, pseudo_labels.BINS), np.int64), keep=1.2)
+def test_a_spill_that_fails_leaves_no_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(file: BinaryIO, **maps: np.ndarray) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", cut)
+    with pytest.raises(OSError, match="No space"):
+        pseudo_labels.spill(tmp_path / "a.npz", np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.float16))
+    assert not (tmp_path / "a.npz").exists()
+
+
+@pytest.mark.parametrize("share", [{"keep": 1.2}, {"keep": -0.1}, {"cap": 1.2}, {"cap": -0.1}])
+def test_bad_shares_are_refused(share: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=str(*share.values())):
+        pseudo_labels.thresholds(np.zeros((1, pseudo_labels.BINS), np.int64), **share)

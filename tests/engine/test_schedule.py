@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"
         ("multistep", {"milestones": [10, 12]}, {0: 1, 9: 1, 10: 0.1, 11: 0.1, 12: 0.01, 100: 0.01}),
         ("multistep", {"milestones": [12, 10], "gamma": 0.5}, {9: 1, 11: 0.5, 12: 0.25}),
         ("poly", {"power": 0.9}, {0: 1, 50: 0.5**0.9, 99: 0.01**0.9, 100: 0, 150: 0}),
+        ("poly", {}, {50: 0.5**0.9}),
         ("sigmoid", {"gamma": -0.1, "middle": 20}, {0: 1 / (1 + math.exp(-2)), 20: 0.5, 30: 1 / (1 + math.e)}),
         ("sigmoid", {"gamma": 0.1, "middle": 20}, {20: 0.5, 30: 1 / (1 + 1 / math.e)}),
         ("sigmoid", {"gamma": -9.0, "middle": 1000}, {0: 1, 2000: 0}),
@@ -51,6 +52,8 @@ def test_warmup_is_a_line_to_the_policy() -> None:
         ({"policy": "inv", "total_steps": 10, "gamma": -0.5, "power": 0.75}, "gamma must be >= 0"),
         ({"policy": "exp", "total_steps": 10, "gamma": -0.5}, "numbers >= 0"),
         ({"policy": "exp", "total_steps": 10**6, "gamma": 2.0}, "exp"),
+        ({"policy": "exp", "total_steps": 10, "gamma": math.nan}, "numbers >= 0"),
+        ({"policy": "exp", "total_steps": 10, "gamma": math.inf}, "numbers >= 0"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, word: str) -> None:

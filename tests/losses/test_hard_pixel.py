@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests import slow
 from trans4pass.errors import ConfigError
 from trans4pass.losses.hard_pixel import HardPixelCrossEntropy, OHEMCrossEntropy
 
@@ -11,20 +12,12 @@ CLASSES = 4
 
 
 def random_case() -> tuple[Tensor, Tensor]:
+    """Three images of 12 pixels, of which 8, none and 12 have labels."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, CLASSES, 5, 7, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, CLASSES, (3, 5, 7), generator=generator)
-    labels[0, :2], labels[1] = 255, 255
+    logits = torch.randn(3, CLASSES, 3, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, CLASSES, (3, 3, 4), generator=generator)
+    labels[0, 0], labels[1] = 255, 255
     return logits, labels
-
-
-def pixel_losses(logits: Tensor, labels: Tensor) -> list[list[tuple[float, int]]]:
-    """(-log of the true class's probability, class) of each labelled pixel, by image."""
-    return [
-        [(-image[:, i, j].log_softmax(0)[k].item(), k) for i, row in enumerate(label.tolist())
-         for j, k in enumerate(row) if k != 255]
-        for image, label in zip(logits, labels)
-    ]  # fmt: skip
 
 
 def at_step(loss: HardPixelCrossEntropy, step: int) -> HardPixelCrossEntropy:
@@ -34,18 +27,21 @@ def at_step(loss: HardPixelCrossEntropy, step: int) -> HardPixelCrossEntropy:
 
 
 @pytest.mark.parametrize(("mining_steps", "step"), [(0, 0), (100, 0), (100, 1), (100, 37), (100, 100), (100, 500)])
-@pytest.mark.parametrize("top", [0.15, 0.001, 1.0])
+@pytest.mark.parametrize("top", [0.3, 0.001, 1.0])
 def test_hard_pixels_are_the_formula(mining_steps: int, step: int, top: float) -> None:
     logits, labels = random_case()
     r = min(1, step / mining_steps) if mining_steps else 1
-    means = []
-    for losses in pixel_losses(logits, labels):
-        if losses:
-            k = max(1, math.floor((r * top + (1 - r)) * len(losses)))
-            means.append(sum(sorted((loss for loss, _ in losses), reverse=True)[:k]) / k)
     loss = at_step(HardPixelCrossEntropy(top, mining_steps), step)
-    assert len(means) == 2
-    assert loss(logits, labels).item() == pytest.approx(sum(means) / 2, abs=1e-10)
+
+    def formula(x: Tensor) -> float:
+        means = []
+        for n in (0, 2):
+            losses = sorted((loss for loss, _ in slow.pixel_losses(x[n : n + 1], labels[n])), reverse=True)
+            k = max(1, math.floor((r * top + (1 - r)) * len(losses)))
+            means.append(sum(losses[:k]) / k)
+        return sum(means) / 2
+
+    slow.assert_same(lambda x: loss(x, labels), formula, logits)
 
 
 def test_share_narrows_line_by_line() -> None:
@@ -55,61 +51,61 @@ def test_share_narrows_line_by_line() -> None:
     assert HardPixelCrossEntropy(0.2, 0).share().item() == 0.2
 
 
-def test_step_is_part_of_the_state() -> None:
-    loss, other = at_step(HardPixelCrossEntropy(), 1234), HardPixelCrossEntropy()
+def test_by_itself_it_narrows_to_fifteen_percent_in_100000_steps() -> None:
+    loss = HardPixelCrossEntropy()
+    shares = [at_step(loss, step).share().item() for step in (50_000, 99_999, 100_000)]
+    assert shares == pytest.approx([1 - 0.85 / 2, 0.15 + 0.85e-5, 0.15], abs=1e-12)
+
+
+def test_normalisers_count_images_and_batches() -> None:
+    _, labels = random_case()
+    assert HardPixelCrossEntropy().normaliser(labels).item() == 2
+    ohem = OHEMCrossEntropy()
+    full = torch.zeros_like(labels)
+    counts = [ohem.normaliser(batch).item() for batch in (labels, full, labels[1:2])]
+    assert counts == [1, 1, 0]
+    assert HardPixelCrossEntropy().normaliser(full).item() == 3
+
+
+def test_step_is_part_of_the_state_and_exact() -> None:
+    loss, other = at_step(HardPixelCrossEntropy(), 2**24 + 1), HardPixelCrossEntropy()
     other.load_state_dict(loss.state_dict())
-    assert int(other.step) == 1234
-
-
-LOSSES = [HardPixelCrossEntropy(0.5, 0), HardPixelCrossEntropy(), OHEMCrossEntropy(min_kept=10)]
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_ignored_pixels_give_no_gradient(loss: nn.Module) -> None:
-    logits, labels = random_case()
-    logits.requires_grad_()
-    loss(logits, labels).backward()
-    touched = (logits.grad != 0).any(1)
-    assert not touched[labels == 255].any()
-    assert touched[0].any() and touched[2].any()
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_batch_without_labels_gives_zero_and_zero_gradient(loss: nn.Module) -> None:
-    logits, labels = random_case()
-    logits.requires_grad_()
-    value = loss(logits, torch.full_like(labels, 255))
-    value.backward()
-    assert value.item() == 0
-    assert (logits.grad == 0).all()
+    assert int(other.step) == 2**24 + 1
 
 
 def test_only_the_hardest_pixels_give_gradient() -> None:
     logits, labels = random_case()
     logits.requires_grad_()
-    HardPixelCrossEntropy(0.2, 0)(logits, labels).backward()
-    assert (logits.grad != 0).any(1).flatten(1).sum(1).tolist() == [math.floor(0.2 * 21), 0, math.floor(0.2 * 35)]
-
-
-def test_parts_with_the_common_normaliser_add_up_to_the_whole() -> None:
-    logits, labels = random_case()
-    loss = HardPixelCrossEntropy(0.3, 0)
-    mean = torch.stack([loss.normaliser(labels[part]) for part in (slice(0, 1), slice(1, 3))]).mean()
-    together = sum(loss(logits[part], labels[part], mean) for part in (slice(0, 1), slice(1, 3))) / 2
-    assert together.item() == pytest.approx(loss(logits, labels).item(), rel=1e-12)
+    HardPixelCrossEntropy(0.3, 0)(logits, labels).backward()
+    assert (logits.grad != 0).any(1).flatten(1).sum(1).tolist() == [math.floor(0.3 * 8), 0, math.floor(0.3 * 12)]
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0, 0.5]])
-@pytest.mark.parametrize(("threshold", "min_kept"), [(0.3, 1), (0.3, 50), (1e-6, 5), (0.7, 1000), (1.0, 1)])
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.3, 1), (0.3, 15), (1e-6, 5), (0.7, 1000), (1.0, 1)])
 def test_ohem_is_the_formula(threshold: float, min_kept: int, weights: list[float] | None) -> None:
     logits, labels = random_case()
-    pixels = sorted((pixel for image in pixel_losses(logits, labels) for pixel in image), reverse=True)
-    kept = [pixel for rank, pixel in enumerate(pixels) if rank < min_kept or math.exp(-pixel[0]) < threshold]
-    weight = weights or [1.0] * CLASSES
-    expected = sum(loss * weight[k] for loss, k in kept) / sum(weight[k] for _, k in kept)
     loss = OHEMCrossEntropy(threshold, min_kept, weights)
-    assert int(loss.hard(logits, labels).sum()) == len(kept)
-    assert loss(logits, labels).item() == pytest.approx(expected, abs=1e-10)
+    weight = weights or [1.0] * CLASSES
+
+    def kept(x: Tensor) -> list[tuple[float, int]]:
+        pixels = sorted(slow.pixel_losses(x, labels), reverse=True)
+        return [pixel for rank, pixel in enumerate(pixels) if rank < min_kept or math.exp(-pixel[0]) < threshold]
+
+    def formula(x: Tensor) -> float:
+        return sum(loss * weight[k] for loss, k in kept(x)) / sum(weight[k] for _, k in kept(x))
+
+    assert int(loss.hard(logits, labels).sum()) == len(kept(logits))
+    slow.assert_same(lambda x: loss(x, labels), formula, logits)
+
+
+def test_a_pixel_at_ohems_threshold_is_not_below_it() -> None:
+    logits = torch.tensor([[[[0.0, 2.0]], [[0.0, 0.0]]]], dtype=torch.float64)  # class 1 has 1/2 and 0.12
+    assert OHEMCrossEntropy(0.5, 1).hard(logits, torch.ones(1, 1, 2, dtype=torch.int64)).tolist() == [[[False, True]]]
+
+
+def test_ohem_by_itself_has_the_official_settings() -> None:
+    loss = OHEMCrossEntropy()
+    assert (loss.threshold, loss.min_kept) == (0.7, 100_000)
 
 
 def test_ohem_averages_the_parts_that_have_labels() -> None:
@@ -126,8 +122,10 @@ def test_ohem_averages_the_parts_that_have_labels() -> None:
     ("build", "word"),
     [
         (lambda: HardPixelCrossEntropy(top=0), "top"),
+        (lambda: HardPixelCrossEntropy(top=1.001), "top"),
         (lambda: HardPixelCrossEntropy(mining_steps=-1), "mining_steps"),
         (lambda: OHEMCrossEntropy(threshold=0), "threshold"),
+        (lambda: OHEMCrossEntropy(threshold=1.001), "threshold"),
         (lambda: OHEMCrossEntropy(min_kept=0), "min_kept"),
         (lambda: OHEMCrossEntropy(class_weights="auto"), "auto"),
     ],

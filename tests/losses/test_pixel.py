@@ -2,60 +2,79 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests import slow
+from trans4pass import dist
 from trans4pass.errors import ConfigError
-from trans4pass.losses import CrossEntropy, Focal
+from trans4pass.losses import CrossEntropy, Focal, at_least_single, pixel_counts
 
 # Two pixels of class 0 and 1, one ignored; probabilities by hand.
-PROBABILITIES = torch.tensor([[0.5, 0.25, 0.9], [0.5, 0.75, 0.1]])
+PROBABILITIES = torch.tensor([[0.5, 0.25, 0.9], [0.5, 0.75, 0.1]], dtype=torch.float64)
 LOGITS = PROBABILITIES.log().view(1, 2, 1, 3)
 LABELS = torch.tensor([[[0, 1, 255]]])
+MEAN = (-math.log(0.5) - math.log(0.75)) / 2
+
+
+def random_case() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (2, 3, 4), generator=generator)
+    labels[0, 0] = 255
+    return torch.randn(2, 3, 3, 4, generator=generator, dtype=torch.float64), labels
 
 
 def test_cross_entropy_by_hand() -> None:
-    expected = (-math.log(0.5) - math.log(0.75)) / 2
-    assert CrossEntropy()(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_class_weights_divide_by_their_sum() -> None:
+    assert CrossEntropy()(LOGITS, LABELS).item() == pytest.approx(MEAN, rel=1e-12)
     expected = (-3 * math.log(0.5) - 1 * math.log(0.75)) / 4
-    assert CrossEntropy([3.0, 1.0])(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-6)
+    assert CrossEntropy([3.0, 1.0])(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-12)
+    assert CrossEntropy([3.0, 1.0]).normaliser(LABELS).item() == 4
+    assert CrossEntropy().normaliser(LABELS).item() == pixel_counts(LABELS).item() == 2
 
 
-def test_focal_weighs_the_batch_mean() -> None:
-    mean = (-math.log(0.5) - math.log(0.75)) / 2
-    expected = 0.5 * (1 - math.exp(-mean)) ** 2 * mean
-    assert Focal()(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 3.0], [1, 2, 3]])
+def test_cross_entropy_is_the_formula(weights: list[float] | None) -> None:
+    logits, labels = random_case()
+    slow.assert_same(
+        lambda x: CrossEntropy(weights)(x, labels), lambda x: slow.cross_entropy(x, labels, weights), logits
+    )
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy([2.0, 1.0]), Focal()])
-def test_ignored_pixels_give_no_gradient(loss: torch.nn.Module) -> None:
-    logits = LOGITS.clone().requires_grad_()
-    loss(logits, LABELS).backward()
-    assert (logits.grad[..., 2] == 0).all()
-    assert (logits.grad[..., :2] != 0).all()
+def test_focal_by_hand() -> None:
+    assert Focal()(LOGITS, LABELS).item() == pytest.approx(0.5 * (1 - math.exp(-MEAN)) ** 2 * MEAN, rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy([2.0, 1.0]), Focal()])
-def test_a_batch_without_labels_gives_zero_and_zero_gradient(loss: torch.nn.Module) -> None:
-    logits = LOGITS.clone().requires_grad_()
-    value = loss(logits, torch.full_like(LABELS, 255))
-    value.backward()
-    assert value.item() == 0
-    assert (logits.grad == 0).all()
+def test_focal_is_the_formula() -> None:
+    logits, labels = random_case()
+    weights, loss = [0.5, 2.0, 3.0], Focal([0.5, 2.0, 3.0], gamma=1.5, alpha=0.3)
+
+    def formula(x: Tensor) -> float:
+        mean = slow.cross_entropy(x, labels, weights)
+        return 0.3 * (1 - math.exp(-mean)) ** 1.5 * mean
+
+    slow.assert_same(lambda x: loss(x, labels), formula, logits)
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy([2.0, 1.0])])
-def test_parts_with_the_common_normaliser_add_up_to_the_whole(loss: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 2, 5, 5, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 2, (4, 5, 5), generator=generator)
-    labels[0] = 255
-    labels[1, :2] = 255
-    parts = [(logits[:1], labels[:1]), (logits[1:], labels[1:])]
-    mean = torch.stack([loss.normaliser(label) for _, label in parts]).mean()
-    together = sum(loss(logit, label, mean) for logit, label in parts) / 2
-    assert together.item() == pytest.approx(loss(logits, labels).item(), rel=1e-12)
+def test_focal_divides_by_a_given_normaliser_before_it_weighs() -> None:
+    half = MEAN / 2
+    loss = Focal()(LOGITS, LABELS, torch.tensor(4.0))
+    assert loss.item() == pytest.approx(0.5 * (1 - math.exp(-half)) ** 2 * half, rel=1e-12)
+
+
+def test_focal_weighs_by_the_mean_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here another rank's mean makes it 0.8; that rank's share is a constant."""
+    logits, labels = random_case()
+    own = slow.cross_entropy(logits, labels)
+    monkeypatch.setattr(dist, "mean_", lambda mean: mean.fill_(0.8))
+
+    def formula(x: Tensor) -> float:
+        mean = slow.cross_entropy(x, labels) + 0.8 - own
+        return 0.5 * (1 - math.exp(-mean)) ** 2 * mean
+
+    slow.assert_same(lambda x: Focal()(x, labels), formula, logits)
+
+
+def test_class_weights_are_a_setting_and_no_state() -> None:
+    assert not CrossEntropy([1.0, 2.0]).state_dict()
 
 
 def test_bad_class_weights_are_refused() -> None:
@@ -67,8 +86,18 @@ def test_bad_class_weights_are_refused() -> None:
         CrossEntropy([1.0, 1.0, 1.0])(LOGITS, LABELS)
 
 
+def test_counts_are_exact_beyond_single_precision() -> None:
+    labels = torch.zeros(1, dtype=torch.uint8).expand(2**24 + 1)
+    assert pixel_counts(labels).item() == 2**24 + 1
+
+
+def test_half_precision_is_widened_and_double_kept() -> None:
+    types = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
+    assert {dtype: at_least_single(torch.zeros(1, dtype=dtype)).dtype for dtype in types} == types
+
+
 def test_deterministic_mode_gives_the_same_loss() -> None:
-    logits, labels = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randint(0, 3, (2, 4, 5))
+    logits, labels = random_case()
     expected = CrossEntropy([1.0, 2.0, 3.0])(logits, labels)
     torch.use_deterministic_algorithms(True)
     try:

@@ -3,19 +3,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from tests import slow
 from trans4pass.losses import class_sums, prototype_distillation, resize_labels
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "prototype_distillation.npz"
 
 
 @pytest.fixture
-def golden() -> dict[str, torch.Tensor]:
+def golden() -> dict[str, Tensor]:
     with np.load(GOLDEN) as file:
         return {key: torch.from_numpy(np.array(file[key])) for key in file.files}
 
 
-def test_official_reduction_equals_the_official_code(golden: dict[str, torch.Tensor]) -> None:
+def example() -> tuple[Tensor, Tensor, Tensor]:
+    """Features, labels with ignored pixels, and prototypes, of which class 2 has none and class 1 no first number."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 4, 2, 3, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([[[0, 255, 3], [3, 2, 0]], [[3, 0, 1], [255, 255, 3]]])
+    prototypes = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    prototypes[2], prototypes[1, 0] = torch.nan, torch.inf
+    return features, labels, prototypes
+
+
+def test_official_reduction_equals_the_official_code(golden: dict[str, Tensor]) -> None:
     features = golden["features"].requires_grad_()
     labels = resize_labels(golden["labels"], features.shape[2:])
     loss, terms = prototype_distillation(features, labels, golden["prototypes"], over="all")
@@ -25,7 +37,7 @@ def test_official_reduction_equals_the_official_code(golden: dict[str, torch.Ten
     assert sum(terms.values()).item() == pytest.approx(loss.item(), rel=1e-6)
 
 
-def test_class_means_equal_the_official_code(golden: dict[str, torch.Tensor]) -> None:
+def test_class_means_equal_the_official_code(golden: dict[str, Tensor]) -> None:
     labels = resize_labels(golden["labels"], golden["features"].shape[2:])
     sums, counts = class_sums(golden["features"], labels, 19)
     present = counts > 0
@@ -33,38 +45,68 @@ def test_class_means_equal_the_official_code(golden: dict[str, torch.Tensor]) ->
     assert 0 < present.sum() < 19
 
 
-def reference(features, labels, prototypes, temperature, alpha):
-    """The formula pixel by pixel, over labelled pixels only."""
-    kl, ce, count = 0.0, 0.0, 0
-    for b, y, x in np.ndindex(*labels.shape):
-        if labels[b, y, x] == 255:
-            continue
-        f, t = features[b, :, y, x], prototypes[labels[b, y, x]]
-        p, q = (t / temperature).softmax(0), (f / temperature).softmax(0)
-        kl += (p * (p.log() - q.log())).mean()
-        ce += -f.log_softmax(0)[t.argmax()]
-        count += 1
-    return (alpha * temperature**2 * kl + (1 - alpha) * ce) / count
+@pytest.mark.parametrize("over", ["labelled", "all"])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 3.0, "alpha": 0.7}, {"alpha": 0.0}, {"alpha": 1.0}])
+def test_distillation_is_the_formula(settings: dict[str, float], over: str) -> None:
+    features, labels, prototypes = example()
+
+    def formula(x: Tensor) -> float:
+        return sum(slow.distillation(x, labels, prototypes, over=over, still=features, **settings))
+
+    slow.assert_same(
+        lambda x: prototype_distillation(x, labels, prototypes, over=over, **settings)[0], formula, features
+    )
 
 
-def test_labelled_reduction_equals_a_loop_over_pixels() -> None:
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 3, (2, 3, 4), generator=generator)
-    labels[0, 0] = 255
-    prototypes = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    loss, _ = prototype_distillation(features, labels, prototypes, 3.0, 0.7)
-    assert loss.item() == pytest.approx(reference(features, labels, prototypes, 3.0, 0.7).item(), rel=1e-12)
+def test_both_terms_are_told_without_gradient() -> None:
+    features, labels, prototypes = example()
+    _, terms = prototype_distillation(features.requires_grad_(), labels, prototypes, 3.0, 0.7)
+    kl, ce = slow.distillation(features.detach(), labels, prototypes, 3.0, 0.7)
+    assert terms == {"kl": pytest.approx(kl, rel=1e-10), "ce": pytest.approx(ce, rel=1e-10)}
+    assert not any(term.requires_grad for term in terms.values())
+
+
+def test_by_itself_it_means_labelled_pixels_and_a_given_count_divides() -> None:
+    features, labels, prototypes = example()
+    loss, _ = prototype_distillation(features, labels, prototypes)
+    assert loss.item() == pytest.approx(sum(slow.distillation(features, labels, prototypes)), rel=1e-10)
+    count = torch.tensor(14.0)  # seven pixels have a label whose class has a prototype
+    halved, _ = prototype_distillation(features, labels, prototypes, normaliser=count)
+    assert halved.item() == pytest.approx(loss.item() / 2, rel=1e-12)
 
 
 def test_unlabelled_pixels_and_classes_without_prototype_give_no_gradient() -> None:
-    features = torch.randn(1, 4, 1, 3, requires_grad=True)
-    prototypes = torch.randn(2, 4)
-    prototypes[1] = torch.nan
-    loss, _ = prototype_distillation(features, torch.tensor([[[0, 1, 255]]]), prototypes)
+    features, labels, prototypes = example()
+    loss, _ = prototype_distillation(features.requires_grad_(), labels, prototypes)
     loss.backward()
-    assert (features.grad[..., 0] != 0).any()
-    assert (features.grad[..., 1:] == 0).all()
+    touched = (features.grad != 0).any(1)
+    assert torch.equal(touched, (labels == 0) | (labels == 3))
+
+
+def test_a_class_without_prototype_may_be_the_first_or_any() -> None:
+    features, labels, _ = example()
+    for missing in range(4):
+        prototypes = torch.ones(4, 4, dtype=torch.float64)
+        prototypes[missing] = torch.nan
+        expected = sum(slow.distillation(features, labels, prototypes))
+        assert prototype_distillation(features, labels, prototypes)[0].item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_single_class_will_do() -> None:
+    features, labels, _ = example()
+    labels = labels.where(labels == 255, 0)
+    prototypes = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64)
+    expected = sum(slow.distillation(features, labels, prototypes))
+    assert prototype_distillation(features, labels, prototypes)[0].item() == slow.approx(expected)
+
+
+@pytest.mark.parametrize("over", ["labelled", "all"])
+def test_prototypes_of_another_type_change_nothing(over: str) -> None:
+    features, labels, prototypes = example()
+    loss, _ = prototype_distillation(features.float(), labels, prototypes, over=over)
+    assert loss.dtype == torch.float32
+    expected, _ = prototype_distillation(features.float(), labels, prototypes.float(), over=over)
+    assert torch.equal(loss, expected)
 
 
 def test_nothing_labelled_gives_zero() -> None:
@@ -73,3 +115,18 @@ def test_nothing_labelled_gives_zero() -> None:
     loss.backward()
     assert loss.item() == 0
     assert (features.grad == 0).all()
+
+
+def test_labels_are_resized_to_the_nearest() -> None:
+    labels = torch.arange(24, dtype=torch.uint8).view(1, 4, 6)
+    assert resize_labels(labels, (2, 3)).tolist() == [[[0, 2, 4], [12, 14, 16]]]
+    assert resize_labels(labels, (3, 4)).tolist() == [[[0, 1, 3, 4], [6, 7, 9, 10], [12, 13, 15, 16]]]
+    assert resize_labels(torch.full((1, 2, 2), 255), (4, 4)).dtype == torch.int64
+
+
+def test_class_sums_by_hand() -> None:
+    features = torch.tensor([[[[1.0, 2.0, 4.0]], [[10.0, 20.0, 40.0]]]], dtype=torch.float16)
+    sums, counts = class_sums(features, torch.tensor([[[1, 255, 1]]]), 3)
+    assert sums.tolist() == [[0, 0], [5, 50], [0, 0]]
+    assert counts.tolist() == [0, 2, 0]
+    assert sums.dtype == counts.dtype == torch.float16

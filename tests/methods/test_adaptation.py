@@ -1,124 +1,249 @@
-from types import SimpleNamespace
+"""What adaptation does around its terms: prototypes from and for the features, steps, settings."""
 
+from itertools import product
+from typing import Any
+
+import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from trans4pass.losses import CrossEntropy
-from trans4pass.methods import Adaptation, Discriminator, Supervised
-from trans4pass.models import SegOutput
+from tests import slow
+from trans4pass.errors import ConfigError
+from trans4pass.losses import HardPixelCrossEntropy
+from trans4pass.methods import Method
 
-K, E = 3, 4
+from .build import (
+    BATCH,
+    PROTOTYPES,
+    Convolution,
+    E,
+    K,
+    adaptation,
+    bank,
+    losses,
+    random_batch,
+    seen,
+    supervised,
+)
 
-
-class Network(nn.Module):
-    """The smallest thing with a segmentor's output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Conv2d(3, E, 3, stride=4, padding=1)
-        self.classify = nn.Conv2d(E, K, 1)
-        self.feature_stride, self.has_edges, self.wrap = 4, False, False
-        self.head = SimpleNamespace(num_classes=K, feature_dim=E)
-
-    def forward(self, images: torch.Tensor) -> SegOutput:
-        features = self.body(images.float() / 255 if images.dtype == torch.uint8 else images)
-        logits = nn.functional.interpolate(self.classify(features), images.shape[2:], mode="bilinear")
-        return SegOutput(logits, features, {})
-
-
-def batch(labelled: bool = True) -> dict:
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, K, (2, 64, 64), generator=generator)
-    domain = {"image": images, "label": labels if labelled else torch.full_like(labels, 255), "name": ["a", "b"]}
-    return {"source": {**domain, "label": labels}, "target": domain}
+PHASES = ("source", "target")
+PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
-def phase(method: Adaptation, name: str, data: dict) -> tuple[dict, dict]:
-    return method(name, data, method.normalisers(name, data))
+def class_means(features: Tensor, labels: Tensor) -> dict[int, list[float]]:
+    """By class, the mean feature of the pixels with that label."""
+    vectors: dict[int, list[list[float]]] = {}
+    for vector, label in zip(slow.by_pixel(features), labels.flatten().tolist(), strict=True):
+        if label != slow.IGNORED:
+            vectors.setdefault(label, []).append(vector)
+    return {label: [sum(column) / len(rows) for column in zip(*rows)] for label, rows in vectors.items()}
 
 
-def grads(module: nn.Module) -> list[bool]:
-    return [p.grad is not None and bool((p.grad != 0).any()) for p in module.parameters()]
+def halves(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """The two images of a batch in batches of their own."""
+    return [{key: value[n : n + 1] for key, value in batch.items()} for n in (0, 1)]
 
 
-def test_terms_of_each_stage() -> None:
-    data = batch()
-    names = {}
-    for stage, weights in {
-        "warmup": {"lambda_adv": 0.1},
-        "ssl": {"lambda_target": 1.0},
-        "mpa": {"lambda_adv": 0.1, "lambda_target": 1.0, "lambda_proto": 0.1},
-    }.items():
-        method = Adaptation(Network(), CrossEntropy(), **weights)
-        if method.bank is not None:
-            method.bank.prototypes.normal_()
-        names[stage] = {f"{p}/{n}" for p in method.phases for n in phase(method, p, data)[0]}
-    warmup = {"source/seg", "source/disc", "target/disc", "target/adv"}
-    assert names["warmup"] == warmup
-    assert names["ssl"] == {"source/seg", "target/seg"}
-    assert names["mpa"] == warmup | {"target/seg", "source/proto", "target/proto"}
+def stepped(method: Method, batch: dict = BATCH, step: int = 0) -> dict[str, Tensor]:
+    for phase in PHASES:
+        losses(method, phase, batch)
+    return method.after_step(step)
 
 
-def test_the_adversarial_term_teaches_the_network_and_not_the_discriminator() -> None:
-    method = Adaptation(Network(), CrossEntropy(), lambda_adv=1.0)
-    losses, _ = phase(method, "target", batch(labelled=False))
-    losses["adv"].backward()
-    assert all(grads(method.network))
-    assert not any(grads(method.discriminator))
+# ---- the bank ----
 
 
-def test_the_discriminators_term_teaches_the_discriminator_and_not_the_network() -> None:
-    method = Adaptation(Network(), CrossEntropy(), lambda_adv=1.0)
-    losses, _ = phase(method, "source", batch())
-    losses["disc"].backward()
-    assert all(grads(method.discriminator))
-    assert not any(grads(method.network))
+@pytest.mark.parametrize("flavour", ["fixed", "paper", "official"])
+def test_a_step_moves_the_prototypes_by_both_domains_features(flavour: str) -> None:
+    settings = {"flavour": flavour, "momentum": 0.75, "update_every": 1}
+    method = adaptation(lambda_proto=1.0, prototypes=settings, bank_scales=(1.0,))
+    told = stepped(method)
+    features = method.network.features.detach()
+    means = [class_means(seen(features, BATCH[phase]["image"]), BATCH[phase]["label"]) for phase in PHASES]
+    for k, row in enumerate(bank(method).prototypes.tolist()):
+        # Each class is in both domains.
+        centre = [(one + other) / 2 for one, other in zip(means[0][k], means[1][k])]
+        if flavour == "official":
+            centre = [sum(centre) / E] * E
+        old = PROTOTYPES[k].tolist() if k != 1 else centre
+        assert row == [slow.approx(0.75 * o + 0.25 * c) for o, c in zip(old, centre)]
+    norms = bank(method).prototypes.square().sum(1).sqrt()
+    assert told == {"prototype_norm": slow.approx(norms.mean().item())}
 
 
-def test_unlabelled_target_gives_the_network_nothing_without_an_adversary() -> None:
-    method = Adaptation(Network(), CrossEntropy(), lambda_target=1.0)
-    losses, _ = phase(method, "target", batch(labelled=False))
-    sum(losses.values()).backward()
-    assert not any(grads(method.network))
+def test_the_norm_that_is_told_leaves_out_what_is_not_there() -> None:
+    method = adaptation(lambda_proto=1.0, prototypes={"update_every": 1, "momentum": 1.0})
+    told = method.after_step(0)
+    norms = PROTOTYPES[[0, 2]].square().sum(1).sqrt()
+    assert told == {"prototype_norm": slow.approx(norms.sum().item() / 3)}
 
 
-def test_discriminator_has_five_halvings() -> None:
-    assert Discriminator(K)(torch.rand(2, K, 64, 96)).shape == (2, 1, 2, 3)
-    assert [m.out_channels for m in Discriminator(K) if isinstance(m, nn.Conv2d)] == [64, 128, 256, 512, 1]
+def test_a_micro_batch_adds_to_its_own_domain() -> None:
+    """Two of a domain are one mean of all their pixels, not two means."""
+    method = adaptation(lambda_proto=1.0, prototypes={"momentum": 0.0, "update_every": 1})
+    for half in halves(BATCH["source"]):
+        losses(method, "source", {"source": half})
+    method.after_step(0)
+    means = class_means(seen(method.network.features.detach(), BATCH["source"]["image"]), BATCH["source"]["label"])
+    assert bank(method).prototypes[1].tolist() == [slow.approx(value) for value in means[1]]
 
 
-def test_prepare_uses_correct_pixels_only() -> None:
-    """Prototypes start from pixels whose prediction equals the label: here only class 0 can be right."""
-    network = Network()
+def test_prototypes_wait_for_their_step_and_a_discarded_one_leaves_nothing() -> None:
+    method = adaptation(lambda_proto=1.0, prototypes={"update_every": 3})
+    assert [bool(stepped(method, step=step)) for step in range(4)] == [False, False, True, False]
+    method = adaptation(lambda_proto=1.0, prototypes={"update_every": 1})
+    losses(method, "source")
+    method.discard_step()
+    method.after_step(0)
+    assert torch.equal(bank(method).prototypes.nan_to_num(), PROTOTYPES.nan_to_num())
+
+
+def test_without_prototypes_steps_tell_nothing() -> None:
+    method = adaptation()
+    method.discard_step()
+    assert method.after_step(0) == {}
+    method.prepare({})
+
+
+@pytest.mark.parametrize("build", [supervised, adaptation])
+def test_the_sources_loss_follows_the_steps(build: Any) -> None:
+    loss = HardPixelCrossEntropy()
+    build(loss=loss).after_step(4)
+    assert int(loss.step) == 5
+
+
+# ---- features at several scales ----
+
+
+def averaged(network: Convolution, images: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    """The network's features, as in evaluation, at images of these sizes, resized and averaged."""
+    network.eval()
+    total = 0
+    with torch.no_grad():
+        for size in sizes:
+            scaled = F.interpolate(images / 255, size, mode="bilinear", align_corners=False)
+            features = network(scaled).features
+            total += F.interpolate(features, (16, 16), mode="bilinear", align_corners=True) / len(sizes)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("settings", "scales"),
+    [
+        ({"bank_scales": (0.5, 1.0)}, (0.5, 1.0)),
+        ({"bank_scales": [2.0]}, (2.0,)),
+        ({"prototypes": {"flavour": "paper"}}, PAPER_SCALES),
+        ({"prototypes": {"flavour": "paper"}, "bank_scales": [1.5]}, (1.5,)),
+    ],
+)
+def test_the_bank_gets_features_averaged_over_scales(settings: dict, scales: tuple[float, ...]) -> None:
+    settings.setdefault("prototypes", {})
+    settings = {**settings, "prototypes": {**settings["prototypes"], "momentum": 0.0, "update_every": 1}}
+    method, batch = adaptation(Convolution(), lambda_proto=1.0, **settings), random_batch()
+    losses(method, "source", batch)
+    assert method.network.training
+    method.after_step(0)
+    expected = averaged(method.network, batch["source"]["image"], [(round(64 * s), round(64 * s)) for s in scales])
+    means = class_means(expected, batch["source"]["label"][:, ::4, ::4])
+    assert bank(method).prototypes.tolist() == [pytest.approx(means[k], abs=1e-6) for k in range(K)]
+
+
+@pytest.mark.parametrize("flavour", ["fixed", "official"])
+def test_by_itself_the_bank_gets_the_training_features(flavour: str) -> None:
+    prototypes = {"flavour": flavour, "momentum": 0.0, "update_every": 1}
+    method, batch = adaptation(Convolution(), lambda_proto=1.0, prototypes=prototypes), random_batch()
+    stepped(method, batch)
+    features = [2 * averaged(method.network, batch[phase]["image"], [(64, 64)]) for phase in PHASES]
+    means = [class_means(x, batch[phase]["label"][:, ::4, ::4]) for x, phase in zip(features, PHASES)]
+    for k in range(K):
+        centre = [(one + other) / 2 for one, other in zip(means[0][k], means[1][k])]
+        centre = [sum(centre) / E] * E if flavour == "official" else centre
+        assert bank(method).prototypes[k].tolist() == pytest.approx(centre, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "left", "right"),
+    [
+        # 72 columns are brought to 64, a multiple of 32. Of the 16 columns of features, which become 24, the outermost
+        # get 1/6 of the other side's.
+        (0.75, (48, 64), 1 / 6, 5 / 6),
+        # 120 columns become 128, the first of which gets 1/8 of the other side's. The features' first column gets 5/6
+        # of it, and nothing of the other side.
+        (1.25, (80, 128), 5 / 6 / 8, 1.0),
+    ],
+)
+def test_panoramas_are_resized_in_the_round(scale: float, size: tuple[int, int], left: float, right: float) -> None:
+    """The network shows the red channel of every fourth pixel of the image that it is given."""
+    network = Convolution(wrap=True)
+    with torch.no_grad():
+        network.body.weight.zero_()
+        network.body.bias.zero_()
+        network.body.weight[:, 0, 1, 1] = 1
+    sizes: list[tuple[int, int]] = []
+    network.register_forward_hook(lambda module, given, result: sizes.append(tuple(given[0].shape[2:])))
+    settings = {"prototypes": {"momentum": 0.0, "update_every": 1}, "bank_scales": (scale,)}
+    method = adaptation(network, lambda_proto=1.0, **settings)
+    image = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    image[..., 48:] = 255
+    label = torch.full((1, 64, 96), 255)
+    label[..., :4], label[..., -4:] = 0, 1  # one column of features at each side
+    losses(method, "source", {"source": {"image": image, "label": label}})
+    assert sizes == [(64, 96), size]
+    method.after_step(0)
+    assert bank(method).prototypes[:2, 0].tolist() == pytest.approx([left, right], abs=1e-6)
+
+
+# ---- the first prototypes ----
+
+
+@pytest.mark.parametrize("scales", [None, (0.5, 1.0)])
+@pytest.mark.parametrize("training", [True, False])
+def test_prototypes_start_from_what_is_right_as_in_evaluation(training: bool, scales: Any) -> None:
+    """The prediction is class 1 everywhere, so that only its pixels can be right."""
+    network = Convolution().train(training)
     with torch.no_grad():
         network.classify.weight.zero_()
-        network.classify.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
-    method = Adaptation(network, CrossEntropy(), lambda_proto=1.0)
-    data = batch()
-    method.prepare({domain: [data[domain]] for domain in method.domains})
-    assert method.bank.prototypes[0].isfinite().all()
-    assert method.bank.prototypes[1:].isnan().all()
-    features = network(data["source"]["image"]).features.permute(0, 2, 3, 1)
-    small = data["source"]["label"][:, ::4, ::4]
-    assert torch.allclose(method.bank.prototypes[0], features[small == 0].mean(0), atol=1e-6)
+        network.classify.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    method, batch = adaptation(network, lambda_proto=1.0, bank_scales=scales), random_batch()
+    method.prepare({domain: halves(batch[domain]) for domain in PHASES})
+    assert network.training == training
+    sizes = [(round(64 * scale), round(64 * scale)) for scale in scales or (1.0,)]
+    means = [
+        class_means(averaged(network, batch[domain]["image"][n : n + 1], sizes), batch[domain]["label"][n, ::4, ::4])
+        for domain, n in product(PHASES, (0, 1))
+    ]
+    expected = [sum(mean[1][channel] for mean in means) / 4 for channel in range(E)]
+    assert bank(method).prototypes[1].tolist() == pytest.approx(expected, abs=1e-6)
+    assert bank(method).prototypes[[0, 2]].isnan().all()
+    assert not bank(method).prototypes.requires_grad
 
 
-def test_multi_scale_bank_averages_features_over_scales() -> None:
-    single = Adaptation(Network(), CrossEntropy(), lambda_proto=1.0)
-    double = Adaptation(Network(), CrossEntropy(), lambda_proto=1.0, bank_scales=(0.5, 1.0))
-    images = batch()["source"]["image"]
-    features = single.network(images).features
-    assert torch.equal(single._bank_features(images, features), features)
-    half = nn.functional.interpolate(images / 255, (32, 32), mode="bilinear")
-    half = nn.functional.interpolate(single.network(half).features, (16, 16), mode="bilinear", align_corners=True)
-    assert torch.allclose(double._bank_features(images, features), (features + half) / 2, atol=1e-5)
+# ---- settings ----
 
 
-def test_supervised_reads_the_source_only() -> None:
-    method = Supervised(Network(), CrossEntropy())
-    data = {"source": batch()["source"]}
-    losses, _ = phase(method, "source", data)
-    assert set(losses) == {"seg"}
-    assert method.phases == method.domains == ("source",)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lambda_adv": -0.1}, r"adv -0\.1"),
+        ({"lambda_target": -0.1}, r"target -0\.1"),
+        ({"lambda_proto": -0.1}, r"proto -0\.1"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"alpha": -0.1}, "alpha"),
+        ({"alpha": 1.1}, "alpha"),
+        ({"bank_scales": ()}, "bank_scales"),
+        ({"bank_scales": (1.0, 0)}, "bank_scales"),
+        ({"bank_scales": (-1.0,)}, "bank_scales"),
+        ({"aux_weight": -0.1}, "aux_weight"),
+        ({"edge_weight": -0.1}, "edge_weight"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        adaptation(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0}, {"alpha": 1}, {"temperature": 0.5}, {"bank_scales": (0.5,)}])
+def test_settings_at_their_bounds_are_taken(settings: dict) -> None:
+    assert losses(adaptation(**settings), "source")

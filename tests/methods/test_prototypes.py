@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from trans4pass import dist
 from trans4pass.errors import ConfigError
 from trans4pass.methods import PrototypeBank
 
@@ -87,8 +88,67 @@ def test_a_discarded_step_leaves_nothing() -> None:
     assert bank.prototypes[0].tolist() == [3.0, 6.0]
 
 
-def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match="fixd"):
-        PrototypeBank(3, 2, "fixd")
-    with pytest.raises(ConfigError, match=r"1\.5"):
-        PrototypeBank(3, 2, momentum=1.5)
+def test_by_itself_it_moves_by_a_thousandth_every_hundred_steps() -> None:
+    bank = PrototypeBank(1, 2)
+    bank.start({"source": [image({0: [2.0, 4.0]})]})
+    bank.collect("source", *image({0: [1.0, 1.0]}))
+    assert [step for step in range(200) if bank.after_step(step)] == [99, 199]
+    assert bank.prototypes.tolist() == [pytest.approx([1.999, 3.997])]
+
+
+def test_half_precision_features_are_summed_in_single() -> None:
+    """600 pixels of 300 are more than half precision can hold."""
+    features, labels = torch.full((1, 2, 20, 30), 300.0, dtype=torch.float16), torch.zeros(1, 20, 30, dtype=torch.int64)
+    bank = PrototypeBank(1, 2, momentum=0.0, update_every=1)
+    bank.start({"source": [(features, labels)]})
+    assert bank.prototypes.tolist() == [[300, 300]]
+    bank.collect("source", features, labels)
+    bank.after_step(0)
+    assert bank.prototypes.tolist() == [[300, 300]]
+
+
+def test_prototypes_hold_no_graph() -> None:
+    features, labels = image({0: [2.0, 4.0]})
+    features.requires_grad_()
+    bank = PrototypeBank(1, 2, update_every=1)
+    bank.start({"source": [(features, labels)]})
+    bank.collect("source", features, labels)
+    bank.after_step(0)
+    assert not any(buffer.requires_grad for buffer in bank.buffers())
+
+
+def test_ranks_means_are_weighed_by_what_they_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second rank that saw the same doubles sums and counts, which leaves all means."""
+    alone = started("fixed")
+    monkeypatch.setattr(dist, "sum_", lambda tensor: tensor.mul_(2))
+    both = started("fixed")
+    assert torch.equal(both.prototypes[:2], alone.prototypes[:2])
+    for bank in (alone, both):
+        bank.collect("source", *image({0: [1.0, 0.0]}))
+    both.after_step(0)
+    monkeypatch.undo()
+    alone.after_step(0)
+    assert torch.equal(both.prototypes[:2], alone.prototypes[:2])
+    assert both.prototypes[0].tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"flavour": "fixd"}, "fixd"),
+        ({"momentum": 1.5}, r"1\.5"),
+        ({"momentum": -0.1}, r"-0\.1"),
+        ({"update_every": 0}, "0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        PrototypeBank(3, 2, **settings)
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0, [1.0, 0.0]), (1, [3.0, 6.0])])
+def test_prototypes_may_follow_at_once_or_stay(momentum: int, expected: list[float]) -> None:
+    bank = started("fixed", momentum)
+    bank.collect("source", *image({0: [1.0, 0.0]}))
+    bank.after_step(0)
+    assert bank.prototypes[0].tolist() == expected

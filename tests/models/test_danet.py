@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
-from trans4pass.models.heads.danet import ChannelAttention, DANetHead, PositionAttention
+from trans4pass.models.heads.danet import ChannelAttention, DANetHead, PositionAttention, classifier
 
 
 def random_map(*shape: int, seed: int = 0) -> Tensor:
@@ -107,6 +107,16 @@ def test_head_sums_its_branches() -> None:
     assert (logits - head.pred[1](position + channel)).abs().max() < 1e-10
     assert (aux["position"] - head.pred_position[1](position)).abs().max() < 1e-10
     assert (aux["channel"] - head.pred_channel[1](channel)).abs().max() < 1e-10
+
+
+def test_dropout_leaves_out_whole_channels() -> None:
+    torch.manual_seed(0)
+    (dropout, conv), x = classifier(64, 5), torch.ones(8, 64, 3, 5)
+    kept = dropout(x).flatten(2)
+    assert conv.kernel_size == (1, 1)
+    assert ((kept == kept[:, :, :1]).all(2)).all()
+    assert 0.02 < (kept == 0).float().mean() < 0.25
+    assert torch.equal(dropout.eval()(x), x)
 
 
 def test_gradient_reaches_every_parameter() -> None:

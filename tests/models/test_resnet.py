@@ -16,6 +16,14 @@ def imagenet() -> torch.nn.Module:
     return model.eval()
 
 
+@pytest.mark.parametrize(("depth", "layers"), [(50, [3, 4, 6, 3]), (101, [3, 4, 23, 3]), (152, [3, 8, 36, 3])])
+def test_every_published_depth_is_there(depth: int, layers: list[int]) -> None:
+    """With torchvision's own network of that depth as the independent implementation."""
+    theirs = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, layers)
+    shapes = {name: value.shape for name, value in theirs.state_dict().items() if not name.startswith("fc.")}
+    assert {name: value.shape for name, value in DilatedResNet(depth).body.state_dict().items()} == shapes
+
+
 def test_maps_keep_to_channels_and_strides() -> None:
     encoder = DilatedResNet(50).eval()
     with torch.no_grad():
@@ -60,7 +68,7 @@ def test_unfit_weights_are_refused(imagenet: torch.nn.Module, tmp_path: Path) ->
     with pytest.raises(WeightsError, match=r"conv1\.weight"):
         DilatedResNet(50, path)
     path.write_text("not a checkpoint")
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="no PyTorch checkpoint"):
         DilatedResNet(50, path)
 
 

@@ -172,6 +172,7 @@ def test_another_model_is_refused_and_named(case: str, tmp_path: Path) -> None:
     ("name", "settings"),
     [
         ("danet_resnet101", {}),
+        ("danet_resnet152", {"ecrm": True}),
         ("danet_resnet50", {"head": "dmlp", "embed_dim": 32, "ecrm": True}),
         ("danet_micro", {}),
         ("trans4pass_plus_tiny", {"deform": (True, True, False, False), "edges": True}),
@@ -204,9 +205,39 @@ def test_the_fitting_options_are_named(asked: dict, held: dict, message: str, tm
         create_model("trans4pass_micro", CLASSES, path, **asked)
 
 
+def first_release(state: State) -> State:
+    """A reverse edge head of release 0.1.0: plain convolutions with biases, and one less behind the sums."""
+    old = {"head.out.0.bias": torch.rand(128)} if "head.out.0.weight" in state else {}
+    for key, value in state.items():
+        place = re.fullmatch(r"(head|edges)\.(laterals|sums)\.(\d)\.(\d)\.(?:weight|bias)", key)
+        if place is None:
+            old[key] = value
+            continue
+        part, list_, number, index = place.groups()
+        list_, number = (list_, int(number)) if list_ == "laterals" else ("between", int(number) - 1)
+        if number >= 0:
+            old[f"{part}.{list_}.{number}.{'weight' if index == '0' else 'bias'}"] = value
+    return old
+
+
+OLD = r"release 0\.1\.0.*head=coarse_to_fine or model\.edges.*changed since.*train that model again"
+
+
+@pytest.mark.parametrize("settings", [{"head": "coarse_to_fine"}, {"edges": True}], ids=["head", "edges"])
+def test_reverse_edge_heads_of_the_first_release_are_refused_by_name(settings: dict, tmp_path: Path) -> None:
+    state = first_release(random_state(**settings))
+    for name, content in {"bare.pth": state, "last.pt": training(state), "bare.safetensors": state}.items():
+        path = save(content, tmp_path / name)
+        for read in (read_state_dict, lambda path: create_model("trans4pass_micro", CLASSES, path, **settings)):
+            with pytest.raises(WeightsError, match=f"{name}.*{OLD}"):
+                read(path)
+    with pytest.raises(WeightsError, match=OLD):
+        create_model("trans4pass_micro", CLASSES, **settings).load_state_dict(state)
+
+
 def test_a_resnets_weights_are_sent_to_their_place(tmp_path: Path) -> None:
     path = save({"layer1.0.conv1.weight": torch.rand(64, 64, 1, 1)}, tmp_path / "resnet50.pth")
-    with pytest.raises(WeightsError, match=r"model\.encoder_weights of model=danet_resnet50"):
+    with pytest.raises(WeightsError, match=r"model\.encoder_weights of model=danet_resnet<depth>"):
         create_model("trans4pass_micro", CLASSES, path)
 
 

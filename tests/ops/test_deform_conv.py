@@ -158,6 +158,39 @@ def test_autocast_samples_in_float32(backend: str) -> None:
     assert_close([tensor.float() for tensor in actual], [tensor.bfloat16().float() for tensor in expected], 1e-6)
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("case", ["3x3, one group", "3x3, three groups", "a group per channel"])
+def test_tensors_are_made_where_the_inputs_are(case: str, wrap: bool) -> None:
+    """Whatever does not say where it is made becomes a meta tensor here, which mixes with no other."""
+    tensors, grad = CASES[case].tensors(dtype=torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    sizes = (CASES[case].stride, CASES[case].padding)
+    deform_conv2d(*leaves, *sizes, "native", wrap).backward(grad)
+    expected = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    with torch.device("meta"):
+        deform_conv2d(*leaves, *sizes, "native", wrap).backward(grad)
+    assert_close([leaf.grad for leaf in leaves], expected, 1e-12)
+
+
+def test_without_autocast_the_result_has_the_inputs_type() -> None:
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        tensors, _ = CASES["a group per channel"].tensors(dtype=dtype)
+        assert deform_conv2d(*tensors).dtype == dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        assert deform_conv2d(*tensors).dtype == torch.float64
+
+
+@pytest.mark.parametrize("case", ["3x3, one group", "3x3, three groups", "a group per channel"])
+def test_an_input_that_needs_no_gradient_changes_no_other(case: str) -> None:
+    tensors, grad = CASES[case].tensors()
+    _, _, *expected = CASES[case].run(tensors, grad, "native")
+    input, *leaves = (tensor.clone().requires_grad_() for tensor in tensors)
+    deform_conv2d(input.detach(), *leaves, CASES[case].stride, CASES[case].padding, "native").backward(grad)
+    assert all(torch.equal(leaf.grad, gradient) for leaf, gradient in zip(leaves, expected, strict=True))
+
+
 def test_channels_last_input_changes_nothing() -> None:
     tensors, grad = CASES["3x3, one group"].tensors()
     expected = CASES["3x3, one group"].run(tensors, grad, "native")
@@ -191,7 +224,7 @@ def test_a_wrapped_map_goes_on_sideways(case: str) -> None:
 
 def test_wrapping_needs_the_native_backend() -> None:
     tensors, _ = CASES["a group per channel"].tensors()
-    with pytest.raises(ConfigError, match="use 'native'"):
+    with pytest.raises(ConfigError, match=r"'torchvision' cannot wrap .* use 'native'"):
         deform_conv2d(*tensors, backend="torchvision", wrap=True)
 
 
@@ -201,10 +234,33 @@ def test_an_unknown_backend_is_told_the_known_ones() -> None:
         deform_conv2d(*tensors, backend="grid")
 
 
-def test_shapes_that_do_not_fit_are_named() -> None:
-    (input, *others), _ = CASES["3x3, one group"].tensors()
-    with pytest.raises(ValueError, match=r"\[2, 18, 9, 7\].*expected"):
-        deform_conv2d(input[..., 1:], *others, padding=1)
+WRONG = {
+    "columns of the input": lambda x, o, m, w: (x[..., 1:], o, m, w),
+    "channels of the input": lambda x, o, m, w: (x[:, 1:], o, m, w),
+    "images of the offset": lambda x, o, m, w: (x, o[1:], m, w),
+    "no offset": lambda x, o, m, w: (x, o[:, :0], m, w),
+    "an odd number of offsets": lambda x, o, m, w: (x, o[:, 1:], m, w),
+    "groups that do not divide the channels": lambda x, o, m, w: (x, torch.cat([o] * 3, 1), torch.cat([m] * 3, 1), w),
+    "rows of the offset": lambda x, o, m, w: (x, o[:, :, 1:], m, w),
+    "channels of the mask": lambda x, o, m, w: (x, o, m[:, 1:], w),
+    "rows of the mask": lambda x, o, m, w: (x, o, m[:, :, 1:], w),
+    "a kernel that is not square": lambda x, o, m, w: (x, o, m, w[:, :, 1:]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_shapes_that_do_not_fit_are_named(wrong: str) -> None:
+    (*tensors, _), _ = CASES["3x3, one group"].tensors()
+    with pytest.raises(ValueError, match="expected") as error:
+        deform_conv2d(*WRONG[wrong](*tensors), padding=1)
+    shapes = ", ".join(str(list(tensor.shape)) for tensor in WRONG[wrong](*tensors))
+    assert f"are {shapes}; expected" in str(error.value)
+
+
+def test_a_mask_that_is_not_there_is_named_so() -> None:
+    (input, offset, _, weight, _), _ = CASES["3x3, one group"].tensors()
+    with pytest.raises(ValueError, match=r"\], None, \[5, 16, 3, 3\]; expected"):
+        deform_conv2d(input[..., 1:], offset, None, weight, padding=1)
 
 
 @pytest.mark.slow

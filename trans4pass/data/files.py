@@ -54,12 +54,17 @@ def find_images(dataset: str, root: str | Path, folder: str, pattern: str) -> li
 def files_below(folder: Path, pattern: str = "*", above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Files under `folder` whose names match, those in linked folders too, which `Path.rglob` passes over.
 
-    `above` are the folders around this one: a link back to one of them is not followed.
+    `above` are the folders around this one: a link back to one of them is not followed. Raises DataError for a folder
+    that may not be read.
     """
     real = os.path.realpath(folder)
     if real in above or not folder.is_dir():
         return
-    for path in folder.iterdir():
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot look into {folder} ({error.strerror}); have it opened to you") from error
+    for path in paths:
         if path.is_dir():
             yield from files_below(path, pattern, (*above, real))
         elif fnmatchcase(path.name, pattern):
@@ -179,10 +184,10 @@ def _decoded(path: Path) -> PILImage.Image:
 
 
 def _guarded(path: Path, read: Callable[[], object]):
-    # Opening a pipe would wait for ever.
-    if not path.is_file():
-        raise DataError(f"{path} is gone; it was there, or expected, when the data set was made")
     try:
+        # Opening a pipe would wait for ever.
+        if not path.is_file():
+            raise DataError(f"{path} is gone; it was there, or expected, when the data set was made")
         return read()
     except UserError:
         raise

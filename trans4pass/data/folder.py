@@ -1,6 +1,9 @@
 """Images of your own: a folder of pictures and, if there are labels, a folder of label maps of the same names."""
 
+import contextlib
+import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Unpack
 
@@ -8,7 +11,22 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 
 from .base import Common, Item, SegmentationDataset
-from .files import IMAGE_SUFFIXES, files_below, find_images
+from .files import IMAGE_SUFFIXES, files_below, find_images, image_size
+
+log = logging.getLogger(__name__)
+
+
+@cache  # a run makes its data sets several times
+def point_out_narrow(path: Path) -> None:
+    """Log a hint where the picture, said to be a panorama, cannot go all round."""
+    with contextlib.suppress(DataError):  # a picture that cannot be read is told when it is
+        width, height = image_size(path)
+        if width < 2 * height:
+            log.warning(
+                "panorama=true says that left and right borders meet, but %s is %dx%d (width x height), and a full "
+                "panorama is at least twice as wide as high: set panorama=false unless they do",
+                path, width, height,
+            )  # fmt: skip
 
 
 class Folder(SegmentationDataset):
@@ -48,6 +66,8 @@ class Folder(SegmentationDataset):
         if not items:
             raise DataError(f"{self.name}: {Path(root) / folder} holds no picture ({', '.join(self.suffixes)})")
         super().__init__(items, labels, **common)
+        if panorama:
+            point_out_narrow(items[0].image)
 
     def _suffix(self, path: Path) -> str | None:
         """The suffix by which a file is an image."""

@@ -1,8 +1,11 @@
 """Loaders whose batches follow from (seed, position) alone, so that a run resumes exactly and N ranks equal one."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset, default_collate
@@ -43,7 +46,9 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict]:
-        for batch in self.loader:
+        with starting_workers():
+            batches = iter(self.loader)
+        for batch in batches:
             if isinstance(batch, UserError):
                 # A new one: raising what a local name holds makes a cycle of exception and frame, which also keeps
                 # the workers, and Python's cycle collector ends them in an order that takes seconds.
@@ -156,12 +161,42 @@ def _batches(samples: Samples, num_workers: int, on_bad: OnBad | None, **batchin
 
 
 def start_worker(worker: int) -> None:
-    """What every process that reads files does first."""
+    """What every process that reads files does first.
+
+    Terminals, torchrun and schedulers signal all processes of a run; the main process alone decides when to stop.
+    """
     torch.set_num_threads(1)
-    # Terminals and schedulers signal the whole process group; the main process alone decides when to stop.
-    # SIGTERM stays as it is: a DataLoader ends its workers with it.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=end_for_parent, daemon=True).start()
+    else:  # on macOS, where a worker dies with its group
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def end_for_parent() -> None:
+    """End this process at its parent's SIGTERM, which a DataLoader and Python's exit send; outlive everyone else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Around the start of a DataLoader's workers, in two ways against the death that comes by a signal.
+
+    Workers inherit that SIGTERM is blocked, which is for `start_worker` to receive. And torch would make the main
+    process raise wherever it is, in the middle of a step, when a worker has died; without that, a DataLoader raises
+    where the worker's batch is missing.
+    """
+    on_child = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if signal.getsignal(signal.SIGCHLD) is not on_child:  # never in other threads than the main one
+            signal.signal(signal.SIGCHLD, on_child)
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

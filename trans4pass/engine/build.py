@@ -1,11 +1,11 @@
 """From configuration to objects: only the package's own classes and a short list of optimisers may be named."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from hydra.utils import get_object
 
+from trans4pass.arguments import check_arguments
 from trans4pass.errors import ConfigError, UserError
 
 # Packages and names that a config's `_target_` may name. Anything else would let a config run arbitrary code.
@@ -21,16 +21,18 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
         where: the config's place, for error messages, e.g. `stages.mpa.method`.
         args, extra: further arguments, given by the code.
     Raises:
-        ConfigError: an unknown or forbidden target, a value that the target does not take, one that it lacks.
+        ConfigError: an unknown or forbidden target, a setting that the target does not take, one that it lacks, a value
+            of another type than its annotation's. Whatever else the target raises goes through.
     """
     values = {str(key): build_nested(value, f"{where}.{key}") for key, value in config.items() if key != "_target_"}
     target = find_target(config.get("_target_"), where)
-    check_arguments(target, values, extra, where)
+    check_arguments(target, values, {*range(len(args)), *extra}, where)
     try:
         return target(*args, **values, **extra)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
+        if isinstance(error, UserError) or config["_target_"].startswith(PACKAGES):
+            raise
+        # An optimiser of torch's, which says so of numbers that are out of range.
         raise ConfigError(f"{where}: {error}; it was given {values}") from error
 
 
@@ -61,14 +63,3 @@ def find_target(name: Any, where: str) -> Any:
     if own and not getattr(target, "__module__", "").startswith("trans4pass."):
         raise refused
     return target
-
-
-def check_arguments(target: Any, values: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> None:
-    """Every config leaf must be an argument of the constructor, and must not be one that the code gives."""
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for key in values:
-        if key not in parameters or key in extra:
-            known = ", ".join(name for name in parameters if name not in extra)
-            raise ConfigError(f"{where}.{key} has no effect: {target.__name__} takes {known}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,7 +22,7 @@ from trans4pass.errors import ConfigError, NonFinite, whole_number
 from trans4pass.methods import Method
 
 from . import checkpoint
-from .interrupt import Interrupted, Interrupts
+from .interrupt import Interrupts
 from .log import Monitor
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def autocast_type(precision: str, where: str = "precision") -> torch.dtype | None:
     """What autocast computes in; None for fp32. ConfigError for a name that is not in `PRECISIONS`."""
-    if precision not in PRECISIONS:
+    if str(precision) not in PRECISIONS:
         raise ConfigError(f"{where}={precision} is not one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 
@@ -48,6 +49,7 @@ class TrainerSettings:
         precision: fp32, bf16 or fp16 (with loss scaling) autocast.
         on_nonfinite: `error` stops at a loss or gradient that is not finite, `skip` leaves the step out.
         eval_every, checkpoint_every, log_every: steps; the last step always counts; eval_every 0 = at the end only.
+        judge: the side whose mIoU picks the best model; None = the target, else the source, else the first.
     """
 
     steps: int
@@ -57,6 +59,7 @@ class TrainerSettings:
     precision: str = "fp32"
     on_nonfinite: str = "error"
     eval_every: int = 0
+    judge: str | None = None
     checkpoint_every: int = 1000
     log_every: int = 50
 
@@ -108,6 +111,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.evaluated = 0  # the last step after which the model was evaluated
+        self.saved: tuple[int, int | None] = (0, None)  # `step` and `evaluated` of `last.pt`
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.skipped = 0
@@ -124,11 +128,19 @@ class Trainer:
         """Train up to `settings.steps`; `prepare` is called once before step 0.
 
         Raises:
-            Interrupted: a signal came; everything is saved.
+            Interrupted: a signal came; every finished step is saved.
             NonFinite: see `TrainerSettings.on_nonfinite`.
         """
-        if not self.load():
-            prepare()
+        try:
+            if not self.load():
+                prepare()
+            self.train()
+        except BaseException:
+            self.say_what_is_kept()
+            raise
+
+    def train(self) -> None:
+        """The loop, from the step that the state is at."""
         self._call = self._wrap()
         self.monitor = monitor = Monitor(
             self.folder / "tensorboard",
@@ -137,44 +149,61 @@ class Trainer:
             self.step,
             self.settings.log_every,
             self.device,
+            self.evaluated,
         )
         batches = self.batches(self.step)
         with monitor.running(self.step):
-            try:
-                while True:
-                    monitor.pause()
-                    self.between_steps()
-                    if self.step >= self.settings.steps:
-                        break
-                    monitor.go_on()
-                    rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
-                    values = self.train_step([next(batches) for _ in range(self.settings.accumulate)])
-                    self.step += 1
-                    monitor.step(self.step, values, rates)
-            except Interrupted:
-                self.save()
-                raise
-            except RuntimeError:
-                # A scheduler's SIGTERM also ends the data workers, whose death is raised here, perhaps inside a step:
-                # the last checkpoint stands, this half-done step is not saved.
-                self.interrupts.check_alone()
-                raise
+            while True:
+                monitor.pause()
+                self.save_and_evaluate()
+                if self.step >= self.settings.steps:
+                    break
+                monitor.go_on()
+                micro_batches = self.fetch(batches)
+                rates = {name: scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
+                values = self.train_step(micro_batches)
+                self.step += 1
+                monitor.step(self.step, values, rates, self.skipped)
 
-    def between_steps(self) -> None:
-        """Stop if asked to, else evaluate and save where due: a checkpoint says whether its step was evaluated."""
-        self.interrupts.check(self.device)
+    def save_and_evaluate(self) -> None:
+        """Where due. The checkpoint comes first: an evaluation takes long, and one that was cut short is made anew."""
         final = self.step >= self.settings.steps
-        if self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every)):
-            self.share_statistics()
-            self.method.eval()
-            scores = self.evaluate(self, final)
-            self.method.train()
-            self.monitor.scalars({f"miou/{name}": value for name, value in scores.items()}, self.step)
-            self.evaluated = self.step
-            self.remember(scores)
+        evaluation = self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every))
+        due = evaluation or (self.step and is_due(self.step, self.settings.checkpoint_every))
+        if due and self.changed():
             self.save()
-        elif self.step and is_due(self.step, self.settings.checkpoint_every):
-            self.save()
+        if not evaluation:
+            return
+        self.method.eval()
+        scores = self.evaluate(self, final)
+        self.method.train()
+        self.monitor.scalars({f"miou/{name}": value for name, value in scores.items()}, self.step)
+        self.evaluated = self.step
+        self.remember(scores)
+        if final:
+            self.save()  # again: the stage's last checkpoint holds all its scores
+
+    def fetch(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The next step's micro-batches.
+
+        A signal is obeyed here, and what a rank cannot load stops all: between two steps, when both the last one is
+        complete and what stops the run is known, so that nothing is lost.
+        """
+        try:
+            try:
+                micro_batches = [next(batches) for _ in range(self.settings.accumulate)]
+            except Exception:  # a file that cannot be used, a worker that died
+                self.interrupts.check(failed=True)
+                raise
+            self.interrupts.check()
+        except Exception:
+            try:
+                if self.changed():
+                    self.save()
+            finally:
+                dist.barrier()  # whoever leaves first may end the others, who must have saved by then
+            raise
+        return micro_batches
 
     def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, float]:
         """One optimiser step; returns losses and values by name."""
@@ -193,24 +222,25 @@ class Trainer:
                     break
             if not finite:
                 break
-        skipped = not finite or not self.gradients_are_finite(values, micro_batches)
-        if skipped:
+        if not finite or not self.gradients_are_finite(values, micro_batches):
             self.skip_step(before)
         else:
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
+            self.share_statistics()
             values |= self.method.after_step(self.step)
-        self.advance_schedules(skipped)
+        self.advance_schedules()
         return {name: float(value) for name, value in values.items()}
 
     # ---- its parts ----
 
-    def advance_schedules(self, skipped: bool) -> None:
-        # Only around a skipped step, for which torch may warn: each change of filters shows all old warnings again.
-        with warnings.catch_warnings() if skipped else nullcontext():
-            if skipped:
+    def advance_schedules(self) -> None:
+        # At its first step a schedule looks whether the optimiser has made one, and warns where that was left out, by
+        # a guard or by loss scaling. Not around every step: each change of filters shows all old warnings again.
+        with warnings.catch_warnings() if self.step == 0 else nullcontext():
+            if self.step == 0:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             for scheduler in self.schedulers.values():
                 scheduler.step()
@@ -282,21 +312,20 @@ class Trainer:
     # ---- what is kept ----
 
     def remember(self, scores: dict[str, float]) -> None:
-        """Note the scores of this step; a new best on the target (else the source) keeps its weights in best.pt."""
+        """Note the scores of this step; a new best on the judge keeps its weights in best.pt."""
         self.history.append({"step": self.step, **scores})
         judge = self.judge(scores)
         # `not >`: a score that is not a number is never the best.
-        if not scores or not scores[judge] > self.best.get(judge, float("-inf")):
+        if judge is None or not scores[judge] > self.best.get(judge, float("-inf")):
             return
         self.best = {"step": self.step, **scores}
         if dist.is_main():
             network = {f"network.{key}": value for key, value in self.method.network.state_dict().items()}
             checkpoint.save({"method": network, "step": self.step, **self.meta}, self.folder / "best.pt")
 
-    @staticmethod
-    def judge(sides: Collection[str]) -> str:
-        """The side whose mIoU picks the best model: the target where there is one."""
-        return "target" if "target" in sides else "source"
+    def judge(self, sides: Collection[str]) -> str | None:
+        """Which of these sides picks the best model, see `TrainerSettings`; None where there is none."""
+        return self.settings.judge or next((side for side in ("target", "source", *sides) if side in sides), None)
 
     def show(self, name: str, picture: Tensor) -> None:
         """Put an RGB picture (3,H,W), uint8, into TensorBoard at the current step."""
@@ -318,16 +347,34 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write `last.pt` on rank 0; all ranks call it."""
-        self.share_statistics()
+        """Write `last.pt` on rank 0, whose state is that of all."""
         if dist.is_main():
             checkpoint.save(self.state(), self.last_path)
+        self.saved = (self.step, self.evaluated)
+
+    def changed(self) -> bool:
+        """Whether there is anything that `last.pt` does not hold."""
+        return self.saved != (self.step, self.evaluated)
+
+    def say_what_is_kept(self) -> None:
+        """After what ended the stage early; rank 0 knows."""
+        if dist.is_main():
+            step, evaluated = self.saved
+            kept = "nothing is saved" if evaluated is None else f"step {step} is saved"
+            lost = f"steps lost: {self.step - step}" if self.step > step else "no step is lost"
+            log.warning("stage %s stopped: %s, %s", self.stage, kept, lost)
 
     def share_statistics(self) -> None:
-        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each keeps its own."""
-        for name, buffer in self.method.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                dist.mean_(buffer)
+        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each has its own.
+
+        After every step, not only when they are saved: where a run is interrupted must not change its last digits.
+        """
+        if not dist.active():
+            return
+        own = [m for m in self.method.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+        buffers = [b for module in own for b in (module.running_mean, module.running_var) if b is not None]
+        for buffer in buffers:
+            dist.mean_(buffer)
 
     def load(self) -> bool:
         """Continue from `last.pt`, or the checkpoint before it; False where there is none."""
@@ -341,6 +388,10 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         for name in ("step", "evaluated", "history", "best", "skipped"):
             setattr(self, name, state[name])
+        lost = checkpoint.lost_best(self.folder, self.best)
+        if lost:
+            log.warning("%s: the best step is looked for anew", lost)
+            self.best = {}
         log.info("stage %s goes on at step %d of %d", self.stage, self.step, self.settings.steps)
         return True
 

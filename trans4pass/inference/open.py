@@ -3,9 +3,7 @@
 import json
 import logging
 import math
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from trans4pass import dist
@@ -24,38 +21,37 @@ from trans4pass.errors import ConfigError, DataError, WeightsError, true_or_fals
 from trans4pass.labels import LabelSpace
 from trans4pass.models import create_model, make_circular
 from trans4pass.models.weights import identify, load_weights, read_state_dict
+from trans4pass.storage import replacing, write_json
 
-from . import checkpoint
 from .build import build
+from .described import read_described
 from .evaluation import Predictor, TestTime, evaluate, predict_all
 from .interrupt import Interrupts
 from .log import console
 from .metrics import Regions, Scores
-from .pictures import colour_picture, overlay_picture, save, write_label
+from .pictures import colour_picture, overlay_picture, write_label, write_picture
 from .report import number
-from .run import build_network, write_json
-from .stage import part
 from .trainer import autocast_type
 
 log = logging.getLogger(__name__)
 
-OURS = ("model", "labels")  # what our own files say about themselves
 
-
-def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple[nn.Module, LabelSpace]:
+def open_checkpoint(
+    path: Path, model_labels: Mapping[str, Any] | None, allow_nonfinite: bool = False
+) -> tuple[nn.Module, LabelSpace]:
     """The network and label space that a checkpoint holds; published weights need `model_labels` named.
 
     Raises:
-        WeightsError: the file is no checkpoint, or fits no model.
+        WeightsError: the file is no checkpoint, is damaged, fits no model, or holds NaN or infinity.
         ConfigError: it does not say what its classes are, and `model_labels` does not either.
     """
-    described = described_network(path)
-    if described is not None:
-        if model_labels is not None and LabelSpace.from_dict(model_labels).classes != described[1].classes:
+    own = read_described(path)
+    if own is not None:
+        if model_labels is not None and LabelSpace.from_dict(model_labels).classes != own.labels.classes:
             raise ConfigError(
-                f"{path} says that its classes are those of labels/{described[1].name}; leave labels@model_labels out"
+                f"{path} says that its classes are those of labels/{own.labels.name}; leave labels@model_labels out"
             )
-        return described
+        return own.network(allow_nonfinite), own.labels
     variant = identify(read_state_dict(path))
     if variant is None:
         raise WeightsError(f"{path} holds no segmentation model: it may be an encoder alone")
@@ -66,38 +62,8 @@ def open_checkpoint(path: Path, model_labels: Mapping[str, Any] | None) -> tuple
         )
     labels = LabelSpace.from_dict(model_labels)
     network = create_model(variant.name, labels.num_classes, **variant.options())
-    load_weights(network, path)
+    load_weights(network, path, allow_nonfinite)
     return network, labels
-
-
-def described_network(path: Path) -> tuple[nn.Module, LabelSpace] | None:
-    """The network and label space of one of our own files, which describe themselves; None for other files."""
-    if path.suffix == ".safetensors":
-        with readable(path), safe_open(path, "pt") as file:
-            description = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in OURS}
-            names = file.keys()
-            weights = {name: file.get_tensor(name) for name in names}
-    elif path.is_file() and not zipfile.is_zipfile(path):
-        return None  # published weights in torch's old format
-    else:
-        state = checkpoint.load(path)
-        description = {key: state[key] for key in OURS if key in state}
-        weights = part(state["method"], "network") if "method" in state else {}
-    if set(description) != set(OURS):
-        return None
-    labels = LabelSpace.from_dict(description["labels"])
-    network = build_network(description["model"], labels)
-    network.load_state_dict(weights)
-    return network, labels
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Name the file where safetensors cannot read it."""
-    try:
-        yield
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def export_weights(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
@@ -105,19 +71,21 @@ def export_weights(config: Mapping[str, Any], device: torch.device, interrupts: 
     source, target = Path(config["checkpoint"]), Path(config["output"])
     if target.suffix != ".safetensors":
         raise ConfigError(f"output={target} must end in .safetensors")
-    state = checkpoint.load(source)
-    if not {*OURS, "method"} <= state.keys():
+    own = read_described(source)
+    if own is None:
         raise WeightsError(f"{source} does not describe its model: export the last.pt or best.pt of a run")
-    weights = {key: value.contiguous() for key, value in part(state["method"], "network").items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target, metadata={key: json.dumps(state[key]) for key in OURS})
+    weights = {key: value.contiguous() for key, value in own.network(config["allow_nonfinite"]).state_dict().items()}
+    description = {"model": own.model, "labels": own.labels.to_dict()}
+    with replacing(target) as file:
+        file.write(save(weights, metadata={key: json.dumps(value) for key, value in description.items()}))
     console.print(f"wrote {len(weights)} tensors to {target}", soft_wrap=True)
 
 
 def make_predictor(config: Mapping[str, Any], device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that an eval or predict configuration describes, and its label space."""
-    network, labels = open_checkpoint(Path(config["checkpoint"]), config.get("model_labels"))
-    true_or_false("wrap", config["wrap"])
+    for name in ("wrap", "allow_nonfinite"):
+        true_or_false(name, config[name])
+    network, labels = open_checkpoint(Path(config["checkpoint"]), config.get("model_labels"), config["allow_nonfinite"])
     if config["wrap"]:
         make_circular(network)
     test_time = TestTime(config["scales"], config["flip"], config["yaw_rolls"])
@@ -141,7 +109,6 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     )
     name = f"eval_{dataset.name}_{config['split']}" + ("_wrap" if config["wrap"] else "")
     folder = Path(config["output"] or Path(config["checkpoint"]).parent / name)
-    folder.mkdir(parents=True, exist_ok=True)
     sizes = {item.name: item.image for item in dataset.items}
 
     regions = Regions(scored.num_classes, device)
@@ -253,6 +220,6 @@ def write_prediction(
     picture = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
     label = write_label(folder / "labels" / f"{name}.png", prediction.numpy().astype(np.uint8), picture.size)
     colour = colour_picture(label, labels)
-    save(folder / "colour" / f"{name}.png", colour)
+    write_picture(folder / "colour" / f"{name}.png", colour)
     if overlay is not None:
-        save(folder / "overlay" / f"{name}.png", overlay_picture(picture, colour, overlay))
+        write_picture(folder / "overlay" / f"{name}.png", overlay_picture(picture, colour, overlay))

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from trans4pass.labels import LabelSpace
+from trans4pass.storage import replacing
 
 
 def write_label(path: Path, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -13,7 +14,7 @@ def write_label(path: Path, label: np.ndarray, size: tuple[int, int]) -> np.ndar
     picture = Image.fromarray(label)
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.NEAREST)
-    save(path, picture)
+    write_picture(path, picture)
     return np.asarray(picture)
 
 
@@ -27,7 +28,7 @@ def overlay_picture(image: Image.Image, colour: Image.Image, opacity: float) -> 
     return Image.blend(image.convert("RGB"), colour, opacity)
 
 
-def save(path: Path, picture: Image.Image) -> None:
-    """Write a picture, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, making its folder; it is whole or not there."""
+    with replacing(path) as file:
+        picture.save(file, "PNG")

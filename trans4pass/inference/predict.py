@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trans4pass import dist
 from trans4pass.data import OnBad, SegmentationDataset, eval_loader
 from trans4pass.errors import ConfigError, NonFinite, true_or_false, whole_number
 from trans4pass.labels import LabelSpace
@@ -103,19 +104,26 @@ def predict_all(
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """This rank's (batch, logits (1,K,H,W)) pairs, each image once over all ranks, with a progress bar.
 
-    For `on_bad` see `eval_loader`. Raises NonFinite for logits that are NaN or infinite.
+    All ranks must read them to the end. For `on_bad` see `eval_loader`.
+
+    Raises:
+        NonFinite: logits are NaN or infinite.
+        Interrupted: a signal came, to whichever rank.
     """
     loader = eval_loader(dataset, num_workers, on_bad=on_bad)
-    for batch in track(loader, len(loader), description):
-        if interrupts is not None:
-            interrupts.check_alone()
-        logits = predictor(batch["image"])
-        if not logits.isfinite().all():  # its argmax would be some class, and look like a prediction
-            raise NonFinite(
-                f"{description}: the prediction of {batch['name'][0]} is not finite: the weights are broken, or half "
-                "precision is too narrow for them; try precision=fp32 or another checkpoint"
-            )
-        yield batch, logits
+
+    def predictions() -> Iterator[tuple[dict[str, Any], Tensor]]:
+        for batch in track(loader, len(loader), description):
+            logits = predictor(batch["image"])
+            if not logits.isfinite().all():  # its argmax would be some class, and look like a prediction
+                raise NonFinite(
+                    f"{description}: the prediction of {batch['name'][0]} is not finite: the weights are broken, or "
+                    "half precision is too narrow for them; try precision=fp32 or another checkpoint"
+                )
+            yield batch, logits
+
+    interrupts = interrupts or Interrupts(predictor.device)
+    return interrupts.between(predictions(), dist.largest_share(len(dataset)))
 
 
 def evaluate(

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, DamagedFile
 from trans4pass.labels import IGNORE
+from trans4pass.storage import replacing
 
 BINS = int(np.float16(1.0).view(np.uint16)) + 1  # bit patterns of the float16 values 0..1, which sort like the values
 
@@ -37,7 +38,8 @@ def thresholds(counts: np.ndarray, keep: float = 0.5, cap: float = 0.9) -> np.nd
         keep: share of a class's pixels to keep, in [0,1] (more where the cap lowers the threshold).
         cap: no threshold is above it.
     """
-    if not 0 <= keep <= 1 or not 0 <= cap <= 1:
+    numbers = all(isinstance(share, (int, float)) for share in (keep, cap))
+    if not numbers or not 0 <= keep <= 1 or not 0 <= cap <= 1:
         raise ConfigError(f"keep and cap must be in [0,1], got {keep} and {cap}")
     total = counts.sum(1)
     # Python and numpy round halves to even, as the official code does; the last value stands in where n is too small.
@@ -54,14 +56,14 @@ def pseudo_label(label: np.ndarray, probability: np.ndarray, limits: np.ndarray)
 
 def spill(path: Path, label: np.ndarray, probability: np.ndarray) -> None:
     """Write one image's maps; `path` appears only when the file is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".writing")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         np.savez_compressed(file, label=label, probability=probability)
-    temporary.replace(path)
 
 
 def unspill(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read what `spill` wrote."""
-    with np.load(path) as maps:
-        return maps["label"], maps["probability"]
+    """Read what `spill` wrote. DamagedFile where it is cut or damaged; a resumed run makes such maps anew."""
+    try:
+        with np.load(path) as maps:
+            return maps["label"], maps["probability"]
+    except Exception as error:  # numpy's and the archive's readers raise many types for a damaged file
+        raise DamagedFile(f"{path} is damaged ({error!r}); a run with resume=true makes it anew") from error

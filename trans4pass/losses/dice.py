@@ -62,9 +62,6 @@ class Dice(PixelLoss):
     A class that an image does not show is not in its mean: its Dice coefficient would be 0 however well it is left out.
     """
 
-    def __init__(self) -> None:  # its own: nn.Module's takes any setting, and typing errors in configs would pass
-        super().__init__()
-
     def normaliser(self, labels: Tensor) -> Tensor:
         """Number of pairs of an image and a class that it shows, a float scalar."""
         shown = torch.zeros(len(labels), IGNORE + 1, device=labels.device)

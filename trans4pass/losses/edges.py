@@ -53,14 +53,17 @@ class AgainstEdges(PixelLoss):
 
     Args:
         radius: of the erosion that makes the edges, pixels >= 1; an edge is 2 * radius wide, half of it on each side.
-        wrap: whether images are full panoramas, whose left and right sides meet.
+    Attributes:
+        wrap: whether images are full panoramas, whose left and right sides meet; a method takes it from its network.
     """
 
-    def __init__(self, radius: int = 2, wrap: bool = False):
+    wrap = False
+
+    def __init__(self, radius: int = 2):
         super().__init__()
         if radius < 1:
             raise ConfigError(f"radius must be at least 1 pixel, got {radius}")
-        self.radius, self.wrap = radius, wrap
+        self.radius = radius
 
     def normaliser(self, labels: Tensor) -> Tensor:
         """Number of images with a known pixel, a float scalar."""

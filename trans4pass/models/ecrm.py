@@ -1,8 +1,9 @@
 """The Exterior Contextual-Relation Module, ECRM: pixels attend to the class prototypes of past training images.
 
 On purpose different from the published listing: the softmax runs over the bank's entries (there over the batch),
-evaluation reads the bank as training left it (there the image's own prototype), and each image is one entry of K
-vectors, all of which are keys and values.
+evaluation reads the bank as training left it (there the image's own prototype), each image is one entry of K vectors,
+all of which are keys and values, and a batch that does not fit behind the bank's last entry goes on at its start (there
+the rest of the batch is dropped).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch.distributed as td
 from torch import Tensor, nn
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError
+from trans4pass.errors import whole_number
 from trans4pass.models.attention import conv_bn_relu, unscaled_attention
 
 
@@ -67,7 +68,8 @@ class ECRM(nn.Module):
 
     Each training forward writes one entry per image (of all ranks) into a ring of `bank_size` before it reads it;
     evaluation writes nothing. Where nothing was ever written, the context is zero. Activation checkpointing must not
-    wrap this module: a forward that is computed twice writes twice. Raises ConfigError for a bank without room.
+    wrap this module: a forward that is computed twice writes twice. Raises ConfigError for a width or a
+    bank without room.
     """
 
     def __init__(
@@ -79,8 +81,8 @@ class ECRM(nn.Module):
         bank_size: int = 20,
     ) -> None:
         super().__init__()
-        if bank_size < 1:
-            raise ConfigError(f"ECRM's bank_size must be at least 1 entry, got {bank_size}")
+        for name, value in {"width": width, "attention_width": attention_width, "bank_size": bank_size}.items():
+            whole_number(f"ecrm.{name}", value, 1)
         self.channels = (*channels[:-1], width)
         self.coarse = nn.Conv2d(channels[-1], num_classes, 1)
         self.project = conv_bn_relu(channels[-1], width, 3)

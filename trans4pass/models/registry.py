@@ -108,7 +108,7 @@ def create_model(
         make_circular(model)
         check_circular(model, name, chosen_head)
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, allow_nonfinite)
     return model
 
 

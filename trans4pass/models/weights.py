@@ -4,21 +4,23 @@ The ImageNet encoders (mit_b0 fits micro, mit_b1 tiny, mit_b2 small) come under 
 shipped here.
 """
 
+import json
 import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from trans4pass.errors import WeightsError
 from trans4pass.models.encoders.mix_transformer import MIX_SIZES, MixSize
+from trans4pass.models.heads.coarse_to_fine import refuse_first_release
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +55,22 @@ class LoadReport(NamedTuple):
     dropped: list[str]  # tensors of the file that no model needs
 
 
-def load_weights(model: nn.Module, path: str | PathLike) -> LoadReport:
+def load_weights(model: nn.Module, path: str | PathLike, allow_nonfinite: bool = False) -> LoadReport:
     """Load `path` into `model`, strictly; what it may lack is told in the report and logged.
 
     An encoder alone (SegFormer's) leaves the head and the deforming patch embeddings' offset and modulator
-    convolutions as they are. Raises WeightsError where the file cannot be read, or holds another model.
+    convolutions as they are. Raises WeightsError where the file cannot be read, holds another model, or, unless
+    `allow_nonfinite`, NaN or infinity.
     """
-    format, state, dropped = _convert(_read(Path(path)), path)
+    format, state, dropped = _convert(read_file(path), path)
     wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
-    unexpected = [key for key in state if key not in wanted]
-    mismatched = [key for key in state.keys() & wanted.keys() if state[key].shape != wanted[key].shape]
     encoder_only = not any(key.startswith("head.") for key in state)
-    needed = [key for key in missing if not (encoder_only and _may_be_missing(key))]
-    if needed or unexpected or mismatched:
-        raise WeightsError(f"{path} does not fit the model. {_explain(state, wanted, needed, unexpected, mismatched)}")
+    missing = [key for key in wanted if key not in state]
+    may_lack = [key for key in missing if encoder_only and _may_be_missing(key)]
+    different = differences(state, wanted, may_lack)
+    if different:
+        raise WeightsError(f"{path} does not fit the model. {_explain(state, wanted, different)}")
+    check_finite(state, path, allow_nonfinite)
     model.load_state_dict(state, strict=False)
     report = LoadReport(format, len(state), missing, dropped)
     log.info(
@@ -81,19 +84,73 @@ def load_weights(model: nn.Module, path: str | PathLike) -> LoadReport:
     return report
 
 
+def load_exactly(
+    module: nn.Module, state: State, path: str | PathLike, what: str, allow_nonfinite: bool = False
+) -> None:
+    """Load `state`, which `path` holds under the module's own names, into `module`, called `what` in errors.
+
+    Raises WeightsError for a tensor that is missing, unknown or of another shape or kind, and, unless
+    `allow_nonfinite`, for NaN or infinity.
+    """
+    refuse_first_release(state, path)
+    different = differences(state, module.state_dict())
+    if different:
+        raise WeightsError(f"{path} does not fit {what}. {different}. It is damaged or was changed: get it again")
+    check_finite(state, path, allow_nonfinite)
+    module.load_state_dict(state)
+
+
+def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], may_lack: Collection[str] = ()) -> str:
+    """How the tensors of a file differ from those that a model wants, values aside; empty where they fit.
+
+    Floating-point numbers of any width fit one another.
+    """
+    both = [key for key in wanted if key in state]
+    parts = {
+        "It lacks": [key for key in wanted if key not in state and key not in may_lack],
+        "It has unknown": [key for key in state if key not in wanted],
+        "Shapes differ:": [
+            f"{key} {list(state[key].shape)} instead of {list(wanted[key].shape)}"
+            for key in both
+            if state[key].shape != wanted[key].shape
+        ],
+        "Values are of another kind:": [
+            f"{key} {_kind(state[key])} instead of {wanted[key].dtype}"
+            for key in both
+            if not _holds_numbers(state[key]) or state[key].is_floating_point() != wanted[key].is_floating_point()
+        ],
+    }
+    return ". ".join(f"{what} {', '.join(keys[:4])}{_more(keys)}" for what, keys in parts.items() if keys)
+
+
+def check_finite(state: Mapping[str, Tensor], path: str | PathLike, allow_nonfinite: bool) -> None:
+    """Raise WeightsError for the first tensor that holds NaN or infinity, unless that is allowed."""
+    for key, value in state.items():
+        wrong = (
+            0 if allow_nonfinite else int((~value.double().isfinite()).sum())
+        )  # narrow types have no test of their own
+        if wrong:
+            raise WeightsError(
+                f"{path}: {key} is not finite, {wrong} of its {value.numel()} numbers are NaN or infinite: the file is "
+                "damaged, or the training that wrote it went wrong. Take another one; allow_nonfinite=true (in "
+                "training model.allow_nonfinite=true) loads it all the same"
+            )
+
+
 def read_state_dict(path: str | PathLike) -> State:
     """The tensors in `path`, in any format that `load_weights` reads, under this project's names.
 
     Raises WeightsError where the file is not there, is no checkpoint, is damaged, or holds more than plain values.
     """
-    return _convert(_read(Path(path)), path)[1]
+    return _convert(read_file(path), path)[1]
 
 
 def identify(state: Mapping[str, Tensor]) -> Variant | None:
     """The model that a whole state dict belongs to, told by names and shapes; None where there is none."""
     _, state, _ = _convert(dict(state), "the state dict")
     head = next((head for head, key in HEADS.items() if key in state), None)
-    pred = next((state[key] for key in ("head.pred.weight", "head.pred.1.weight") if key in state), None)
+    preds = (state.get(key) for key in ("head.pred.weight", "head.pred.1.weight"))
+    pred = next((pred for pred in preds if pred is not None and pred.ndim == 4), None)
     size, resnet = _encoder_size(state), _resnet_name(state)
     if head is None or pred is None or not (size or resnet):
         return None
@@ -109,16 +166,18 @@ def identify(state: Mapping[str, Tensor]) -> Variant | None:
     )
 
 
+DESCRIPTION = ("model", "labels")  # what our own files say about themselves
+FOLDER = 0x10  # zip's attribute
 STAGES = (1, 2, 3, 4)
 HEADS = {  # a tensor that only this head has
     "dmlp": "head.head1.h_mlp.weight",
     "dmlp_v2": "head.head1.dmlp.weight",
     "danet": "head.pred_position.1.weight",
     "fpn": "head.adapters.0.weight",
-    "coarse_to_fine": "head.laterals.0.weight",
+    "coarse_to_fine": "head.laterals.0.0.weight",
 }
 FAMILIES = {"dmlp": "trans4pass", "dmlp_v2": "trans4pass_plus"}  # heads that give a model its name
-RESNETS = {6: "danet_resnet50", 23: "danet_resnet101"}  # by the blocks of the third stage
+RESNETS = {6: "danet_resnet50", 23: "danet_resnet101", 36: "danet_resnet152"}  # by the blocks of the third stage
 PREFIXES = {"dede_head.": "head.", "backbone.": "encoder.", "decode_head.": "head."}  # official -> here
 TRANSFORMERS = {  # inside a stage; longer names first
     "attention.self.layer_norm": "attn.norm",
@@ -134,13 +193,19 @@ TRANSFORMERS = {  # inside a stage; longer names first
 TRANSFORMERS_STAGES = {"patch_embeddings": "patch_embed", "block": "block", "layer_norm": "norm"}
 
 
-def _read(path: Path) -> Any:
+def read_file(path: str | PathLike) -> Any:
+    """All that a checkpoint holds, on the CPU; a run's exported safetensors look like its checkpoints.
+
+    Raises WeightsError where the file is not there, is damaged (as far as its checksums tell), or holds more than
+    plain values.
+    """
+    path = Path(path)
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}: give the path of a .pth, .pt or .safetensors file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        check_archive(path)
+            return _read_safetensors(path)
+        _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -155,13 +220,26 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def check_archive(path: Path) -> None:
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        description = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in DESCRIPTION}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    if description.keys() != set(DESCRIPTION):
+        return tensors
+    return {**description, "method": {f"network.{name}": value for name, value in tensors.items()}}
+
+
+def _check_archive(path: Path) -> None:
     """Raise WeightsError where the checksums in torch's zip archive tell that `path` is damaged."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise WeightsError(f"{path} is damaged at {damaged}: copy it again, or use the one before it")
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # torch's old format has no checksums
+            return
+    with zipfile.ZipFile(path) as archive:
+        # A file marked as a folder is none to torch, which would leave its numbers as the memory happens to be.
+        folders = (entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER)
+        damaged = archive.testzip() or next(folders, None)
+    if damaged:
+        raise WeightsError(f"{path} is damaged at {damaged}: copy it again, or use the one before it")
 
 
 def _first_line(error: Exception) -> str:
@@ -173,12 +251,18 @@ def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]
     state, outside = _unwrap(content, path)
     if any("patch_embeddings." in key for key in state):
         encoder, dropped = _split(state, re.compile(r"(?:segformer\.)?encoder\."))
-        return "transformers", _from_transformers(encoder), outside + dropped
+        try:
+            return "transformers", _from_transformers(encoder), outside + dropped
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"{path} has the names of the transformers library, and some are wrong ({error!r}): get it again"
+            ) from error
     if "patch_embed1.proj.weight" in state:
         dropped = [key for key in state if key.startswith("head.")]
         encoder = {f"encoder.{key}": value for key, value in state.items() if not key.startswith("head.")}
         return "SegFormer", encoder, outside + dropped
     renamed = {_rename(key): value for key, value in state.items()}
+    refuse_first_release(renamed, path)
     return "Trans4PASS" if renamed.keys() == state.keys() else "official", renamed, outside
 
 
@@ -244,7 +328,7 @@ def _may_be_missing(key: str) -> bool:
 def _encoder_size(state: State) -> str | None:
     try:
         channels = tuple(state[f"encoder.patch_embed{stage}.proj.weight"].shape[0] for stage in STAGES)
-    except KeyError:
+    except (KeyError, IndexError):
         return None
     norms = [key for key in state if re.fullmatch(r"encoder\.block\d\.\d+\.norm1\.weight", key)]
     depths = tuple(sum(key.startswith(f"encoder.block{stage}.") for key in norms) for stage in STAGES)
@@ -256,7 +340,7 @@ def _resnet_name(state: State) -> str | None:
     return RESNETS.get(blocks)
 
 
-def _explain(state: State, wanted: State, missing: list[str], unexpected: list[str], mismatched: list[str]) -> str:
+def _explain(state: State, wanted: State, different: str) -> str:
     """What the file holds instead, and the settings that would fit it."""
     held, asked = identify(state), identify(wanted)
     if held and asked and held != asked:
@@ -267,16 +351,23 @@ def _explain(state: State, wanted: State, missing: list[str], unexpected: list[s
             f"It holds an encoder of size {held_size}; the model's is {asked_size}. "
             f"Use model=trans4pass_{held_size} or model=trans4pass_plus_{held_size}, or another file"
         )
-    shapes = [f"{key} {list(state[key].shape)} instead of {list(wanted[key].shape)}" for key in mismatched]
-    parts = {"It lacks": missing, "It has unknown": unexpected, "Shapes differ:": shapes}
-    lines = [f"{what} {', '.join(keys[:4])}{_more(keys)}" for what, keys in parts.items() if keys]
     if held:
         hint = f"It is {held}, as the model is, made with other settings of head, ecrm or edges: give those"
     elif "layer1.0.conv1.weight" in state:
-        hint = "It holds a ResNet's ImageNet weights: give them as model.encoder_weights of model=danet_resnet50 or 101"
+        hint = "It holds a ResNet's ImageNet weights: give them as model.encoder_weights of model=danet_resnet<depth>"
     else:
         hint = "Is it a Trans4PASS or SegFormer checkpoint?"
-    return f"{'. '.join(lines)}. {hint}"
+    return f"{different}. {hint}"
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    """Whether a file's tensor is plain: its real numbers side by side."""
+    plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+    return plain and not tensor.is_complex()
+
+
+def _kind(tensor: Tensor) -> str:
+    return "without values" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
 
 
 def _more(keys: list[str]) -> str:

@@ -1,15 +1,11 @@
 """What happens to samples that cannot be used while a run goes on: on_bad_sample=error|skip."""
 
-import json
 import logging
 from pathlib import Path
 
-import torch.distributed as td
-
 from trans4pass import dist
 from trans4pass.errors import ConfigError
-
-from .run import write_json
+from trans4pass.storage import recall_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +20,7 @@ class BadSamples:
 
     def __init__(self, folder: Path):
         self.path = folder / (f"bad_samples.{dist.rank()}.json" if dist.rank() else "bad_samples.json")
-        self.reasons: dict[str, str] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.reasons: dict[str, str] = recall_json(self.path, (), "samples that were skipped are counted anew") or {}
 
     def __call__(self, image: str, reason: str) -> None:
         if image in self.reasons:
@@ -35,10 +31,7 @@ class BadSamples:
 
     def finish(self) -> int:
         """The number over all ranks, listed by rank 0; every rank must call it."""
-        if dist.active():
-            everywhere = [{} for _ in range(dist.world_size())]
-            td.all_gather_object(everywhere, self.reasons)
-            self.reasons = {image: reason for part in everywhere for image, reason in part.items()}
+        self.reasons = {image: reason for part in dist.gather_objects(self.reasons) for image, reason in part.items()}
         if dist.is_main() and self.reasons:
             write_json(self.path, self.reasons)
         elif not dist.is_main():

@@ -1,6 +1,5 @@
 """Checks a data set against what it should be, and shows it: counts, class frequencies, faults."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from rich.table import Table
 from trans4pass.data import check
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
+from trans4pass.storage import writing
 
 from .build import build
+from .environment import cores
 from .log import console, track
 
 TOTAL = "total"  # the key of `published` that holds the sum over all splits
@@ -34,15 +35,16 @@ def check_data(config: Mapping[str, Any]) -> bool:
     if any(summary.counts.any() for summary in summaries.values()):
         console.print(frequency_table(summaries, labels))
         path = Path(config["plot"] or f"class_frequencies_{labels.name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frequency_picture(summaries, labels).save(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frequency_picture(summaries, labels).save(path)
         console.print(f"class frequencies as a picture: {path.absolute()}", soft_wrap=True)
     return print_faults(summaries, config["limit"])
 
 
 def check_split(config: Mapping[str, Any], split: str, labels: LabelSpace) -> check.Summary:
     """All findings of one split; one that cannot be read at all is a fault by itself."""
-    workers = os.cpu_count() if config["num_workers"] is None else config["num_workers"]
+    workers = cores() if config["num_workers"] is None else config["num_workers"]
     try:
         # Without labels, so that a missing one is a finding and not the end.
         dataset = build(config["data"]["dataset"], "data.dataset", split=split, labels=labels, labelled=False)
@@ -78,9 +80,17 @@ def beside(count: int, published: int | None) -> tuple[str, str]:
 
 
 def shares(summary: check.Summary) -> np.ndarray:
-    """The classes' shares of the labelled pixels in %, and that of the ignored pixels of all pixels: (K + 1,)."""
+    """The classes' shares of the labelled pixels in %, and that of the ignored pixels of all pixels: (K + 1,).
+
+    NaN where there are no such pixels, as in a split without labels.
+    """
     classes, ignored = summary.counts[:-1], summary.counts[-1]
-    return 100 * np.append(classes / max(1, classes.sum()), ignored / max(1, summary.counts.sum()))
+    with np.errstate(invalid="ignore"):
+        return 100 * np.append(classes / classes.sum(), ignored / summary.counts.sum())
+
+
+def percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{share:.3f}"
 
 
 def frequency_table(summaries: Mapping[str, check.Summary], labels: LabelSpace) -> Table:
@@ -92,7 +102,7 @@ def frequency_table(summaries: Mapping[str, check.Summary], labels: LabelSpace) 
     for i, name in enumerate((*labels.classes, "ignored, of all pixels")):
         if i == labels.num_classes:
             table.add_section()
-        table.add_row(name, *(f"{column[i]:.3f}" for column in columns))
+        table.add_row(name, *(percent(column[i]) for column in columns))
     return table
 
 
@@ -106,12 +116,13 @@ def frequency_picture(summaries: Mapping[str, check.Summary], labels: LabelSpace
         top = row * panel + MARGIN
         draw.text((MARGIN, top), f"{split}: % of the labelled pixels", "black", font)
         values = shares(summary)[:-1]
+        bars = np.nan_to_num(values) / max(np.nan_to_num(values).max(), 1e-9) * BAR_WIDTH
         for i, (name, value) in enumerate(zip(labels.classes, values)):
             y, left = top + (i + 1) * BAR_HEIGHT, MARGIN + NAME_WIDTH
-            right = left + value / max(values.max(), 1e-9) * BAR_WIDTH
+            right = left + bars[i]
             draw.text((MARGIN, y), name, "black", font)
             draw.rectangle((left, y, right, y + BAR_HEIGHT - 4), tuple(labels.palette[i].tolist()), "grey")
-            draw.text((right + MARGIN, y), f"{value:.3f}", "black", font)
+            draw.text((right + MARGIN, y), percent(value), "black", font)
     return picture
 
 

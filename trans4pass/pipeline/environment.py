@@ -14,6 +14,7 @@ import torch.distributed as td
 
 from trans4pass import dist
 from trans4pass.errors import ConfigError, whole_number
+from trans4pass.storage import write_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf")
 
@@ -23,7 +24,7 @@ def processes(device: str) -> Iterator[torch.device]:
     """Join the process group that torchrun or srun has started, if there is one; yields this process's device.
 
     Args:
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<n>`.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or, in a single process, `cuda:<n>`.
     """
     name_slurm_ranks()
     torch.backends.cudnn.allow_tf32 = False  # torch's default is true; `tf32` is the setting of a run
@@ -84,6 +85,12 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"device={name} is not auto, cpu, cuda or cuda:<n>") from error
     if device.type == "cuda":
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if device.index is not None and processes > 1:
+            raise ConfigError(
+                f"device={name} is one GPU, and there are {processes} processes: use device=cuda or device=auto, where "
+                "each takes its own (CUDA_VISIBLE_DEVICES chooses which there are)"
+            )
         if not torch.cuda.is_available():
             raise ConfigError(f"device={name}, but torch sees no GPU here: use device=cpu or device=auto")
         # Where a scheduler binds a GPU to each task, every task sees one only.
@@ -93,6 +100,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def cores() -> int:
+    """The CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_workers(number: int | None) -> int:
+    """How many processes load data: `number`, or (None) as many as there are cores for this process, 1 to 4."""
+    if number is None:
+        return min(4, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    whole_number("num_workers", number, 0)
+    return number
+
+
 def set_switches(threads: int | None, deterministic: bool, tf32: bool) -> None:
     """CPU threads (their number changes floating-point results; None = torch's choice), deterministic kernels, TF32."""
     if threads is not None:
@@ -100,9 +120,9 @@ def set_switches(threads: int | None, deterministic: bool, tf32: bool) -> None:
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
+    torch.use_deterministic_algorithms(deterministic)  # also off again, for the next run of a sweep
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
 
 
@@ -110,7 +130,7 @@ def record(folder: Path) -> dict[str, Any]:
     """What the run ran on; also writes the working tree's differences to `git.diff` if there are any."""
     diff = git("diff", "HEAD")
     if diff:
-        (folder / "git.diff").write_text(diff)
+        write_text(folder / "git.diff", diff)
     return {
         "revision": git("rev-parse", "HEAD").strip() or None,
         "dirty": bool(diff),

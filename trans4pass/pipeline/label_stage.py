@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ import torch
 from PIL import Image
 
 from trans4pass import dist
-from trans4pass.data import EvalTransform, SegmentationDataset
-from trans4pass.errors import ConfigError
+from trans4pass.data import EvalTransform, Item, SegmentationDataset
+from trans4pass.errors import ConfigError, DamagedFile
 from trans4pass.labels import IGNORE
+from trans4pass.storage import write_json
 
 from . import pseudo_labels
 from .evaluation import Predictor, TestTime, predict_all
 from .log import track
 from .pictures import write_label
-from .run import write_json
 from .stage import Stage
 from .trainer import autocast_type
 
@@ -32,6 +33,7 @@ class LabelStage(Stage):
     Its settings are commented in configs/stage/pseudo_labels.yaml.
     """
 
+    RESULT = (*Stage.RESULT, "kept")
     KEYS = (*Stage.KEYS, "data", "split", "size", "scales", "flip", "yaw_rolls", "keep", "cap", "precision")
 
     def check(self) -> None:
@@ -78,9 +80,10 @@ class LabelStage(Stage):
         return self.folder / "maps" / f"{name}.npz"
 
     def predict(self, dataset: SegmentationDataset) -> None:
-        """Write each image's class and confidence maps; what an interrupted run wrote is kept."""
-        missing = [index for index, item in enumerate(dataset.items) if not self.spilled(item.name).exists()]
-        left = dist.broadcast_object(missing)  # ranks that look later may see what others have already written
+        """Write each image's class and confidence maps; what an interrupted run wrote is kept where it is whole."""
+        # Rank 0 alone looks: ranks that look later may see what others have already written.
+        missing = self.missing(dataset) if dist.is_main() else None
+        left = dist.broadcast_object(missing)
         if not left:
             return
         log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
@@ -90,18 +93,34 @@ class LabelStage(Stage):
         workers = self.run.config["num_workers"]
         for batch, logits in predict_all(predictor, remaining, workers, self.name, self.run.interrupts, self.bad):
             pseudo_labels.spill(self.spilled(batch["name"][0]), *pseudo_labels.confidence(logits))
-        self.run.interrupts.check(self.run.device)
 
-    def own(self, dataset: SegmentationDataset) -> list[Any]:
-        """This rank's share of the items, without bad samples that were skipped."""
+    def missing(self, dataset: SegmentationDataset) -> list[int]:
+        """Indices of the items whose maps are still to be made; damaged ones are among them, and deleted."""
+        indices = []
+        for index, item in enumerate(dataset.items):
+            path = self.spilled(item.name)
+            try:
+                if path.exists():
+                    pseudo_labels.unspill(path)
+                    continue
+            except DamagedFile as error:
+                log.warning("%s", error)
+                path.unlink()
+            indices.append(index)
+        return indices
+
+    def own(self, dataset: SegmentationDataset, task: str) -> Iterator[Item]:
+        """This rank's share of the items, without bad samples that were skipped, with a progress bar."""
         share = dataset.items[dist.rank() :: dist.world_size()]
-        return [item for item in share if self.bad is None or self.spilled(item.name).exists()]
+        share = [item for item in share if self.bad is None or self.spilled(item.name).exists()]
+        tracked = track(share, len(share), f"{self.name}: {task}")
+        return self.run.interrupts.between(tracked, dist.largest_share(len(dataset)))
 
     def thresholds(self, dataset: SegmentationDataset) -> np.ndarray:
         """Class thresholds over the whole set, the same on all ranks."""
         num_classes = self.run.labels.num_classes
         counts = np.zeros((num_classes, pseudo_labels.BINS), np.int64)
-        for item in track(self.own(dataset), len(self.own(dataset)), f"{self.name}: thresholds"):
+        for item in self.own(dataset, "thresholds"):
             counts += pseudo_labels.histogram(*pseudo_labels.unspill(self.spilled(item.name)), num_classes)
         counts = dist.sum_(torch.from_numpy(counts).to(self.run.device)).cpu().numpy()
         return pseudo_labels.thresholds(counts, self.config["keep"], self.config["cap"])
@@ -109,7 +128,7 @@ class LabelStage(Stage):
     def write(self, dataset: SegmentationDataset, limits: np.ndarray) -> float:
         """Write the label images; returns the share of pixels that keep a label."""
         kept = torch.zeros(2, dtype=torch.float64)
-        for item in track(self.own(dataset), len(self.own(dataset)), f"{self.name}: labels"):
+        for item in self.own(dataset, "labels"):
             label = pseudo_labels.pseudo_label(*pseudo_labels.unspill(self.spilled(item.name)), limits)
             kept += torch.tensor([(label != IGNORE).sum(), label.size], dtype=torch.float64)
             with Image.open(item.image) as image:

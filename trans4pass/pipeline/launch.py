@@ -1,21 +1,126 @@
-"""What the command-line tools share: processes, logging, and errors as text instead of tracebacks."""
+"""What the command-line tools share: composing, processes, logging, and errors as text instead of tracebacks."""
 
+import functools
 import logging
+import os
+import re
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trans4pass.errors import ConfigError, UserError, whole_number
+from trans4pass.errors import ConfigError, UserError
 
-from .environment import processes
+from .environment import choose_workers, processes
 from .interrupt import Interrupted, Interrupts
 from .log import setup_logging
 
 log = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def tool(name: str) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
+    """Decorate a tool's main: it gets configs/<name>.yaml with what was typed, and returns its exit status.
+
+    A mistake in what was typed ends with one line, any other UserError with its text, and both with status 2.
+    """
+
+    def decorate(function: Callable[[DictConfig], int | None]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def task(config: DictConfig) -> None:
+            setup_logging()
+            try:
+                status = function(config)
+            except UserError as error:
+                log.error("%s", error)
+                status = 2
+            if status:  # a multirun goes on after a run that succeeded
+                sys.exit(status)
+
+        composed = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)
+
+        @functools.wraps(function)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print and exit
+            try:
+                refuse_unknown_additions(name, sys.argv[1:])
+                composed()
+            except (ConfigError, HydraException) as error:
+                print(explain(error, name, sys.argv[1:]), file=sys.stderr)
+                sys.exit(2)
+
+        return main
+
+    return decorate
+
+
+def explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
+    """In one line why configs/<name>.yaml does not compose with `overrides`, and what may be meant."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = [known for known in error.options if not known.startswith("_")]
+        return f"there is no {group}={option}{suggestion(option, options)} There are {', '.join(options)}"
+    unknown = re.match(r"Could not (?:override|delete)[^']*'(.+?)'", text)
+    if unknown:
+        others = [override for override in overrides if unknown[1] not in override]
+        return no_setting(unknown[1], known_settings(name, others))
+    typed = getattr(error, "override", None)
+    return f"{typed}: {text}" if typed and typed not in text else text
+
+
+def refuse_unknown_additions(name: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError where a `+` makes a new part of the configuration, which nothing would read."""
+    added = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
+    known = known_settings(name, overrides) if added else set()
+    for key in added:
+        part = re.split("[./]", key.rpartition("@")[2])[0]  # of <choice>@<place> the place
+        if known and part not in known:
+            raise ConfigError(no_setting(part, known))
+
+
+def known_settings(name: str, overrides: Sequence[str]) -> set[str]:
+    """All keys of configs/<name>.yaml, inner ones too, with the choices among `overrides`; empty if they do not fit."""
+    words = [override.split(",")[0] for override in overrides]  # of a sweep the first
+    choices = [word for word in words if "=" in word and (CONFIGS / re.split("[=@]", word)[0]).is_dir()]
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = hydra.compose(name, choices, return_hydra_config=True)
+    except HydraException:
+        return set()
+    return {*keys(OmegaConf.to_container(composed)), *map(str, composed.hydra.runtime.choices)}
+
+
+def keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested mappings, inner ones too."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from keys(value, f"{prefix}{key}.")
+
+
+def no_setting(key: str, known: Collection[str]) -> str:
+    return f"there is no setting {key}{suggestion(key, known)} With --cfg job all are shown"
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """The nearest of the known words as a question, by all its letters and once more by those behind its last dot."""
+
+    def likeness(other: str) -> float:
+        pairs = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
+        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    near = max(sorted(known), key=likeness, default="")
+    return f"; did you mean {near}?" if likeness(near) > 1.3 else "."
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -29,28 +134,21 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts], Any], config: DictConfig) -> int:
     """Call `function(plain config, device, interrupts)` and return the exit status.
 
-    0 when it is done, 2 after an error that the user can mend, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR1.
+    0 when it is done, 2 after an error that the user can mend, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR1. Any other
+    error is a fault of the program: it goes through with its traceback, and Python's exit status is 1.
     """
     setup_logging()
     try:
         plain = resolved(config)
-        if plain.get("num_workers") is not None:
-            whole_number("num_workers", plain["num_workers"], 0)
-        with processes(plain["device"]) as device, Interrupts() as interrupts:
-            try:
-                function(plain, device, interrupts)
-            except RuntimeError:
-                # A scheduler's SIGTERM also ends the data workers, whose death torch raises here.
-                interrupts.check_alone()
-                raise
+        if "num_workers" in plain:
+            plain["num_workers"] = choose_workers(plain["num_workers"])
+        with processes(plain["device"]) as device, Interrupts(device) as interrupts:
+            function(plain, device, interrupts)
     except UserError as error:
         log.error("%s", error)
         return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        log.error("%s", error)
-        return 2
     except Interrupted as stop:
-        log.warning("%s", stop)
+        log.info("%s", stop)
         return stop.exit_status
     except KeyboardInterrupt:
         log.warning("stopped at the second Ctrl-C; what was saved before it stands")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import zipfile
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +12,17 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.labels import LabelSpace
+from trans4pass.models.weights import load_exactly
+from trans4pass.storage import read_json, recall_json, write_json
 
 from . import checkpoint
 from .bad_samples import BadSamples, bad_samples
-from .run import Run, flatten, settings_hash, write_json
+from .described import part, read_described
+from .run import Run, flatten, settings_hash
+
+log = logging.getLogger(__name__)
 
 # Settings that change what a run shows or how fast it is, but not its result.
 COSMETIC = ("enabled", "log_every", "checkpoint_every")
@@ -41,6 +46,7 @@ class Stage:
     labelling: Mapping[str, "Stage"]
 
     KEYS: ClassVar[tuple[str, ...]] = ("kind", "enabled", "init")
+    RESULT: ClassVar[tuple[str, ...]] = ("kind", "seconds")  # what `done.json` tells at least
 
     def __post_init__(self) -> None:
         for key in self.config:
@@ -85,8 +91,11 @@ class Stage:
     @cached_property
     def file_digest(self) -> str:
         """Of the content of the checkpoint from outside: another file under the same name is another start."""
-        with Path(self.init).open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+        try:
+            with Path(self.init).open("rb") as file:
+                return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+        except OSError as error:
+            raise WeightsError(f"{self.where}.init={self.init} cannot be read ({error.strerror})") from error
 
     @property
     def last_path(self) -> Path:
@@ -106,33 +115,53 @@ class Stage:
 
     def result(self) -> dict[str, Any] | None:
         """What a finished stage left; None where it is not finished."""
-        path = self.folder / "done.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        again = f"stage {self.name} is finished again from what it saved"
+        return recall_json(self.folder / "done.json", self.RESULT, again)
 
     def run_or_skip(self) -> dict[str, Any]:
         """The result of a finished stage, or execute it."""
         self.check_settings()
         dist.barrier()
-        result = self.result()
-        if result is None:
-            if dist.is_main():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self.folder / "settings.json", self.settings())
-            dist.barrier()
-            result = self.execute()
-            if self.bad is not None:
-                result["bad_samples"] = self.bad.finish()
-            if dist.is_main():
-                write_json(self.folder / "done.json", result)
-            dist.barrier()
+        return self.result() or self.finish()
+
+    def finish(self) -> dict[str, Any]:
+        """Execute the stage, or what is left of it, and leave `done.json`."""
+        if dist.is_main():
+            write_json(self.folder / "settings.json", self.settings())
+        dist.barrier()
+        result = self.execute()
+        if self.bad is not None:
+            result["bad_samples"] = self.bad.finish()
+        if dist.is_main():
+            write_json(self.folder / "done.json", result)
+        dist.barrier()
         return result
+
+    def last_state(self) -> dict[str, Tensor]:
+        """The method's state that a finished training stage ended with; every rank must call it.
+
+        Where `last.pt` is damaged, the steps since the checkpoint before it are done again, which gives the same.
+
+        Raises:
+            WeightsError: there is no checkpoint before it either.
+        """
+        try:
+            return checkpoint.load(self.last_path)["method"]
+        except WeightsError as error:
+            fix = f"put it back, or delete {self.folder} to do the stage again; finished stages after it are kept"
+            if not checkpoint.previous(self.last_path).exists():
+                raise WeightsError(f"{error}. Stage {self.name} is needed: {fix}") from error
+            log.warning("%s. Stage %s does its last steps again", error, self.name)
+        self.finish()
+        return checkpoint.load(self.last_path)["method"]
 
     def check_settings(self) -> None:
         """Refuse to go on with a stage that was begun with other settings; names them."""
-        path = self.folder / "settings.json"
-        if not path.exists():
+        fix = f"put it back, or delete {self.folder} to do the stage again"
+        before = read_json(self.folder / "settings.json", (), fix)
+        if before is None:
             return
-        old, new = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(self.settings())))
+        old, new = flatten(before), flatten(json.loads(json.dumps(self.settings())))
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         # A setting that the stage was begun without, and that is off, changes nothing.
         changed = [key for key in changed if key in old or new[key] not in (None, False)]
@@ -146,21 +175,21 @@ class Stage:
     def starting_point(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """The network to start from, and the whole state of the method it comes from (empty where that is unknown)."""
         if isinstance(self.init, str):
-            content = own_checkpoint(Path(self.init))
-            self.check_classes(content)
-            return self.run.network(weights=self.init), content.get("method", {})
+            own = read_described(Path(self.init))
+            if own is not None:
+                self.check_classes(own.labels)
+            return self.run.network(weights=self.init), own.state if own is not None else {}
         network = self.run.network()
         if self.init is None:
             return network, {}
-        state = checkpoint.load(self.init.last_path)["method"]
-        network.load_state_dict(part(state, "network"))
+        state = self.init.last_state()
+        allowed = self.run.config["model"].get("allow_nonfinite", False)
+        load_exactly(network, part(state, "network"), self.init.last_path, "the model", allowed)
         return network, state
 
-    def check_classes(self, content: Mapping[str, Any]) -> None:
+    def check_classes(self, held: LabelSpace) -> None:
         """Refuse a checkpoint of other classes, of which there may be as many."""
-        if "labels" not in content:
-            return
-        held, wanted = LabelSpace.from_dict(content["labels"]), self.run.labels
+        wanted = self.run.labels
         if held.classes != wanted.classes:
             raise ConfigError(
                 f"{self.where}.init={self.init} was trained on labels/{held.name} ({', '.join(held.classes)}), and "
@@ -172,13 +201,3 @@ class Stage:
 def without_cache(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """A data set's settings but for where decoded files are kept, which changes nothing of what is read."""
     return {key: value for key, value in dataset.items() if key != "cache"}
-
-
-def own_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint of this project holds; of weights in other formats nothing of use here."""
-    return checkpoint.load(path) if zipfile.is_zipfile(path) else {}
-
-
-def part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The entries of one submodule, without its prefix."""
-    return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}

@@ -1,6 +1,5 @@
 """Several finished runs in one table: other seeds as mean and range, other settings as a row each."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
@@ -10,11 +9,12 @@ import torch
 import yaml
 from rich.table import Table
 
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, DamagedFile
+from trans4pass.storage import read_json
 
 from .interrupt import Interrupts
 from .log import console
-from .report import first_target
+from .report import first_score, goal
 from .run import flatten
 
 Summary = Mapping[str, Any]
@@ -35,14 +35,26 @@ def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: In
     for run in runs:
         if not ((run / "summary.json").is_file() and (run / "config.yaml").is_file()):
             raise ConfigError(f"{run} is no finished run: name such folders, e.g. runs=[runs/a,runs/b] or 'runs/a_*'")
-    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    again = "run the same command again with resume=true, which writes it anew"
+    summaries = [read_json(run / "summary.json", ("stages", "seed", "final", "model", "gain"), again) for run in runs]
     if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
         raise ConfigError("the runs have different stages: compare runs of one experiment")
-    settings = tell_apart([yaml.safe_load((run / "config.yaml").read_text()) for run in runs])
+    settings = tell_apart([read_config(run / "config.yaml", again) for run in runs])
     groups: dict[str, list[Summary]] = {}
     for words, summary in zip(settings, summaries, strict=True):
         groups.setdefault(words, []).append(summary)
     console.print(compare_seeds(summaries) if len(groups) == 1 else compare_settings(groups))
+
+
+def read_config(path: Path, fix: str) -> Mapping[str, Any]:
+    """The settings of a finished run; DamagedFile, which says the fix, where the file is cut or empty."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}): {fix}") from error
+    if not isinstance(config, Mapping):
+        raise DamagedFile(f"{path} is damaged (it holds {type(config).__name__}): {fix}")
+    return config
 
 
 def tell_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -83,16 +95,16 @@ def in_words(settings: Mapping[str, Any], keys: Iterable[str]) -> str:
 def compare_seeds(summaries: Sequence[Summary]) -> Table:
     """Runs of the same settings: mean and range of each stage's figures."""
     shown = Table(title=f"{len(summaries)} runs, seeds {seeds(summaries)}: mean (lowest to highest), mIoU in %")
-    for column in ("stage", "source", "target", "gain over source-only", "minutes"):
+    sides = all_sides(summaries)
+    for column in ("stage", *sides, "gain over source-only", "minutes"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
     for stage in summaries[0]["stages"]:
         rows = [summary["stages"][stage] for summary in summaries]
-        pairs = zip(summaries, rows, strict=True)
+        pairs, to = zip(summaries, rows, strict=True), goal(sides)
         shown.add_row(
             stage,
-            spread([row["source"] for row in rows if "source" in row]),
-            spread([row["target"] for row in rows if "target" in row]),
-            spread([row["target"] - first_target(summary) for summary, row in pairs if "target" in row], "+.1f"),
+            *(spread([row[side] for row in rows if side in row]) for side in sides),
+            spread([row[to] - first_score(summary["stages"], to) for summary, row in pairs if to in row], "+.1f"),
             spread([row["seconds"] / 60 for row in rows]),
         )
     return shown
@@ -101,7 +113,9 @@ def compare_seeds(summaries: Sequence[Summary]) -> Table:
 def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Table:
     """Runs that differ in more than the seed: per setting the first and the final training stage's figures."""
     shown = Table(title="mIoU in %, after the first and the final training stage; several seeds: mean and range")
-    columns = ("source, first", "target, first", "target, final", "gain", "parameters", "GMACs", "s/it, first")
+    sides = all_sides([summary for group in groups.values() for summary in group])
+    to = goal(sides) or sides[0]
+    columns = (*(f"{side}, first" for side in sides), f"{to}, final", "gain", "parameters", "GMACs", "s/it, first")
     for column in ("settings", "seeds", *columns):
         shown.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
     for words, summaries in groups.items():
@@ -111,9 +125,8 @@ def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Table:
         shown.add_row(
             words,
             seeds(summaries),
-            spread([stage["source"] for stage in firsts if "source" in stage]),
-            spread([stage["target"] for stage in firsts if "target" in stage]),
-            spread([stage["target"] for stage in finals if "target" in stage]),
+            *(spread([stage[side] for stage in firsts if side in stage]) for side in sides),
+            spread([stage[to] for stage in finals if to in stage]),
             spread([summary["gain"] for summary in summaries if summary["gain"] is not None], "+.1f"),
             f"{model['parameters'] / 1e6:.2f} M",
             f"{model['gmacs']:.2f}",
@@ -122,6 +135,11 @@ def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Table:
     width, height = summaries[0]["model"]["size"]
     shown.caption = f"GMACs of one {width}x{height} image, deformable sampling not counted"
     return shown
+
+
+def all_sides(summaries: Iterable[Summary]) -> list[str]:
+    """The sides that any of the runs was scored on; runs of the first release had these two."""
+    return list(dict.fromkeys(side for summary in summaries for side in summary.get("sides", ("source", "target"))))
 
 
 def seeds(summaries: Sequence[Summary]) -> str:

@@ -96,62 +96,67 @@ def draw_legend(labels: LabelSpace, width: int, font: ImageFont.ImageFont) -> Im
 def summarise(
     name: str, seed: int, results: Mapping[str, Mapping[str, Any]], final: str, model: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The run's figures: per training stage mIoU (percent) by side, and `gain` in points on the target.
+    """The run's figures: per training stage mIoU (percent) by side, and `gain` in points on one of them, the `goal`.
 
-    `gain` is the target mIoU of the stage called `final` after its last step minus `first_target`; None where that is
-    the same figure, or without a target. `model` is taken over as it is.
+    `gain` is that mIoU of the stage called `final` after its last step minus `first_score`; None where that is the same
+    figure, or without a goal. `model` is taken over as it is.
     """
     stages = {}
     for stage, result in results.items():
         if result["kind"] == "train":
             stages[stage] = {
                 **result["last"],
-                **{key: result.get(key) for key in ("best", "given", "steps", "seconds_per_step")},
+                **{key: result.get(key) for key in ("best", "judge", "given", "steps", "skipped", "seconds_per_step")},
                 MEANS: result.get(MEANS, {}),
             }
         stages.setdefault(stage, {})["seconds"] = result["seconds"]
         stages[stage] |= {key: result[key] for key in ("kept", "bad_samples") if key in result}
-    summary = {"name": name, "seed": seed, "gain": None, "final": final, "stages": stages, "model": dict(model)}
-    figures = [side for values in stages.values() for side in (*values, *(values.get("given") or {}))]
-    if figures.count("target") > 1:
-        summary["gain"] = stages[final]["target"] - first_target(summary)
-    return summary
+    sides = list(dict.fromkeys(side for result in results.values() for side in result.get("last", {})))
+    side, gain = goal(sides), None
+    figures = [key for values in stages.values() for key in (*values, *(values.get("given") or {}))]
+    if figures.count(side) > 1:
+        gain = stages[final][side] - first_score(stages, side)
+    facts = {"name": name, "seed": seed, "sides": sides, "goal": side, "gain": gain, "final": final}
+    return {**facts, "stages": stages, "model": dict(model)}
 
 
 def table(summary: Mapping[str, Any]) -> Table:
     """The run's figures for the console."""
     shown = Table(title=f"{summary['name']}, seed {summary['seed']}: mIoU in %")
-    sides = ("source, last", "source, best*", "target, last", "target, best*")
-    for column in ("stage", *sides, "gain over source-only", "minutes"):
+    stages, sides, judges = summary["stages"], summary["sides"], set()
+    figures = [heading for side in sides for heading in (f"{side}, last", f"{side}, best*")]
+    for column in ("stage", *figures, "gain over source-only", "minutes"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
-    base = first_target(summary)
-    for stage, values in summary["stages"].items():
+    base = first_score(stages, summary["goal"])
+    for stage, values in stages.items():
         best, given = values.get("best") or {}, values.get("given")
         if given:
-            shown.add_row(f"{stage}, as given", number(given.get("source")), "", number(given.get("target")))
-        kept = f"{values['kept']:.0%} of pixels kept" if "kept" in values else ""
-        shown.add_row(
-            stage,
-            number(values.get("source")),
-            number(best.get("source")),
-            number(values.get("target")) or kept,
-            f"{best['target']:.2f} (step {best['step']})" if "target" in best else "",
-            f"{values['target'] - base:+.2f}" if base is not None and "target" in values else "",
-            f"{values['seconds'] / 60:.1f}",
-        )
-    judge = "target" if base is not None else "source"
-    picked = any(values.get("best") for values in summary["stages"].values())
-    note = f"; * best was selected on the {judge}'s validation labels, last on none" if picked else ""
-    means = {side: count for values in summary["stages"].values() for side, count in values.get(MEANS, {}).items()}
+            shown.add_row(f"{stage}, as given", *(text for side in sides for text in (number(given.get(side)), "")))
+        cells = []
+        for side in sides:
+            kept = f"{values['kept']:.0%} of pixels kept" if "kept" in values and side == sides[-1] else ""
+            step = f" (step {best['step']})" if best and side == values.get("judge") else ""
+            cells += [number(values.get(side)) or kept, number(best.get(side)) + step]
+        judges |= {values.get("judge")} if best else set()
+        gain = f"{values[summary['goal']] - base:+.2f}" if base is not None and summary["goal"] in values else ""
+        shown.add_row(stage, *cells, gain, f"{values['seconds'] / 60:.1f}")
+    judged = " or ".join(sorted(filter(None, judges)))
+    note = f"; * best was selected on the {judged}'s validation labels, last on none" if judged else ""
+    means = {side: count for values in stages.values() for side, count in values.get(MEANS, {}).items()}
     over = "".join(f", {side} over {count} classes" for side, count in means.items())
     shown.caption = f"mIoU on the validation sets{over}{note}"
     return shown
 
 
-def first_target(summary: Mapping[str, Any]) -> float | None:
-    """What gains are measured from: the target mIoU of the checkpoint that was given, else of the first stage."""
-    scored = (values for values in summary["stages"].values() if "target" in values)
-    return next(((values.get("given") or values)["target"] for values in scored), None)
+def goal(sides: Sequence[str]) -> str | None:
+    """The side that a run's gain is measured on: the target, else the first that is not the source; None without."""
+    return next((side for side in ("target", *sides) if side in sides and side != "source"), None)
+
+
+def first_score(stages: Mapping[str, Mapping[str, Any]], side: str | None) -> float | None:
+    """What gains on a side are measured from: the mIoU of the checkpoint that was given, else of the first stage."""
+    scored = (values for values in stages.values() if side in values)
+    return next(((values.get("given") or values)[side] for values in scored), None)
 
 
 def number(value: float | None) -> str:

@@ -4,6 +4,7 @@ import fcntl
 import functools
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from trans4pass.toy_world.rays import panorama_camera, pinhole_camera, trace
 from trans4pass.toy_world.scene import PALETTE, SOURCE_STREETS, TARGET_STREETS, TRAIN_IDS, build_scene, mix
 from trans4pass.toy_world.shading import STRENGTH_MAX, develop, draw_look, shade
 from trans4pass.errors import ConfigError
+from trans4pass.storage import read_json, write_json, writing
 
 RENDERER = 1  # part of the marker; raise it whenever the pictures change, so that a world from older code is noticed
 MARKER = "toy_world.json"
@@ -113,20 +115,23 @@ def ensure(root: Path, progress: Progress | None = None, workers: int = 1, **set
 
     Any number of processes may call this at once: one renders, the others wait. Files are written in place, and only
     the marker, written last, makes a world count as finished: what an interruption left is deleted and rendered anew,
-    which takes seconds. Raises `ConfigError` if `root` holds another toy world, or data that is not a toy world's.
+    which takes seconds. A finished world is only read. Raises `ConfigError` if `root` holds another toy world, or data
+    that is not a toy world's, `DamagedFile` for a damaged marker, `StorageError` where it cannot be written.
     """
+    check_arguments(ToyWorld, settings, (), "the toy world's settings")
     root, world = Path(root), ToyWorld(**settings)
-    root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / ".lock"):
-        if (root / MARKER).exists():
-            _check_same(json.loads((root / MARKER).read_text()), _description(world), root)
-            return world
-        _clear(root)
-        world.render(root, progress, workers)
-        temporary = root / f"{MARKER}.tmp"
-        temporary.write_text(json.dumps(_description(world), indent=2) + "\n")
-        temporary.replace(root / MARKER)
-        (root / UNFINISHED).unlink()
+    if _is_finished(root, world):
+        return world
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / ".lock"):
+            if _is_finished(root, world):
+                return world
+            _clear(root)
+            world.render(root, progress, workers)
+            os.sync()  # a power loss must not leave a marker without its images
+            write_json(root / MARKER, _description(world))
+            (root / UNFINISHED).unlink()
     return world
 
 
@@ -186,11 +191,16 @@ def _description(world: ToyWorld) -> dict:
     return json.loads(json.dumps({"renderer": RENDERER, **asdict(world)}))  # through JSON, so that tuples equal lists
 
 
-def _check_same(old: dict, new: dict, root: Path) -> None:
+def _is_finished(root: Path, world: ToyWorld) -> bool:
+    """Whether `root` holds this finished toy world; ConfigError if it holds another one."""
+    old, new = read_json(root / MARKER, ("renderer",), f"delete {root} to render it anew"), _description(world)
+    if old is None:
+        return False
     changed = [f"{key}: {old.get(key)} there, {new[key]} asked for" for key in new if old.get(key) != new[key]]
     if changed:
         mend = "use another root, or delete that folder"
         raise ConfigError(f"{root} holds a toy world with other settings ({'; '.join(changed)}); {mend}")
+    return True
 
 
 def _clear(root: Path) -> None:

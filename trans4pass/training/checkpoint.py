@@ -1,15 +1,15 @@
 """Checkpoints: written atomically, two generations kept, read without running code."""
 
-import contextlib
 import logging
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trans4pass.errors import StorageError, WeightsError
-from trans4pass.models.weights import check_archive
+from trans4pass.models.weights import read_file
+from trans4pass.storage import replacing
 
 log = logging.getLogger(__name__)
 
@@ -22,27 +22,23 @@ def save(state: dict[str, Any], path: Path) -> None:
     Raises:
         StorageError: the file could not be written.
     """
-    temporary = path.with_suffix(".writing")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, kept=previous(path)) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StorageError(
-            f"cannot write {path} ({error}); a checkpoint before it is intact. "
-            "Free some space, then go on with resume=true"
-        ) from error
-    if path.exists():
-        path.replace(previous(path))
-    temporary.replace(path)
+    except StorageError as error:
+        intact = path.exists() or previous(path).exists()
+        raise StorageError(f"{error}{'; the checkpoint before it is intact' * intact}") from error
 
 
 def previous(path: Path) -> Path:
     """Where the generation before `path` is kept."""
     return path.with_name(path.name + ".previous")
+
+
+def drop_previous(folder: Path) -> None:
+    """Delete the generations before the last in `folder`, which nothing goes on from any more."""
+    for path in folder.glob("*.pt.previous"):
+        path.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -51,18 +47,22 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: it is not there, damaged (by the archive's own CRC), or holds more than plain values.
     """
-    if not path.exists():
-        raise WeightsError(f"there is no checkpoint {path}")
-    try:
-        check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except Exception as error:  # a damaged pickle makes its reader raise almost anything
-        raise WeightsError(f"{path} is no checkpoint that can be read safely: {error}") from error
+    state = read_file(path)
     if not isinstance(state, dict):
         raise WeightsError(f"{path} holds a {type(state).__name__}, not a checkpoint")
     return state
+
+
+def lost_best(folder: Path, best: Mapping[str, float]) -> str:
+    """What is wrong with a stage's `best.pt`, given the scores of its best step so far; empty where nothing is."""
+    if not best:
+        return ""
+    try:
+        held = load(folder / "best.pt").get("step", -1)
+    except WeightsError as error:
+        return str(error)
+    # A later one was kept by an evaluation that the checkpoint does not know, and that is repeated.
+    return "" if held >= best["step"] else f"{folder / 'best.pt'} is of step {held}, not of step {best['step']}"
 
 
 def load_latest(path: Path) -> dict[str, Any] | None:

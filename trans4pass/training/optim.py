@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, mapping
 
 from .build import build
 
@@ -23,14 +23,14 @@ def build_optimizers(method: nn.Module, configs: Mapping[str, Mapping[str, Any]]
         ConfigError: a trainable parameter in no optimiser or in two, or an optimiser for a submodule that is not there.
     """
     optimizers = {}
-    for name, config in configs.items():
+    for name, config in mapping(where, configs).items():
         module = getattr(method, name, None)
         if module is None and name == "discriminator":
             continue  # one config serves a method with and without its adversarial term
         if not isinstance(module, nn.Module):
             known = ", ".join(child for child, _ in method.named_children())
             raise ConfigError(f"{where}.{name}: the method has no submodule {name!r}, it has {known}")
-        config = dict(config)
+        config = mapping(f"{where}.{name}", config)
         groups = parameter_groups(module, config.pop("head_lr_scale", 1.0), config.get("lr"), f"{where}.{name}")
         optimizers[name] = build(config, f"{where}.{name}", groups)
     check_coverage(method, optimizers, where)
@@ -39,6 +39,8 @@ def build_optimizers(method: nn.Module, configs: Mapping[str, Mapping[str, Any]]
 
 def parameter_groups(module: nn.Module, head_scale: float, lr: float | None, where: str) -> list[dict[str, Any]]:
     """All parameters once; with a scale other than 1 those behind `module.encoder` in a group of their own."""
+    if not isinstance(head_scale, (int, float)) or not isinstance(lr, (int, float)):
+        raise ConfigError(f"{where}.head_lr_scale and lr must be numbers, got {head_scale!r} and {lr!r}")
     if head_scale == 1:
         return [{"params": list(module.parameters())}]
     if not hasattr(module, "encoder"):

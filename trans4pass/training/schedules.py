@@ -4,12 +4,12 @@ Each is a function of the step (from 0), the step at which it ends, and its own 
 the learning rate. All but cosine and the line of `make_schedule` are Caffe's.
 """
 
-import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import cos, isfinite, pi, tanh
 
-from trans4pass.errors import ConfigError
+from trans4pass.arguments import check_arguments
+from trans4pass.errors import ConfigError, whole_number
 
 
 def fixed(step: int, total: int) -> float:
@@ -79,16 +79,16 @@ def make_schedule(
         warmup_steps: over these first steps the factor is multiplied by a line from 1/warmup_steps to 1.
         parameters: the policy's own, e.g. `power` for poly.
     """
-    if policy not in POLICIES:
+    if str(policy) not in POLICIES:
         raise ConfigError(f"schedule policy {policy!r} is not one of {', '.join(sorted(POLICIES))}")
-    if total_steps < 1 or warmup_steps < 0:
-        raise ConfigError(f"total_steps must be >= 1 and warmup_steps >= 0, got {total_steps} and {warmup_steps}")
+    whole_number("total_steps", total_steps, 1)
+    whole_number("warmup_steps", warmup_steps, 0)
     function = POLICIES[policy]
-    known = list(inspect.signature(function).parameters)[2:]
+    check_arguments(function, parameters, (0, 1), f"schedule policy {policy!r}")
     try:
         factors = [float(function(step, total_steps, **parameters)) for step in (0, 1, total_steps)]
-    except (TypeError, ArithmeticError) as error:
-        raise ConfigError(f"schedule policy {policy!r}, which takes {', '.join(known) or 'nothing'}: {error}") from None
+    except ArithmeticError as error:  # a division by 0, a power beyond all numbers
+        raise ConfigError(f"schedule policy {policy!r} with {parameters}: {error}") from None
     if any(not isfinite(factor) or factor < 0 for factor in factors):
         raise ConfigError(
             f"schedule policy {policy!r} with {parameters} gives the factors {', '.join(map(str, factors))} at steps "

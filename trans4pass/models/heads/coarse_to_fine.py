@@ -4,17 +4,34 @@ On purpose different from the official code: maps are resized to the next level'
 sizes and dilated encoders fit; and an edge map tells the union of all classes' edges instead of an instance's edge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.errors import ConfigError
+from trans4pass.errors import ConfigError, WeightsError, whole_number
 from trans4pass.models.output import HeadOutput
 from trans4pass.models.circular import resize
 
 GROUPS = 32
+
+
+def conv_gn(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:
+    """Convolution without bias at the input's size, GroupNorm."""
+    conv = nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(GROUPS, out_dim))
+
+
+def refuse_first_release(state: Mapping[str, Tensor], path: str | PathLike = "the checkpoint") -> None:
+    """Raise WeightsError where `state` holds a reverse edge head of release 0.1.0, whose maps were fused otherwise."""
+    if any(key.endswith("laterals.0.weight") for key in state):
+        raise WeightsError(
+            f"{path} holds a head of release 0.1.0 that tells edges (model.head=coarse_to_fine or model.edges=true); "
+            "its convolutions have changed since, so that its weights fit no more: train that model again (a run: with "
+            "overwrite=true or another name=...), or use release 0.1.0"
+        )
 
 
 class ReverseEdgeAttention(nn.Module):
@@ -36,37 +53,47 @@ class ReverseEdgeAttention(nn.Module):
 class ReverseEdgeHead(nn.Module):
     """Fuse the encoder's maps from coarse to fine and tell edges on the way; stands beside any segmentation head.
 
-    Takes the encoder's list of maps, of widths `channels`, finest first. The coarsest map is convolved; then, level by
-    level, the sum so far is convolved (but for the coarsest, which was), resized bilinearly, and added to the level's
-    own convolved map, with a ReLU. Returns edge logits by name: `edge1` is the finest level's [B, 1, H/4, W/4], `edge2`
-    the next one's. `levels` counts those that tell edges, from the finest: 3 is every level above the coarsest, 1 the
-    finest alone. Raises ConfigError for another number.
+    Takes the encoder's list of maps, of widths `channels`, finest first. Each is convolved (3x3, GroupNorm). From the
+    coarsest on, the fused map is resized bilinearly to the next level and added to that level's convolved map; ReLU and
+    a convolution (3x3, GroupNorm) follow the sum, and a last ReLU the finest one's convolution. Returns edge logits by
+    name: `edge1` is the finest level's [B, 1, H/4, W/4], `edge2` the next one's. `levels` counts those that tell edges,
+    from the finest: 3 is every level above the coarsest, each from its sum; 1 is the finest alone, from the last map.
+    Raises ConfigError for another number, or where `width` is not a multiple of 32 above 32.
     """
 
     wrap = False  # see models/circular.py
+    needs_last = False  # whether the last map is wanted although several heads read the sums
 
     def __init__(self, channels: Sequence[int], width: int = 128, levels: int = 3) -> None:
         super().__init__()
+        whole_number("width", width, 1)
         above = len(channels) - 1
         if not 1 <= levels <= above:
             raise ConfigError(
                 f"levels that tell edges must be 1 to {above}, the number of those above the coarsest, got {levels}"
             )
-        self.laterals = nn.ModuleList(nn.Conv2d(dim, width, 3, padding=1) for dim in channels)
-        self.between = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(above - 1))
+        if width % GROUPS or width <= GROUPS:
+            raise ConfigError(f"the width of coarse-to-fine maps must be a multiple of {GROUPS} above it, got {width}")
+        self.laterals = nn.ModuleList(conv_gn(dim, width, 3) for dim in channels)
+        self.sums = nn.ModuleList(conv_gn(width, width, 3) for _ in range(above))
         self.edges = nn.ModuleList(ReverseEdgeAttention(width) for _ in range(levels))
+        if levels > 1 and not self.needs_last:
+            self.sums[0] = nn.Identity()  # a convolution that nothing reads would get no gradient
 
     def fuse(self, maps: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The finest fused map [B, width, H/4, W/4], and the edge logits by name."""
+        single = len(self.edges) == 1
         found = {}
         x = self.laterals[-1](maps[-1])
-        for s in reversed(range(len(maps) - 1)):
-            if s < len(self.between):
-                x = self.between[s](x)
-            x = resize(x, maps[s].shape[-2:], self.wrap, align_corners=False)
-            x = F.relu(x + self.laterals[s](maps[s]))
-            if s < len(self.edges):
-                found[f"edge{s + 1}"] = self.edges[s](x, maps[s])
+        for s in reversed(range(len(self.sums))):
+            level = self.laterals[s](maps[s])
+            x = F.relu(resize(x, level.shape[-2:], self.wrap, align_corners=False) + level)
+            if not single and s < len(self.edges):
+                found[f"edge{s + 1}"] = self.edges[s](x, level)
+            x = self.sums[s](x)
+        x = F.relu(x)
+        if single:
+            found["edge1"] = self.edges[0](x, level)
         return x, found
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -74,21 +101,19 @@ class ReverseEdgeHead(nn.Module):
 
 
 class CoarseToFineHead(ReverseEdgeHead):
-    """`ReverseEdgeHead` as a segmentation head: its finest map, 1x1 convolution, GroupNorm and ReLU are the features.
+    """`ReverseEdgeHead` as a segmentation head: its last map, 1x1 convolution, GroupNorm and ReLU are the features.
 
-    Returns features [B, width, H/4, W/4], logits, and the edge logits as auxiliary maps. Raises ConfigError where
-    `width` is not a multiple of 32.
+    Returns features [B, width, H/4, W/4], logits, and the edge logits as auxiliary maps.
     """
 
     feature_level = 0  # the encoder's map whose size the features have
     tells_edges = True
+    needs_last = True
 
     def __init__(self, channels: Sequence[int], num_classes: int, width: int = 128, levels: int = 3) -> None:
         super().__init__(channels, width, levels)
-        if width % GROUPS:
-            raise ConfigError(f"the coarse-to-fine head's width must be a multiple of {GROUPS}, got {width}")
         self.num_classes, self.feature_dim = num_classes, width
-        self.out = nn.Sequential(nn.Conv2d(width, width, 1), nn.GroupNorm(GROUPS, width), nn.ReLU())
+        self.out = nn.Sequential(*conv_gn(width, width, 1), nn.ReLU())
         self.pred = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:

@@ -65,7 +65,7 @@ class DANetBranch(nn.Module):
 
 
 def classifier(dim: int, num_classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.Dropout(0.1), nn.Conv2d(dim, num_classes, 1))
+    return nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(dim, num_classes, 1))
 
 
 class DANetHead(nn.Module):

@@ -1,8 +1,7 @@
 """AOT's decoder (Associating Objects with Transformers, arXiv 2106.02638), as a segmentation head.
 
 On purpose different from the official code: where that reads the stride-16 map of its memory, this reads the encoder's
-last map, resized to the third one's size; and maps are resized to one another's sizes rather than by fixed factors, so
-that odd sizes and dilated encoders fit.
+last map, resized to the third one's size.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ class FPNHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], num_classes: int, hidden: int = 256) -> None:
         super().__init__()
-        if hidden % (2 * GROUPS):
+        if hidden < 1 or hidden % (2 * GROUPS):
             raise ConfigError(f"the FPN head's hidden width must be a multiple of {2 * GROUPS}, got {hidden}")
         half = hidden // 2
         self.num_classes, self.feature_dim = num_classes, half

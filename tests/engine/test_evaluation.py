@@ -1,0 +1,272 @@
+"""Test-time augmentation against exact identities and a loop written out; the score of a set against counting."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trans4pass import create_model
+from trans4pass.engine.evaluation import Predictor, TestTime, evaluate, predict_all
+from trans4pass.engine.interrupt import Interrupted, Interrupts
+from trans4pass.errors import ConfigError, DataError, NonFinite
+from trans4pass.models import input_size
+
+from .small import InMemory, Neighbourhood, Pixelwise, label_space
+
+CPU = torch.device("cpu")
+ALL = TestTime(scales=(0.5, 1.0, 1.5), flip=True, yaw_rolls=3)
+SPACE = label_space(["road", "sky", "car"])
+
+
+def images(height: int = 64, width: int = 128, count: int = 1) -> Tensor:
+    return torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def plain(network: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network.eval()(images).logits
+
+
+# ---- views that undo exactly ----
+
+
+@pytest.mark.parametrize("test_time", [TestTime(flip=True), TestTime(yaw_rolls=4), TestTime(flip=True, yaw_rolls=3)])
+def test_mirrored_and_rolled_views_of_a_pixelwise_network_are_undone(test_time: TestTime) -> None:
+    """Width 128 in 3 and 4 rolls: neither a roll nor twice a roll is a whole turn."""
+    network, picture = Pixelwise(), images(count=2)
+    assert (Predictor(network, CPU, test_time)(picture) - plain(network, picture)).abs().max() < 1e-6
+
+
+def test_scaled_views_of_a_ramp_are_undone() -> None:
+    """Bilinear resizing keeps what is linear in both directions."""
+    network = Pixelwise()
+    ramp = (torch.arange(64)[:, None] + torch.arange(128)).to(torch.uint8).expand(1, 3, -1, -1)
+    result = Predictor(network, CPU, TestTime(scales=(0.5, 0.75, 1.75), flip=True))(ramp)
+    assert (result - plain(network, ramp)).abs().max() < 1e-5
+
+
+# ---- against the loop written out ----
+
+
+def resized(x: Tensor, height: int, width: int, wrap: bool) -> Tensor:
+    """Bilinear, by its definition: corners aligned; with `wrap`, columns are cells of a ring."""
+    rows, columns = x.shape[2:]
+    y = torch.arange(height) * (rows - 1) / (height - 1)
+    x_ = (
+        (torch.arange(width) + 0.5) * columns / width - 0.5
+        if wrap
+        else torch.arange(width) * (columns - 1) / (width - 1)
+    )
+    for axis, place, size, ring in ((2, y, rows, False), (3, x_, columns, wrap)):
+        low, share = place.floor().long(), place - place.floor()
+        first, second = (index % size if ring else index.clamp(max=size - 1) for index in (low, low + 1))
+        share = share.view(-1, 1) if axis == 2 else share
+        x = x.index_select(axis, first) * (1 - share) + x.index_select(axis, second) * share
+    return x
+
+
+def mean_over_views(network: nn.Module, images: Tensor, test_time: TestTime) -> Tensor:
+    height, width = images.shape[2:]
+    results = []
+    for roll in range(test_time.yaw_rolls):
+        shift = width * roll // test_time.yaw_rolls
+        there = [(column - shift) % width for column in range(width)]  # the view's column is the image's
+        back = [(column + shift) % width for column in range(width)]
+        for scale in test_time.scales:
+            columns = round(width * scale / 32) * 32 if network.wrap else round(width * scale)
+            view = resized(images[..., there] / 255, round(height * scale), columns, network.wrap)
+            logits = resized(plain(network, view), height, width, network.wrap)
+            results.append(logits[..., back])
+            if test_time.flip:
+                mirror = range(columns - 1, -1, -1)
+                logits = resized(plain(network, view[..., mirror]), height, width, network.wrap)
+                results.append(logits[..., range(width - 1, -1, -1)][..., back])
+    return torch.stack(results).mean(0)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize(
+    "test_time",
+    [TestTime(), TestTime(flip=True), TestTime(yaw_rolls=3), TestTime((0.6,)), TestTime((1.6, 0.6)), ALL],
+    ids=str,
+)
+def test_the_mean_over_views_is_the_loop(test_time: TestTime, wrap: bool) -> None:
+    network, picture = Neighbourhood(wrap=wrap), images(count=2)
+    result = Predictor(network, CPU, test_time)(picture)
+    assert (result - mean_over_views(network, picture, test_time)).abs().max() < 1e-4
+    if test_time != TestTime():
+        assert (result - plain(network, picture)).abs().max() > 1e-2, "the views change nothing"
+
+
+def test_a_network_that_does_not_tell_does_not_wrap() -> None:
+    silent, picture = Neighbourhood(), images()
+    del silent.wrap
+    assert torch.equal(Predictor(silent, CPU, ALL)(picture), Predictor(Neighbourhood(), CPU, ALL)(picture))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("yaw_rolls", [1, 3])
+def test_the_network_sees_each_view_once(flip: bool, yaw_rolls: int) -> None:
+    network, seen = Pixelwise(), []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+    Predictor(network, CPU, TestTime((0.5, 1.0), flip, yaw_rolls))(images())
+    assert sorted(seen) == sorted([(1, 3, 32, 64), (1, 3, 64, 128)] * yaw_rolls * (1 + flip))
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "wrap", "expected"),
+    [
+        ((64, 128), 1.0, False, (64, 128)),
+        ((64, 100), 0.77, False, (49, 77)),
+        ((65, 100), 0.5, False, (32, 50)),  # 32.5 rounds to even
+        ((67, 100), 0.5, False, (34, 50)),
+        ((64, 128), 0.25, False, (32, 32)),  # no side below 32
+        ((64, 128), 0.7, True, (45, 96)),  # 89.6 to a multiple of 32
+        ((64, 128), 0.9, True, (58, 128)),
+        ((64, 128), 0.1, True, (32, 32)),
+    ],
+)
+def test_input_sizes(size: tuple, scale: float, wrap: bool, expected: tuple) -> None:
+    assert input_size(Pixelwise(wrap=wrap), size, scale) == expected
+
+
+# ---- precision, mode, gradients ----
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_the_network_computes_in_the_precision_asked_for(precision: torch.dtype) -> None:
+    """Each view in half precision; resized and averaged in float32."""
+    network, seen = Neighbourhood(), set()
+    network.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    picture, views = images(), TestTime((1.0, 1.5), flip=True)
+    single, half = (Predictor(network, CPU, views, kind)(picture) for kind in (None, precision))
+    assert seen == {torch.float32, precision}
+    assert half.dtype == torch.float32
+    assert 0 < (single - half).abs().max() < 0.02
+    rounded = half.to(precision).float()
+    assert (half != rounded).float().mean() > 0.5, "the mean itself was taken in half precision"
+    network.head.half() if precision == torch.float16 else network.head.bfloat16()
+    wide = resized(network(picture).logits.float(), 64, 128, False)
+    assert torch.equal(Predictor(network, CPU, None, precision)(picture), wide)
+
+
+def test_a_real_network_in_bf16_predicts_almost_the_same() -> None:
+    torch.manual_seed(0)
+    network = create_model("trans4pass_micro", 4, embed_dim=16)
+    picture = images(32, 64)
+    single, half = (Predictor(network, CPU, None, kind)(picture) for kind in (None, torch.bfloat16))
+    difference = (single - half).abs().max() / single.std()
+    assert 1e-4 < difference < 0.2
+
+
+def test_prediction_is_in_eval_mode_and_keeps_no_graph() -> None:
+    network = Pixelwise()
+    network.encoder = nn.Dropout(0.5)
+    network.train()
+    predictor, picture = Predictor(network, CPU), images()
+    assert torch.equal(predictor(picture), predictor(picture))
+    assert not predictor(picture).requires_grad
+
+
+# ---- a whole set ----
+
+
+class Broken(Pixelwise):
+    """One logit of one image is not a number."""
+
+    def forward(self, images: Tensor) -> Any:
+        output = super().forward(images)
+        if torch.equal(images[0], InMemory(SPACE, 3)[1]["image"]):
+            output.logits[0, 0, 0, 0] = torch.nan
+        return output
+
+
+def test_a_prediction_that_is_not_finite_is_named() -> None:
+    dataset = InMemory(SPACE, 3)
+    with pytest.raises(NonFinite, match=r"prediction of image1 is not finite"):
+        list(predict_all(Predictor(Broken(), CPU), dataset))
+    assert len(list(predict_all(Predictor(Pixelwise(), CPU), dataset))) == 3
+
+
+def test_a_signal_stops_between_two_images() -> None:
+    interrupts, seen = Interrupts(), []
+    with pytest.raises(Interrupted):
+        for batch, _ in predict_all(Predictor(Pixelwise(), CPU), InMemory(SPACE, 3), interrupts=interrupts):
+            seen += batch["name"]
+            interrupts.number = 15
+    assert seen == ["image0"]
+
+
+class Unreadable(InMemory):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 1:
+            raise DataError("image1 is cut off")
+        return super().__getitem__(index)
+
+
+def test_bad_samples_stop_or_are_left_out_and_told() -> None:
+    predictor, told = Predictor(Pixelwise(), CPU), []
+    with pytest.raises(DataError, match="cut off"):
+        list(predict_all(predictor, Unreadable(SPACE, 3)))
+    results = predict_all(predictor, Unreadable(SPACE, 3), on_bad=lambda *sample: told.append(sample))
+    assert [batch["name"] for batch, _ in results] == [["image0"], ["image2"]]
+    assert told == [("image1", "image1 is cut off")]
+
+
+def test_the_score_of_a_set_is_that_of_its_predictions() -> None:
+    dataset, network, kept = InMemory(SPACE, 3), Pixelwise(), []
+    confusion = evaluate(Predictor(network, CPU), dataset, SPACE, keep=lambda *values: kept.append(values))
+    counts = np.zeros((3, 4), int)
+    for number, (name, image, label, prediction) in enumerate(kept):
+        sample = dataset[number]
+        assert name == f"image{number}"
+        assert torch.equal(image, sample["image"]) and torch.equal(label, sample["label"])
+        assert torch.equal(prediction, plain(network, image[None]).argmax(1)[0])
+        for truth, predicted in zip(label.flatten().tolist(), prediction.flatten().tolist()):
+            if truth != 255:
+                counts[truth, predicted] += 1
+    assert len(kept) == 3
+    assert confusion.counts.tolist() == counts.tolist()
+    assert 0 < counts.trace() < counts.sum()
+
+
+def test_predictions_are_mapped_into_the_sets_label_space() -> None:
+    """Model road, sky, car; set sky, vehicle: road is ignored there, and 0 and 1 change places."""
+    coarse = label_space(["sky", "vehicle"], "coarse", small={"sky": (1,), "vehicle": (2,), "ignored": (0, 255)})
+    fine, mapped = InMemory(SPACE, 2), InMemory(coarse, 2)
+    network = Pixelwise()
+    counts = evaluate(Predictor(network, CPU), mapped, SPACE).counts
+    expected = torch.zeros(2, 3, dtype=torch.long)
+    for sample in mapped.samples:
+        predicted = torch.tensor([2, 0, 1])[plain(network, sample["image"][None]).argmax(1)[0]]  # 2: ignored
+        for truth in (0, 1):
+            expected[truth] += torch.bincount(predicted[sample["label"] == truth], minlength=3)
+    assert torch.equal(counts, expected)
+    with pytest.raises(ConfigError, match="cannot be mapped"):
+        evaluate(Predictor(network, CPU), fine, coarse)
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"scales": []}, "scales"),
+        ({"scales": [0.0]}, "scales"),
+        ({"scales": ["1"]}, "scales"),
+        ({"scales": 1.0}, "scales"),
+        ({"flip": "no"}, "flip"),
+        ({"yaw_rolls": 0}, "yaw_rolls"),
+        ({"yaw_rolls": 1.5}, "yaw_rolls"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        TestTime(**settings)
+
+
+def test_settings_are_plain_values() -> None:
+    assert TestTime((0.5, 1.0), True, 2).settings() == {"scales": [0.5, 1.0], "flip": True, "yaw_rolls": 2}

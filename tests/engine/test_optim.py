@@ -1,0 +1,128 @@
+"""Which parameters an optimiser trains, at which rate, and one step of each by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from trans4pass.engine.optim import build_optimizers
+from trans4pass.errors import ConfigError
+
+from .conftest import composed
+
+
+class Method(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential()
+        self.network.encoder, self.network.context, self.network.head = (nn.Linear(2, 2) for _ in range(3))
+        self.discriminator = nn.Linear(2, 1)
+
+
+def rates_of(parameter: nn.Parameter, optimizers: dict[str, Optimizer]) -> list[float]:
+    """The rates of all groups that hold the parameter."""
+    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+    return [group["lr"] for group in groups for held in group["params"] if held is parameter]
+
+
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
+
+
+def test_all_behind_the_encoder_gets_its_own_rate() -> None:
+    method = Method()
+    optimizers = build_optimizers(method, {"network": {**SGD, "head_lr_scale": 10.0}, "discriminator": SGD}, "optim")
+    network = method.network
+    for part, rate in ((network.encoder, 0.1), (network.context, 1.0), (network.head, 1.0)):
+        assert [rates_of(parameter, optimizers) for parameter in part.parameters()] == [[rate]] * 2
+    assert len(optimizers["discriminator"].param_groups) == 1
+
+
+@pytest.mark.parametrize("scale", [{}, {"head_lr_scale": 1.0}, {"head_lr_scale": 0.5}])
+def test_each_parameter_is_in_one_group(scale: dict[str, float]) -> None:
+    method = Method()
+    optimizers = build_optimizers(method, {"network": {**SGD, **scale}, "discriminator": SGD}, "optim")
+    assert [len(rates_of(parameter, optimizers)) for parameter in method.parameters()] == [1] * 8
+    assert rates_of(method.network.head.weight, optimizers) == [0.1 * scale.get("head_lr_scale", 1)]
+
+
+def test_a_rate_of_the_head_needs_an_encoder() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.discriminator\.head_lr_scale is 10"):
+        build_optimizers(Method(), {"network": SGD, "discriminator": {**SGD, "head_lr_scale": 10}}, "optim")
+
+
+def test_a_discriminator_that_the_method_has_not_needs_no_optimiser() -> None:
+    method = Method()
+    method.discriminator = None
+    assert set(build_optimizers(method, {"network": SGD, "discriminator": SGD}, "optim")) == {"network"}
+    with pytest.raises(ConfigError, match="no submodule 'teacher', it has network"):
+        build_optimizers(method, {"network": SGD, "teacher": SGD}, "optim")
+
+
+def test_each_trainable_parameter_needs_exactly_one_optimiser() -> None:
+    with pytest.raises(ConfigError, match=r"discriminator\.weight"):
+        build_optimizers(Method(), {"network": SGD}, "optim")
+    shared = Method()
+    shared.discriminator = shared.network.head
+    with pytest.raises(ConfigError, match="also trained by"):
+        build_optimizers(shared, {"network": SGD, "discriminator": SGD}, "optim")
+    with pytest.raises(ConfigError, match="lrr"):
+        build_optimizers(Method(), {"network": SGD, "discriminator": SGD, "lrr": 1}, "optim")
+
+
+def test_frozen_parameters_need_none() -> None:
+    method = Method()
+    method.discriminator.requires_grad_(False)
+    assert set(build_optimizers(method, {"network": SGD}, "optim")) == {"network"}
+
+
+# ---- two steps of the published optimisers by hand ----
+
+
+def sgd(value: float, gradients: list[float], lr: float, decay: float) -> float:
+    """Momentum 0.9; the decay is part of the gradient."""
+    velocity = 0.0
+    for gradient in gradients:
+        velocity = 0.9 * velocity + gradient + decay * value
+        value -= lr * velocity
+    return value
+
+
+def adam(value: float, gradients: list[float], lr: float, decay: float, beta: float) -> float:
+    """Betas 0.9 and `beta`, eps 1e-8; the decay is AdamW's, apart from the gradient."""
+    mean = square = 0.0
+    for step, gradient in enumerate(gradients, 1):
+        value -= lr * decay * value
+        mean, square = 0.9 * mean + 0.1 * gradient, beta * square + (1 - beta) * gradient**2
+        value -= lr * (mean / (1 - 0.9**step)) / ((square / (1 - beta**step)) ** 0.5 + 1e-8)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("experiment", "stage", "part", "by_hand"),
+    [
+        ("source_cityscapes19", "source", "network.encoder", lambda p, g: adam(p, g, 5e-5, 1e-4, 0.999)),
+        ("source_cityscapes19", "source", "network.head", lambda p, g: adam(p, g, 5e-4, 1e-4, 0.999)),
+        ("source_cityscapes19", "source", "network.context", lambda p, g: adam(p, g, 5e-4, 1e-4, 0.999)),
+        ("pin2pan", "warmup", "network.encoder", lambda p, g: sgd(p, g, 1.15e-3, 1e-5)),
+        ("pin2pan", "warmup", "network.head", lambda p, g: sgd(p, g, 1.15e-3, 1e-5)),
+        ("pin2pan", "warmup", "discriminator", lambda p, g: adam(p, g, 1e-4, 0, 0.99)),
+        ("pin2pan", "mpa", "network.encoder", lambda p, g: sgd(p, g, 1.15e-5, 5e-4)),
+        ("pin2pan", "mpa", "network.head", lambda p, g: sgd(p, g, 1.15e-5, 5e-4)),
+        ("pin2pan", "mpa", "discriminator", lambda p, g: adam(p, g, 1e-4, 0, 0.99)),
+    ],
+)
+def test_published_optimisers_step_as_by_hand(experiment: str, stage: str, part: str, by_hand: Any) -> None:
+    """Weight 2, gradients 0.5 and -0.1."""
+    method = Method().double()
+    config = composed(f"experiment={experiment}")["stages"][stage]["optim"]
+    method.discriminator.requires_grad_("discriminator" in config)
+    optimizers = build_optimizers(method, config, "optim")
+    weight = method.get_submodule(part).weight
+    nn.init.constant_(weight, 2.0)
+    for gradient in (0.5, -0.1):
+        weight.grad = torch.full_like(weight, gradient)
+        for optimizer in optimizers.values():
+            optimizer.step()
+    assert weight.flatten().tolist() == pytest.approx([by_hand(2.0, [0.5, -0.1])] * weight.numel(), rel=1e-12)

@@ -1,0 +1,42 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trans4pass.losses import CrossEntropy, MaskEdge, WeightedSum
+from trans4pass.methods import Adaptation, Method, Supervised
+from trans4pass.models import SegOutput
+
+K = 3
+
+
+class Logits(nn.Module):
+    """A network whose prediction is its weights, whatever the image."""
+
+    has_edges, feature_stride = False, 1
+    head = SimpleNamespace(num_classes=K, feature_dim=K)
+
+    def __init__(self, wrap: bool) -> None:
+        super().__init__()
+        self.wrap = wrap
+        self.logits = nn.Parameter(torch.randn(1, K, 8, 32, generator=torch.Generator().manual_seed(0)).double())
+
+    def forward(self, image: Tensor) -> SegOutput:
+        return SegOutput(self.logits, self.logits, {})
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("method", [Supervised, Adaptation])
+def test_mask_edges_meet_at_the_sides_of_a_wrapped_model(method: type[Method], wrap: bool) -> None:
+    """Turning prediction and labels alike changes nothing, and without `wrap` it does; also within sums of sums."""
+    losses = []
+    for shift in (0, 5):
+        network = Logits(wrap)
+        network.logits.data = network.logits.data.roll(shift, -1)
+        labels = (torch.arange(32) // 8 % K).expand(1, 8, 32).roll(shift, -1)
+        inner = WeightedSum({"edges": MaskEdge(), "ce": CrossEntropy()})
+        part = method(network, WeightedSum({"sum": inner, "ce": CrossEntropy()}))
+        batch = {"source": {"image": torch.zeros(1, 3, 8, 32), "label": labels}}
+        losses.append(part("source", batch, part.normalisers("source", batch))[0]["seg"].item())
+    assert (abs(losses[0] - losses[1]) < 1e-10) == wrap
