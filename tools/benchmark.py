@@ -3,7 +3,6 @@
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
-
 from trans4pass.engine.command import resolved, tool
 from trans4pass.engine.log import console
 from trans4pass.models.benchmark import LAYERS, make_precision_step, milliseconds, throughput

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.table import Table
-
 from trans4pass.data.benchmark import milliseconds_per_sample, write_pictures
 from trans4pass.engine.command import resolved, tool
 from trans4pass.engine.log import console

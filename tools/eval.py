@@ -1,15 +1,6 @@
 """Score a checkpoint: python tools/eval.py checkpoint=<file> data=<data set> [setting=value ...]."""
 
-from omegaconf import DictConfig
-
-from trans4pass.engine.apply import evaluate_checkpoint
-from trans4pass.engine.command import run_command, tool
-
-
-@tool("eval")
-def main(config: DictConfig) -> int:
-    return run_command(evaluate_checkpoint, config)
-
+from trans4pass.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("eval")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
-
 from trans4pass.engine.command import resolved, tool
 from trans4pass.engine.pictures import write_picture
 from trans4pass.engine.schedule import make_schedule
+
 from trans4pass.errors import ConfigError
 
 COLUMNS = 4

@@ -13,11 +13,26 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trans4pass import dist
+from trans4pass.storage import writing
 
 T = TypeVar("T")
 # Piped output is for files: no wrapping at a terminal's 80 columns.
 console = Console() if sys.stdout.isatty() else Console(width=160)
 log = logging.getLogger("trans4pass")
+
+
+class LogFile(logging.FileHandler):
+    """A log on disk; where it cannot be written, e.g. on a full disk, it ends with one line on the console."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.stream.buffer.raw.close()  # without another try to write what is buffered
+        self.stream = None
+        logging.getLogger().removeHandler(self)
+        log.warning("no more lines in %s until the run is started again: %s", self.baseFilename, error)
 
 
 def setup_logging(folder: Path | None = None) -> None:
@@ -32,7 +47,8 @@ def setup_logging(folder: Path | None = None) -> None:
     log.setLevel(logging.INFO if dist.is_main() else logging.WARNING)
     logging.captureWarnings(True)
     if folder is not None and dist.is_main():
-        file = logging.FileHandler(folder / "run.log")
+        with writing(folder / "run.log"):
+            file = LogFile(folder / "run.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(file)
 

@@ -82,7 +82,7 @@ class Interrupts:
         if any_failed and not failed:
             raise OtherRankFailed("another process of this run cannot go on; what it printed says why")
 
-    def check_alone(self) -> None:
+    def check_locally(self) -> None:
         """As `check`, of this rank's signals only, where ranks do not work in step and nothing is to be kept."""
         if self.number is not None:
             raise Interrupted(self.number)

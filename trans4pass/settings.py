@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
 
 from annotated_types import Ge, Gt, Interval
@@ -12,6 +12,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from trans4pass.errors import ConfigError
 
 T = TypeVar("T")
+OTHERS = "**"  # stands for a function's untyped keyword arguments, which it checks itself
 
 Positive = Annotated[int, Gt(0)]
 Natural = Annotated[int, Ge(0)]
@@ -43,12 +44,13 @@ def checked(
     """
     known = {name: hint for name, hint in list(_parameters(target).items())[positional:] if name not in given}
     for name in values:
-        if name not in known:
-            raise ConfigError(f"{where}.{name} has no effect: {target.__name__} takes {_listed(name, known)}")
+        if name not in known and OTHERS not in known:
+            raise ConfigError(f"{_at(where, name)} has no effect: {_name(target)} takes {_listed(name, known)}")
     missing = [name for name, (_, required) in known.items() if required and name not in values]
     if missing and not partial:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}, which {target.__name__} needs")
-    return {name: converted(known[name][0], value, f"{where}.{name}") for name, value in values.items()}
+        raise ConfigError(f"{where or 'the configuration'} lacks {', '.join(missing)}, which {_name(target)} needs")
+    any_type = (Any, False)
+    return {name: converted(known.get(name, any_type)[0], value, _at(where, name)) for name, value in values.items()}
 
 
 def converted(hint: Any, value: Any, where: str) -> Any:
@@ -65,10 +67,28 @@ def converted(hint: Any, value: Any, where: str) -> Any:
         raise ConfigError(f"{place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
+def _at(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _name(target: Callable[..., Any]) -> str:
+    return target.func.__name__ if isinstance(target, partial) else target.__name__
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """` Did you mean <the most similar>?`, or nothing."""
     near = get_close_matches(name, known, n=1)
     return f" Did you mean {near[0]}?" if near else ""
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _listed(name: str, known: Collection[str]) -> str:
@@ -77,11 +97,14 @@ def _listed(name: str, known: Collection[str]) -> str:
 
 @cache
 def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
-    """Annotation, and whether it must be given, of all that `target` takes by name, through `**kwargs` of a typed kind."""
-    if inspect.isclass(target) and "__init__" not in vars(target):
-        owner = next((base for base in target.__mro__ if "__init__" in vars(base)), object)
-        # An nn.Module without a constructor of its own takes whatever it is given, and does nothing with it.
-        if owner.__module__.startswith("torch.nn.modules.module") or owner is object:
+    """Annotation, and whether it must be given, of all that `target` takes by name; `OTHERS` where it takes any.
+
+    The `**kwargs` of a class are what the class above it takes, unless they are typed.
+    """
+    if inspect.isclass(target):
+        target = next(base for base in target.__mro__ if "__init__" in vars(base))
+        # torch's Module takes whatever it is given, and does nothing with it.
+        if target is object or target.__module__ == "torch.nn.modules.module":
             return {}
     function = target.__init__ if inspect.isclass(target) else target
     function = function.func if isinstance(function, partial) else function
@@ -93,7 +116,10 @@ def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
         if parameter.kind is parameter.VAR_KEYWORD:
             typed = next((arg for arg in get_args(hint) if is_typeddict(arg)), None) if get_origin(hint) else None
             fields = get_type_hints(typed, include_extras=True) if typed else {}
-            parameters |= {key: (field, False) for key, field in fields.items()}
+            more = {key: (field, False) for key, field in fields.items()} if typed else {OTHERS: (Any, False)}
+            if typed is None and inspect.isclass(target):
+                more = _parameters(target.__mro__[1])
+            parameters |= {key: value for key, value in more.items() if key not in parameters}
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             parameters[name] = (hint, parameter.default is parameter.empty)
     return parameters

@@ -11,7 +11,6 @@ from trans4pass.data import Folder, TrainTransform
 from trans4pass.labels import LabelSpace
 
 
-
 def write_pictures(root: Path, count: int, size: Sequence[int]) -> None:
     """`count` PNGs of (W,H) pixels and their labels, in Folder's layout, about as compressible as photographs."""
     for folder in ("images", "annotations"):

@@ -19,14 +19,15 @@ from .views import (
     Resize,
     Sample,
     ScaleCrop,
+    Size,
     TrainTransform,
     View,
     YawRoll,
-)  # fmt: skip
+)
 
 __all__ = [
     "Cityscapes", "ColorJitter", "Common", "Compose", "CoverCrop", "DensePASS", "EvalTransform", "Folder",
     "GaussianBlur", "HorizontalFlip", "Item", "OnBad", "Resize", "Sample", "Sampler", "ScaleCrop",
-    "SegmentationDataset", "Shuffle", "Stanford2D3D", "Structured3D", "SynPASS", "TrainTransform", "View", "YawRoll",
-    "eval_loader", "train_loader",
+    "SegmentationDataset", "Shuffle", "Size", "Stanford2D3D", "Structured3D", "SynPASS", "TrainTransform", "View",
+    "YawRoll", "eval_loader", "train_loader",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from trans4pass.labels import IGNORE
 
 from .base import Item, SegmentationDataset, has_label
 from .files import read_image
-from .loaders import start_worker
+from .loaders import start_worker, starting_workers
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from itertools import count
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset, default_collate

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trans4pass.errors import ConfigError, DamagedFile
+from trans4pass.errors import DamagedFile
 from trans4pass.labels import IGNORE
 from trans4pass.storage import replacing
 
@@ -38,9 +38,6 @@ def thresholds(counts: np.ndarray, keep: float = 0.5, cap: float = 0.9) -> np.nd
         keep: share of a class's pixels to keep, in [0,1] (more where the cap lowers the threshold).
         cap: no threshold is above it.
     """
-    numbers = all(isinstance(share, (int, float)) for share in (keep, cap))
-    if not numbers or not 0 <= keep <= 1 or not 0 <= cap <= 1:
-        raise ConfigError(f"keep and cap must be in [0,1], got {keep} and {cap}")
     total = counts.sum(1)
     # Python and numpy round halves to even, as the official code does; the last value stands in where n is too small.
     index = np.minimum(np.round((1 - keep) * total).astype(np.int64), np.maximum(total - 1, 0))

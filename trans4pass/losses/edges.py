@@ -71,7 +71,7 @@ class AgainstEdges(PixelLoss):
 
 
 class EdgeLoss(AgainstEdges):
-    """The edge maps that a network predicts at L levels, (B,L,H,W) logits at the labels' size: summed over the levels."""
+    """The edges that a network predicts at L levels, (B,L,H,W) logits at the labels' size, summed over the levels."""
 
     def forward(
         self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None

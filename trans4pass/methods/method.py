@@ -51,6 +51,10 @@ class Method(nn.Module):
         """What optimisers may be given, by the names that they have in a configuration."""
         return {"network": self.network}
 
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What another stage takes over where it has a part of the same name that fits."""
+        return dict(self.named_children())
+
     def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
         """Called once before step 0, with one pass over each domain's images, not augmented, on the device."""
 

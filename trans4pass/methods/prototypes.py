@@ -160,7 +160,9 @@ class PrototypeDistillation(Term):
         self.over = "labelled" if flavour == "fixed" else "all"
 
     def prepare(self, network: Segmentor, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
-        """Start the prototypes from one pass over each domain."""
+        """Start the prototypes from one pass over each domain, unless they came along from another stage."""
+        if self.bank.prototypes.isfinite().any():
+            return
         self.bank.start({domain: self._correct_features(network, loaders[domain]) for domain in self.domains})
 
     def _correct_features(self, network: Segmentor, loader: Iterable[DomainBatch]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -104,6 +104,10 @@ class SumOfTerms(Method):
         own = {name: term for name, term in self.terms.items() if any(True for _ in term.parameters())}
         return {"network": self.network, **own}
 
+    def parts(self) -> Mapping[str, nn.Module]:
+        terms = {f"terms.{name}": term for name, term in self.terms.items()}
+        return {**{name: child for name, child in self.named_children() if name != "terms"}, **terms}
+
     @torch.no_grad()
     def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
         was_training = self.network.training
@@ -133,7 +137,8 @@ class SumOfTerms(Method):
         if dist.active():
             parameters = [p for term in self.terms.values() for p in term.parameters()]
             first = next(iter(losses))
-            losses[first] = losses[first] + untouched([output.logits, output.features, *output.aux.values(), *parameters])
+            outputs = [output.logits, output.features, *output.aux.values()]
+            losses[first] = losses[first] + untouched([*outputs, *parameters])
         return Losses(losses, values)
 
     def after_step(self, step: int) -> dict[str, Tensor]:

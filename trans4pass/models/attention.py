@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.models.layers import BatchNorm2d
+from .layers import BatchNorm2d
 
 
 def conv_bn_relu(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:

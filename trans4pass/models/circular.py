@@ -64,8 +64,8 @@ def is_circular(encoder: nn.Module) -> bool:
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     image = torch.randn(1, 3, 2 * MULTIPLE, 4 * MULTIPLE, generator=generator, dtype=torch.float64)
     maps, rolled = trial(image), trial(image.roll(MULTIPLE, -1))
-    moved = [m.roll(m.shape[-1] // 4, -1) for m in maps]
-    return all(torch.allclose(a, b, rtol=1e-6, atol=1e-9 * float(b.abs().max())) for a, b in zip(rolled, moved, strict=True))
+    pairs = [(moved, m.roll(m.shape[-1] // 4, -1)) for moved, m in zip(rolled, maps, strict=True)]
+    return all(torch.allclose(a, b, rtol=1e-6, atol=1e-9 * float(b.abs().max())) for a, b in pairs)
 
 
 def make_circular(model: nn.Module) -> None:

@@ -13,8 +13,9 @@ import torch.distributed as td
 from torch import Tensor, nn
 
 from trans4pass import dist
-from trans4pass.errors import whole_number
-from trans4pass.models.attention import conv_bn_relu, unscaled_attention
+from trans4pass.settings import Positive
+
+from .attention import conv_bn_relu, unscaled_attention
 
 
 class PrototypeRing(nn.Module):
@@ -76,13 +77,11 @@ class ECRM(nn.Module):
         self,
         channels: Sequence[int],
         num_classes: int,
-        width: int = 512,
-        attention_width: int = 256,
-        bank_size: int = 20,
+        width: Positive = 512,
+        attention_width: Positive = 256,
+        bank_size: Positive = 20,
     ) -> None:
         super().__init__()
-        for name, value in {"width": width, "attention_width": attention_width, "bank_size": bank_size}.items():
-            whole_number(f"ecrm.{name}", value, 1)
         self.channels = (*channels[:-1], width)
         self.coarse = nn.Conv2d(channels[-1], num_classes, 1)
         self.project = conv_bn_relu(channels[-1], width, 3)

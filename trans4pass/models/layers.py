@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.models.circular import pad_circular
 from trans4pass.ops import check_backend, deform_conv2d
+
+from .circular import pad_circular
 
 
 class BatchNorm2d(nn.BatchNorm2d):

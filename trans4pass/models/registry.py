@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from trans4pass.errors import ConfigError
-from trans4pass.settings import checked, nearest
+from trans4pass.settings import Positive, checked, converted, nearest
 
 from .circular import is_circular, make_circular
 from .ecrm import ECRM
@@ -20,6 +20,9 @@ from .heads.danet import DANetHead
 from .heads.dmlp import DMLPHead
 from .heads.dmlp_v2 import DMLPv2Head
 from .heads.fpn import FPNHead
+from .heads.linear import LinearHead
+from .heads.segformer import SegFormerHead
+from .heads.upernet import UPerNetHead
 from .segmentor import Segmentor
 from .weights import load_weights
 
@@ -30,7 +33,10 @@ T = TypeVar("T")
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     **{size: functools.partial(MixTransformer, size) for size in MIX_SIZES},
     # DANet's: dilated, with torchvision's stem, so that its weights and timm's fit as they are; no multi-grid.
-    **{name: functools.partial(TimmEncoder, name, output_stride=8) for name in ("resnet50", "resnet101", "resnet152")},
+    **{
+        name: functools.partial(TimmEncoder, name, False, output_stride=8, drop_path=None)
+        for name in ("resnet50", "resnet101", "resnet152")
+    },
     "timm": TimmEncoder,
 }
 HEADS: dict[str, Callable[..., nn.Module]] = {
@@ -39,6 +45,9 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "danet": DANetHead,
     "fpn": FPNHead,
     "coarse_to_fine": CoarseToFineHead,
+    "linear": LinearHead,
+    "segformer": SegFormerHead,
+    "upernet": UPerNetHead,
 }
 FAMILIES = {"trans4pass": "dmlp", "trans4pass_plus": "dmlp_v2"}
 # name -> encoder and head
@@ -57,6 +66,7 @@ def create_model(
     ecrm: bool | Mapping[str, Any] = False,
     edges: bool | Mapping[str, Any] = False,
     wrap: bool = False,
+    allow_nonfinite: bool = False,
     **settings: Any,
 ) -> Segmentor:
     """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,resnet50,resnet101,resnet152}.
@@ -64,23 +74,25 @@ def create_model(
     Args:
         name: of a model, or of an encoder, which needs `head`.
         weights: a checkpoint in any format that `load_weights` reads.
-        head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine; with its own settings
-            {"name": "fpn", "hidden": 128} or {"name": "coarse_to_fine", "width": 64, "levels": 1}.
+        head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine | linear | segformer |
+            upernet; with its own settings {"name": "fpn", "hidden": 128} or {"name": "coarse_to_fine", "width": 64, "levels": 1}.
         ecrm: put the Exterior Contextual-Relation Module between encoder and head; True, or the settings that differ
             from its own, {"bank_size": 40}.
         edges: put reverse edge supervision beside the head; True, or the settings that differ, {"levels": 1}.
         wrap: images are full panoramas: their left and right edges are neighbours for every layer. Widths must be
             multiples of 32; the published weights were trained without it.
+        allow_nonfinite: load weights that are NaN or infinite all the same.
         settings: of the encoder and of the head, each of which takes those that it has: `embed_dim` (the DMLP
             decoders' width, and the prototypes', 128), `deform` (which of the pyramid's four patch embeddings are
             deformable), `deform_backend` (auto | native | torchvision | mmcv), `drop_path` (stochastic depth of the
-            pyramid's last block, 0.1), `encoder_weights` (a local file with a ResNet's ImageNet weights).
+            pyramid's last block, 0.1).
     Raises:
         ConfigError: an unknown name, head, setting or backend, or a combination that cannot work.
         WeightsError: a checkpoint that does not fit.
     """
     if name.startswith("timm/"):
         name, settings = "timm", {"encoder": name.removeprefix("timm/"), **settings}
+    num_classes = converted(Positive, num_classes, "num_classes")
     encoder_name, own_head = MODELS.get(name, (name, None))
     chosen = {"name": own_head, **({"name": head} if isinstance(head, str) else head or {})}
     make_encoder = look_up(encoder_name, ENCODERS, "model", {**MODELS, **ENCODERS})
@@ -88,10 +100,10 @@ def create_model(
         raise ConfigError(f"{name} is an encoder: add head=..., one of {', '.join(HEADS)}")
     chosen_head = chosen.pop("name")
     make_head = look_up(chosen_head, HEADS, "head")
-    for setting in settings:
-        known = {key for make in (*ENCODERS.values(), *HEADS.values()) for key in inspect.signature(make).parameters}
-        if setting not in known - {"channels", "num_classes"}:
-            raise ConfigError(f"model.{setting} has no effect: no encoder and no head takes it.{nearest(setting, known)}")
+    makers = (*ENCODERS.values(), *HEADS.values())
+    known = {key for make in makers for key in inspect.signature(make).parameters} - {"channels", "num_classes"}
+    for setting in settings.keys() - known:
+        raise ConfigError(f"model.{setting} has no effect: no encoder and no head takes it.{nearest(setting, known)}")
     if wrap and settings.get("deform_backend") in ("torchvision", "mmcv"):
         raise ConfigError(
             f"wrap=true needs deform_backend native or auto: {settings['deform_backend']}'s cannot wrap around"
@@ -113,7 +125,7 @@ def create_model(
 
 
 def check_circular(model: Segmentor, name: str, head: str) -> None:
-    """Raise ConfigError where a layer knows left from right, or pools over cells, so that no border can be taken away."""
+    """Raise ConfigError where a layer knows left from right, or pools over cells: no border can be taken away."""
     if not getattr(model.head, "circular", True):
         raise ConfigError(f"wrap=true: the head {head} pools over cells with fixed borders; choose another")
     if isinstance(model.encoder, TimmEncoder) and not is_circular(model.encoder):
@@ -124,8 +136,10 @@ def check_circular(model: Segmentor, name: str, head: str) -> None:
 
 
 def taken(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that `make` takes."""
-    return {key: value for key, value in settings.items() if key in inspect.signature(make).parameters}
+    """Those of the settings that `make` takes, and that it has not been given yet."""
+    given = make.keywords if isinstance(make, functools.partial) else {}
+    takes = inspect.signature(make).parameters
+    return {key: value for key, value in settings.items() if key in takes and key not in given}
 
 
 def assemble(make: Callable[..., T], where: str, settings: bool | Mapping[str, Any], *given: Any) -> T:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
-from trans4pass.models.output import SegOutput
-from trans4pass.models.circular import MULTIPLE, resize
+
+from .circular import MULTIPLE, resize
+from .output import SegOutput
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,8 +60,8 @@ class Segmentor(nn.Module):
 
     @property
     def has_edges(self) -> bool:
-        """Whether the auxiliary maps tell edges."""
-        return self.edges is not None or getattr(self.head, "tells_edges", False)
+        """Whether there are auxiliary maps of edges."""
+        return self.edges is not None or getattr(self.head, "predicts_edges", False)
 
     def forward(self, image: Tensor) -> SegOutput:
         """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; ConfigError for sizes that cannot work."""

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from trans4pass.errors import WeightsError
-from trans4pass.models.encoders.mix_transformer import MIX_SIZES, MixSize
-from trans4pass.models.heads.coarse_to_fine import refuse_first_release
+
+from .encoders.mix_transformer import MIX_SIZES, MixSize
+from .heads.coarse_to_fine import refuse_first_release
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,15 @@ class Variant(NamedTuple):
         return {key: value for key, value in self._asdict().items() if value and key not in ("name", "num_classes")}
 
 
+class Weights(NamedTuple):
+    """A network's tensors from a file, under this project's names."""
+
+    path: str | PathLike[str]
+    format: str
+    state: State
+    dropped: list[str]  # tensors of the file that no model needs
+
+
 class LoadReport(NamedTuple):
     format: str
     matched: int  # tensors taken over
@@ -55,49 +65,53 @@ class LoadReport(NamedTuple):
     dropped: list[str]  # tensors of the file that no model needs
 
 
-def load_weights(model: nn.Module, path: str | PathLike, allow_nonfinite: bool = False) -> LoadReport:
-    """Load `path` into `model`, strictly; what it may lack is told in the report and logged.
+def load_weights(model: nn.Module, source: str | PathLike[str] | Weights, allow_nonfinite: bool = False) -> LoadReport:
+    """Load a file into `model`, strictly; what it may lack is told in the report and logged.
 
-    An encoder alone (SegFormer's) leaves the head and the deforming patch embeddings' offset and modulator
+    An encoder alone (SegFormer's, a ResNet's) leaves the head and the deforming patch embeddings' offset and modulator
     convolutions as they are. Raises WeightsError where the file cannot be read, holds another model, or, unless
     `allow_nonfinite`, NaN or infinity.
     """
-    format, state, dropped = _convert(read_file(path), path)
-    wanted = model.state_dict()
+    weights = source if isinstance(source, Weights) else read_weights(source)
+    missing = check_weights(model, weights, allow_nonfinite)
+    model.load_state_dict(weights.state, strict=False)
+    log.info(
+        "%s: %s weights, %d tensors loaded, %d keep their initial values, %d dropped",
+        weights.path,
+        weights.format,
+        len(weights.state),
+        len(missing),
+        len(weights.dropped),
+    )
+    return LoadReport(weights.format, len(weights.state), missing, weights.dropped)
+
+
+def check_weights(model: nn.Module, weights: Weights, allow_nonfinite: bool = False) -> list[str]:
+    """The model's tensors that a file lacks by nature; raises what `load_weights` does."""
+    state, wanted = weights.state, model.state_dict()
     encoder_only = not any(key.startswith("head.") for key in state)
     missing = [key for key in wanted if key not in state]
     may_lack = [key for key in missing if encoder_only and _may_be_missing(key)]
     different = differences(state, wanted, may_lack)
     if different:
-        raise WeightsError(f"{path} does not fit the model. {_explain(state, wanted, different)}")
-    check_finite(state, path, allow_nonfinite)
-    model.load_state_dict(state, strict=False)
-    report = LoadReport(format, len(state), missing, dropped)
-    log.info(
-        "%s: %s weights, %d tensors loaded, %d keep their initial values, %d dropped",
-        path,
-        format,
-        report.matched,
-        len(missing),
-        len(dropped),
-    )
-    return report
+        raise WeightsError(f"{weights.path} does not fit the model. {_explain(state, wanted, different)}")
+    check_finite(state, weights.path, allow_nonfinite)
+    return missing
 
 
-def load_exactly(
-    module: nn.Module, state: State, path: str | PathLike, what: str, allow_nonfinite: bool = False
+def check_exactly(
+    module: nn.Module, state: State, path: str | PathLike[str], what: str, allow_nonfinite: bool = False
 ) -> None:
-    """Load `state`, which `path` holds under the module's own names, into `module`, called `what` in errors.
+    """Raise WeightsError unless `state`, which `path` holds under the module's own names, fits `module`.
 
-    Raises WeightsError for a tensor that is missing, unknown or of another shape or kind, and, unless
-    `allow_nonfinite`, for NaN or infinity.
+    That is: for a tensor that is missing, unknown or of another shape or kind, and, unless `allow_nonfinite`, for NaN
+    or infinity. `what` is the module's name in errors.
     """
     refuse_first_release(state, path)
     different = differences(state, module.state_dict())
     if different:
         raise WeightsError(f"{path} does not fit {what}. {different}. It is damaged or was changed: get it again")
     check_finite(state, path, allow_nonfinite)
-    module.load_state_dict(state)
 
 
 def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], may_lack: Collection[str] = ()) -> str:
@@ -137,12 +151,12 @@ def check_finite(state: Mapping[str, Tensor], path: str | PathLike, allow_nonfin
             )
 
 
-def read_state_dict(path: str | PathLike) -> State:
+def read_weights(path: str | PathLike[str]) -> Weights:
     """The tensors in `path`, in any format that `load_weights` reads, under this project's names.
 
     Raises WeightsError where the file is not there, is no checkpoint, is damaged, or holds more than plain values.
     """
-    return _convert(read_file(path), path)[1]
+    return Weights(path, *_convert(read_file(path), path))
 
 
 def identify(state: Mapping[str, Tensor]) -> Variant | None:
@@ -261,6 +275,10 @@ def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]
         dropped = [key for key in state if key.startswith("head.")]
         encoder = {f"encoder.{key}": value for key, value in state.items() if not key.startswith("head.")}
         return "SegFormer", encoder, outside + dropped
+    if "layer1.0.conv1.weight" in state:
+        dropped = [key for key in state if key.startswith("fc.")]
+        encoder = {f"encoder.body.{key}": value for key, value in state.items() if not key.startswith("fc.")}
+        return "ImageNet ResNet", encoder, outside + dropped
     renamed = {_rename(key): value for key, value in state.items()}
     refuse_first_release(renamed, path)
     return "Trans4PASS" if renamed.keys() == state.keys() else "official", renamed, outside
@@ -322,7 +340,8 @@ def _from_transformers(state: State) -> State:
 
 def _may_be_missing(key: str) -> bool:
     """Whether an encoder's file lacks `key` by nature."""
-    return not key.startswith("encoder.") or ".offset_conv." in key or ".modulator_conv." in key
+    by_nature = (".offset_conv.", ".modulator_conv.", "num_batches_tracked")  # the last in old torchvision's
+    return not key.startswith("encoder.") or any(part in key for part in by_nature)
 
 
 def _encoder_size(state: State) -> str | None:
@@ -353,8 +372,8 @@ def _explain(state: State, wanted: State, different: str) -> str:
         )
     if held:
         hint = f"It is {held}, as the model is, made with other settings of head, ecrm or edges: give those"
-    elif "layer1.0.conv1.weight" in state:
-        hint = "It holds a ResNet's ImageNet weights: give them as model.encoder_weights of model=danet_resnet<depth>"
+    elif "encoder.body.layer1.0.conv1.weight" in state:
+        hint = "It holds a ResNet's ImageNet weights, for model=danet_resnet50, 101 or 152"
     else:
         hint = "Is it a Trans4PASS or SegFormer checkpoint?"
     return f"{different}. {hint}"

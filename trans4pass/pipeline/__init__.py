@@ -1,0 +1,8 @@
+"""A run: its folder, its stages in order, what they are built from. `trans4pass.pipeline.run` runs them."""
+
+from .context import RunContext
+from .label_stage import LabelStage
+from .stage import Stage
+from .train_stage import TrainStage
+
+__all__ = ["LabelStage", "RunContext", "Stage", "TrainStage"]

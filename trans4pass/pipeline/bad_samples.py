@@ -4,12 +4,9 @@ import logging
 from pathlib import Path
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError
 from trans4pass.storage import recall_json, write_json
 
 log = logging.getLogger(__name__)
-
-CHOICES = ("error", "skip")
 
 
 class BadSamples:
@@ -37,14 +34,3 @@ class BadSamples:
         elif not dist.is_main():
             self.path.unlink(missing_ok=True)
         return len(self.reasons)
-
-
-def bad_samples(choice: str, folder: Path) -> BadSamples | None:
-    """Who takes bad samples: None raises their error.
-
-    Raises:
-        ConfigError: `choice` is neither error nor skip.
-    """
-    if choice not in CHOICES:
-        raise ConfigError(f"on_bad_sample={choice} is not one of {', '.join(CHOICES)}")
-    return BadSamples(folder) if choice == "skip" else None

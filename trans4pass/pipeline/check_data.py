@@ -5,24 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
+from trans4pass.build import build
+from trans4pass.console import console, track
 from trans4pass.data import check
 from trans4pass.errors import ConfigError, DataError
+from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.storage import writing
-
-from .build import build
-from .environment import cores
-from .log import console, track
 
 TOTAL = "total"  # the key of `published` that holds the sum over all splits
 BAR_HEIGHT, BAR_WIDTH, NAME_WIDTH, NUMBER_WIDTH, MARGIN = 18, 480, 130, 80, 8  # pixels
 
 
-def check_data(config: Mapping[str, Any]) -> bool:
-    """Check the data set that configs/check_data.yaml describes and print what is found; True if nothing is wrong."""
+def check_data(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> int:
+    """Check the data set that configs/check_data.yaml describes and print what is found; 0 if nothing is wrong."""
     for key, example in {"data": "cityscapes", "labels": "cityscapes19"}.items():
         if config.get(key) is None:
             raise ConfigError(f"choose the {key} to check with {key}=<name>, e.g. {key}={example}. Help: --help")
@@ -39,19 +39,18 @@ def check_data(config: Mapping[str, Any]) -> bool:
             path.parent.mkdir(parents=True, exist_ok=True)
             frequency_picture(summaries, labels).save(path)
         console.print(f"class frequencies as a picture: {path.absolute()}", soft_wrap=True)
-    return print_faults(summaries, config["limit"])
+    return 0 if print_faults(summaries, config["limit"]) else 1
 
 
 def check_split(config: Mapping[str, Any], split: str, labels: LabelSpace) -> check.Summary:
     """All findings of one split; one that cannot be read at all is a fault by itself."""
-    workers = cores() if config["num_workers"] is None else config["num_workers"]
     try:
         # Without labels, so that a missing one is a finding and not the end.
         dataset = build(config["data"]["dataset"], "data.dataset", split=split, labels=labels, labelled=False)
         summary = check.begin(dataset)
     except DataError as error:
         return check.Summary(0, 0, np.zeros(labels.num_classes + 1, np.int64), faults=[(check.SPLIT, str(error))])
-    for finding in track(check.examine(dataset, workers), len(dataset), f"check {split}"):
+    for finding in track(check.examine(dataset, config["num_workers"]), len(dataset), f"check {split}"):
         summary.add(finding)
     return summary
 

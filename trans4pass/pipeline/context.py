@@ -9,16 +9,15 @@ from typing import Any, Literal
 
 import torch
 
+from trans4pass.build import build
 from trans4pass.data import EvalTransform, SegmentationDataset
 from trans4pass.errors import ConfigError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.models import Segmentor, load_weights
+from trans4pass.models import Segmentor
 from trans4pass.settings import Natural, Positive
 
-from .build import build
-
-STARTS = ("weights", "encoder_weights", "allow_nonfinite")  # a model's settings about files that it starts from
+STARTS = ("weights", "allow_nonfinite")  # a model's settings about files that it starts from
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class RunSettings:
     data: Mapping[str, Mapping[str, Any]]
     stages: Mapping[str, Mapping[str, Any]]
     evaluate: Mapping[str, str | None]
-    judge: str | None = None
     final_stage: str | None = None
     prepare_data: Mapping[str, Any] | None = None
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -45,7 +43,8 @@ class RunSettings:
     channels_last: bool = False
     compile: bool = False
     recompute_activations: bool = False
-    num_workers: Natural | None = None
+    num_workers: Natural = 0
+    plugins: tuple[str, ...] = ()
     on_bad_sample: Literal["error", "skip"] = "error"
 
 
@@ -58,7 +57,6 @@ class RunContext:
         config: the whole configuration as plain, resolved values.
         folder: where the run lives.
         labels: the label space that the network predicts in.
-        plugins: packages of the user's own that configurations may name.
     """
 
     settings: RunSettings
@@ -67,19 +65,19 @@ class RunContext:
     labels: LabelSpace
     device: torch.device
     interrupts: Interrupts
-    num_workers: int
-    plugins: tuple[str, ...] = ()
+
+    @property
+    def num_workers(self) -> int:
+        return self.settings.num_workers
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        return self.settings.plugins
 
     def network(self, model: Mapping[str, Any]) -> Segmentor:
-        """A fresh network, the same for the same seed; `model` overrides the run's model settings, files are not read."""
+        """A fresh network, the same for the same seed; `model` overrides the run's settings of it, files are not read."""
         torch.manual_seed(self.seed("network"))
         return build_network(without_starts({**self.settings.model, **model}), self.labels)
-
-    def load_start(self, network: Segmentor, path: str | None) -> None:
-        """Load published weights: those of `path`, or those that the model's settings name, if any."""
-        path = path or self.settings.model.get("weights")
-        if path is not None:
-            load_weights(network, path, self.settings.model.get("allow_nonfinite", False))
 
     def dataset(self, side: str, split: str, where: str, **extra: Any) -> SegmentationDataset:
         """The data set of one side (a key of the config's `data`), e.g. `source` or `target`."""
@@ -89,25 +87,22 @@ class RunContext:
         return build(config, f"data.{side}.dataset", split=split, labels=self.labels, **extra)
 
     @cached_property
-    def validation(self) -> dict[str, SegmentationDataset]:
-        """The labelled sets that models are scored on, by side, at their evaluation size."""
+    def sides(self) -> dict[str, str]:
+        """The sides that models are scored on, and their splits."""
         sides = {side: split for side, split in self.settings.evaluate.items() if split is not None}
-        sets = {}
-        for side, split in sides.items():
+        for side in sides:
             if side not in self.settings.data:
                 raise ConfigError(f"evaluate names {side!r}, and the run has data for {', '.join(self.settings.data)}")
+        return sides
+
+    @cached_property
+    def validation(self) -> dict[str, SegmentationDataset]:
+        """The labelled sets that models are scored on, by side, at their evaluation size."""
+        sets = {}
+        for side, split in self.sides.items():
             transform = EvalTransform(self.settings.data[side].get("eval_size"))
             sets[side] = self.dataset(side, split, "evaluate", labelled=True, transform=transform)
         return sets
-
-    @cached_property
-    def judge(self) -> str | None:
-        """The side whose mIoU picks the best model, and that gains are measured on; None where nothing is scored."""
-        sides = [side for side, split in self.settings.evaluate.items() if split is not None]
-        if self.settings.judge is not None and self.settings.judge not in sides:
-            raise ConfigError(f"judge={self.settings.judge} is none of the sides that are scored: {', '.join(sides)}")
-        preferred = [self.settings.judge, "target", "source", *sides]
-        return next((side for side in preferred if side in sides), None)
 
     def seed(self, *names: str) -> int:
         """A 31-bit seed for one purpose, from the run's seed."""

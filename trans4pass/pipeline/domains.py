@@ -1,6 +1,5 @@
 """What a training stage reads: its domains, each a data set with views, a sampler and a batch size."""
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,16 +9,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from trans4pass import dist
+from trans4pass.build import build
 from trans4pass.console import track
 from trans4pass.data import EvalTransform, SegmentationDataset, TrainTransform, View, eval_loader, train_loader
 from trans4pass.errors import ConfigError
 from trans4pass.methods import Batch, DomainBatch
 from trans4pass.models import MULTIPLE
 from trans4pass.settings import Positive, parse
-from trans4pass.storage import write_json
+from trans4pass.storage import recall_json, write_json
 from trans4pass.training import to_device
 
-from .build import build
 from .context import RunContext
 from .stage import Stage
 
@@ -125,8 +125,8 @@ class StageData:
     def _once(self, domain: Domain) -> Iterator[DomainBatch]:
         run = domain.run
         loader = eval_loader(domain.unaugmented, run.num_workers, on_bad=domain.stage.bad)
-        for batch in track(loader, len(loader), f"{domain.stage.name}: first pass, {domain.name}"):
-            run.interrupts.check_locally()
+        batches = track(loader, len(loader), f"{domain.stage.name}: first pass, {domain.name}")
+        for batch in run.interrupts.between(batches, dist.largest_share(len(domain.dataset))):
             yield to_device({domain.name: batch}, run.device)[domain.name]
 
     def samples(self, domain: Domain, count: int) -> Iterator[dict[str, Any]]:
@@ -166,10 +166,12 @@ def counted_class_weights(domain: Domain) -> list[float]:
     The published list fits the same formula with shares of all pixels, the ignored ones included.
     """
     path: Path = domain.stage.folder / f"class_weights_{domain.name}.json"
-    if path.exists():
-        return list(json.loads(path.read_text()).values())
+    known = recall_json(path, domain.run.labels.classes, "the classes are counted again")
+    if known is not None:
+        return list(known.values())
     log.info("counting the classes of %d labels for class_weights=auto", len(domain.dataset))
     counts = domain.dataset.class_counts().double()
     weights = [round(1 / math.log(1.1 + share), 4) for share in (counts / counts.sum()).tolist()]
-    write_json(path, dict(zip(domain.run.labels.classes, weights, strict=True)))
+    if dist.is_main():
+        write_json(path, dict(zip(domain.run.labels.classes, weights, strict=True)))
     return weights

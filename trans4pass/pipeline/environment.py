@@ -13,7 +13,8 @@ import torch
 import torch.distributed as td
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError, whole_number
+from trans4pass.errors import ConfigError
+from trans4pass.settings import Natural, converted
 from trans4pass.storage import write_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf")
@@ -109,14 +110,12 @@ def choose_workers(number: int | None) -> int:
     """How many processes load data: `number`, or (None) as many as there are cores for this process, 1 to 4."""
     if number is None:
         return min(4, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    whole_number("num_workers", number, 0)
-    return number
+    return converted(Natural, number, "num_workers")
 
 
 def set_switches(threads: int | None, deterministic: bool, tf32: bool) -> None:
     """CPU threads (their number changes floating-point results; None = torch's choice), deterministic kernels, TF32."""
     if threads is not None:
-        whole_number("threads", threads, 1)
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32

@@ -26,9 +26,8 @@ class ValidationSets:
         classes_in_mean: by side, how many classes the mean runs over, in words.
     """
 
-    def __init__(self, run: RunContext, stage: str, precision: Precision, data: StageData):
-        self.run, self.stage, self.precision, self.data = run, stage, precision, data
-        self.judge = run.judge
+    def __init__(self, run: RunContext, stage: str, precision: Precision, data: StageData, judge: str | None):
+        self.run, self.stage, self.precision, self.data, self.judge = run, stage, precision, data, judge
         self.classes_in_mean: dict[str, str] = {}
 
     def evaluate(self, model: Segmentor, step: int, final: bool) -> Evaluation:

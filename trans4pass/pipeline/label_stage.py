@@ -4,6 +4,8 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +14,52 @@ import torch
 from PIL import Image
 
 from trans4pass import dist
-from trans4pass.data import EvalTransform, Item, SegmentationDataset
+from trans4pass.console import track
+from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
 from trans4pass.errors import ConfigError, DamagedFile
+from trans4pass.inference import TTA, Predictor, predict_all, pseudo_labels, write_label
 from trans4pass.labels import IGNORE
+from trans4pass.precision import Precision
+from trans4pass.settings import Share
 from trans4pass.storage import write_json
 
-from . import pseudo_labels
-from .evaluation import Predictor, TestTime, predict_all
-from .log import track
-from .pictures import write_label
 from .stage import Stage
-from .trainer import autocast_type
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelStageSettings(TTA):
+    """See configs/stage/pseudo_labels.yaml."""
+
+    data: str
+    split: str
+    size: Size | None
+    keep: Share
+    cap: Share
+    precision: Precision = "fp32"
+    enabled: bool = True
+    init: str | None = None
+
+
 class LabelStage(Stage):
-    """Labels a set without labels; leaves `labels/<name>_labelTrainIds.png` and `thresholds.json`.
+    """Labels a set without labels; leaves `labels/<name>_labelTrainIds.png` and `thresholds.json`."""
 
-    Its settings are commented in configs/stage/pseudo_labels.yaml.
-    """
-
-    RESULT = (*Stage.RESULT, "kept")
-    KEYS = (*Stage.KEYS, "data", "split", "size", "scales", "flip", "yaw_rolls", "keep", "cap", "precision")
+    Settings = LabelStageSettings
+    settings: LabelStageSettings
+    RESULT = ("seconds", "kept")
+    labels = True
 
     def check(self) -> None:
         if self.init is None:
             raise ConfigError(f"{self.where}.init is null: pseudo-labels need a trained network, a stage's or a path")
-        if isinstance(self.init, str):
-            self.starting_point()
-        self.dataset()
-        self.test_time()
-        self.precision()
-        pseudo_labels.thresholds(np.zeros((1, pseudo_labels.BINS), np.int64), self.config["keep"], self.config["cap"])
+        if isinstance(self.init, str) and self.start is not None:
+            with torch.device("meta"):
+                self.start.check(self.run.network({}))
+        _ = self.dataset
 
     def execute(self) -> dict[str, Any]:
-        started = time.perf_counter()
-        dataset = self.dataset()
+        started, dataset = time.perf_counter(), self.dataset
         self.predict(dataset)
         dist.barrier()
         left_out = [item.name for item in dataset.items if not self.spilled(item.name).exists()]
@@ -63,18 +74,13 @@ class LabelStage(Stage):
         seconds = round(time.perf_counter() - started, 1)
         return {"kind": "labels", "kept": kept, "left_out": left_out, "seconds": seconds}
 
+    @cached_property
     def dataset(self) -> SegmentationDataset:
         """The set to label, at the size at which it is predicted."""
-        transform = EvalTransform(self.config["size"])
+        transform = EvalTransform(self.settings.size)
         return self.run.dataset(
-            self.config["data"], self.config["split"], self.where, labelled=False, transform=transform
+            self.settings.data, self.settings.split, self.where, labelled=False, transform=transform
         )
-
-    def test_time(self) -> TestTime:
-        return TestTime(self.config["scales"], self.config["flip"], self.config["yaw_rolls"])
-
-    def precision(self) -> torch.dtype | None:
-        return autocast_type(self.config["precision"], f"{self.where}.precision")
 
     def spilled(self, name: str) -> Path:
         return self.folder / "maps" / f"{name}.npz"
@@ -87,10 +93,13 @@ class LabelStage(Stage):
         if not left:
             return
         log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
-        network, _ = self.starting_point()
-        predictor = Predictor(network.to(self.run.device), self.run.device, self.test_time(), self.precision())
-        remaining = torch.utils.data.Subset(dataset, left)
-        workers = self.run.config["num_workers"]
+        network = self.run.network({})
+        if self.start is not None:
+            self.start.load_network(network)
+        self.forget_start()
+        tta = TTA(self.settings.scales, self.settings.flip, self.settings.yaw_rolls)
+        predictor = Predictor(network.to(self.run.device), self.run.device, tta, self.settings.precision)
+        remaining, workers = torch.utils.data.Subset(dataset, left), self.run.num_workers
         for batch, logits in predict_all(predictor, remaining, workers, self.name, self.run.interrupts, self.bad):
             pseudo_labels.spill(self.spilled(batch["name"][0]), *pseudo_labels.confidence(logits))
 
@@ -109,7 +118,7 @@ class LabelStage(Stage):
             indices.append(index)
         return indices
 
-    def own(self, dataset: SegmentationDataset, task: str) -> Iterator[Item]:
+    def share(self, dataset: SegmentationDataset, task: str) -> Iterator[Item]:
         """This rank's share of the items, without bad samples that were skipped, with a progress bar."""
         share = dataset.items[dist.rank() :: dist.world_size()]
         share = [item for item in share if self.bad is None or self.spilled(item.name).exists()]
@@ -120,15 +129,15 @@ class LabelStage(Stage):
         """Class thresholds over the whole set, the same on all ranks."""
         num_classes = self.run.labels.num_classes
         counts = np.zeros((num_classes, pseudo_labels.BINS), np.int64)
-        for item in self.own(dataset, "thresholds"):
+        for item in self.share(dataset, "thresholds"):
             counts += pseudo_labels.histogram(*pseudo_labels.unspill(self.spilled(item.name)), num_classes)
         counts = dist.sum_(torch.from_numpy(counts).to(self.run.device)).cpu().numpy()
-        return pseudo_labels.thresholds(counts, self.config["keep"], self.config["cap"])
+        return pseudo_labels.thresholds(counts, self.settings.keep, self.settings.cap)
 
     def write(self, dataset: SegmentationDataset, limits: np.ndarray) -> float:
         """Write the label images; returns the share of pixels that keep a label."""
         kept = torch.zeros(2, dtype=torch.float64)
-        for item in self.own(dataset, "labels"):
+        for item in self.share(dataset, "labels"):
             label = pseudo_labels.pseudo_label(*pseudo_labels.unspill(self.spilled(item.name)), limits)
             kept += torch.tensor([(label != IGNORE).sum(), label.size], dtype=torch.float64)
             with Image.open(item.image) as image:

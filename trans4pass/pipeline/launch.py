@@ -1,6 +1,5 @@
-"""What the command-line tools share: composing, processes, logging, and errors as text instead of tracebacks."""
+"""What the tools share: composing, processes, logging, and errors as text instead of tracebacks."""
 
-import functools
 import logging
 import os
 import re
@@ -13,54 +12,90 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trans4pass.build import allow_plugins
+from trans4pass.console import setup_logging
 from trans4pass.errors import ConfigError, UserError
+from trans4pass.interrupts import Interrupted, Interrupts
+from trans4pass.models import MODELS
 
 from .environment import choose_workers, processes
-from .interrupt import Interrupted, Interrupts
-from .log import setup_logging
 
 log = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+# In an installed package they lie inside it, in a checkout beside it.
+CONFIGS = next(path / "configs" for path in Path(__file__).parents[1:3] if (path / "configs").is_dir())
+# Called with the composed configuration as plain values, this process's device, and who notes signals; what it returns
+# is the exit status where it is a number.
+Tool = Callable[[Mapping[str, Any], torch.device, Interrupts], Any]
 
 
-def tool(name: str) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
-    """Decorate a tool's main: it gets configs/<name>.yaml with what was typed, and returns its exit status.
+def main(name: str, tool: Tool) -> None:
+    """Run a tool on configs/<name>.yaml with what was typed, and exit with its status.
 
     A mistake in what was typed ends with one line, any other UserError with its text, and both with status 2.
     """
 
-    def decorate(function: Callable[[DictConfig], int | None]) -> Callable[[], None]:
-        @functools.wraps(function)
-        def task(config: DictConfig) -> None:
-            setup_logging()
-            try:
-                status = function(config)
-            except UserError as error:
-                log.error("%s", error)
-                status = 2
-            if status:  # a multirun goes on after a run that succeeded
-                sys.exit(status)
+    def task(config: DictConfig) -> None:
+        status = launch(tool, config)
+        if status:  # a multirun goes on after a run that succeeded
+            sys.exit(status)
 
-        composed = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)
+    register_models()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print and exit
+    try:
+        refuse_unknown_additions(name, sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
+    except (ConfigError, HydraException) as error:
+        print(explain(error, name, sys.argv[1:]), file=sys.stderr)
+        sys.exit(2)
 
-        @functools.wraps(function)
-        def main() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print and exit
-            try:
-                refuse_unknown_additions(name, sys.argv[1:])
-                composed()
-            except (ConfigError, HydraException) as error:
-                print(explain(error, name, sys.argv[1:]), file=sys.stderr)
-                sys.exit(2)
 
-        return main
+def register_models() -> None:
+    """Make every model of the registry a choice of the group `model`: model=<name>."""
+    store = ConfigStore.instance()
+    for name in MODELS:
+        store.store(name, {"defaults": ["_named", "_self_"], "name": name}, "model")
 
-    return decorate
+
+def launch(tool: Tool, config: DictConfig) -> int:
+    """Call a tool with a composed configuration, and return the exit status.
+
+    0 when it is done, 2 after an error that the user can fix, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR1. Any other
+    error is a fault of the program: it goes through with its traceback, and Python's exit status is 1.
+    """
+    setup_logging()
+    try:
+        plain = resolved(config)
+        if "plugins" in plain:
+            allow_plugins(plain["plugins"], given_config_dir())
+        if "num_workers" in plain:
+            plain["num_workers"] = choose_workers(plain["num_workers"])
+        with processes(plain.pop("device", "cpu")) as device, Interrupts(device) as interrupts:
+            result = tool(plain, device, interrupts)
+    except UserError as error:
+        log.error("%s", error)
+        return 2
+    except Interrupted as stop:
+        log.info("%s", stop)
+        return stop.exit_status
+    except KeyboardInterrupt:
+        log.warning("stopped at the second Ctrl-C; what was saved before it stands")
+        return 128 + signal.SIGINT
+    return result if isinstance(result, int) else 0
+
+
+def given_config_dir() -> str | None:
+    """The folder given as --config-dir."""
+    if not HydraConfig.initialized():
+        return None
+    sources = HydraConfig.get().runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
 
 
 def explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
@@ -129,28 +164,3 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"configuration: {error}") from error
-
-
-def run_command(function: Callable[[Mapping[str, Any], torch.device, Interrupts], Any], config: DictConfig) -> int:
-    """Call `function(plain config, device, interrupts)` and return the exit status.
-
-    0 when it is done, 2 after an error that the user can mend, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR1. Any other
-    error is a fault of the program: it goes through with its traceback, and Python's exit status is 1.
-    """
-    setup_logging()
-    try:
-        plain = resolved(config)
-        if "num_workers" in plain:
-            plain["num_workers"] = choose_workers(plain["num_workers"])
-        with processes(plain["device"]) as device, Interrupts(device) as interrupts:
-            function(plain, device, interrupts)
-    except UserError as error:
-        log.error("%s", error)
-        return 2
-    except Interrupted as stop:
-        log.info("%s", stop)
-        return stop.exit_status
-    except KeyboardInterrupt:
-        log.warning("stopped at the second Ctrl-C; what was saved before it stands")
-        return 128 + signal.SIGINT
-    return 0

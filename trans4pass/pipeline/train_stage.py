@@ -1,10 +1,9 @@
 """A training stage: one method on the domains that it reads, from one starting point."""
 
-import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,46 +11,49 @@ from pydantic import PositiveFloat
 from torch import nn
 
 from trans4pass import dist
+from trans4pass.build import build
 from trans4pass.errors import ConfigError
+from trans4pass.inference import submodule_state
 from trans4pass.methods import Method
-from trans4pass.models import Segmentor
 from trans4pass.settings import Positive
-from trans4pass.storage import write_json
+from trans4pass.storage import recall_json, write_json
 from trans4pass.training import Monitor, Trackers, Trainer, TrainerSettings, build_optimizers, checkpoint, make_schedule
+from trans4pass.training.schedules import Schedule
 
-from .build import build
 from .domains import NO_LABELS, Domain, StageData, with_class_weights
 from .evaluator import ValidationSets
 from .stage import Stage
-from .start import carry_over, submodule_state
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainStageSettings(TrainerSettings):
     """See configs/stage/_train.yaml."""
 
-    steps: Positive | None = None
-    epochs: PositiveFloat | None = None
-    log_every: Positive = 50
+    method: Mapping[str, Any]
+    domains: Mapping[str, Mapping[str, Any]]
+    optim: Mapping[str, Mapping[str, Any]]
+    schedule: Mapping[str, Any]
+    steps: Positive | None
+    epochs: PositiveFloat | None
+    log_every: Positive
+    model: Mapping[str, Any] = field(default_factory=dict)
+    judge: str | None = None
     enabled: bool = True
     init: str | None = None
-    model: Mapping[str, Any] = {}
-    method: Mapping[str, Any] = {}
-    domains: Mapping[str, Mapping[str, Any]] = {}
-    optim: Mapping[str, Mapping[str, Any]] = {}
-    schedule: Mapping[str, Any] = {}
 
 
 class TrainStage(Stage):
     """Trains one method; leaves `last.pt`, `best.pt` and the trackers' files."""
 
     Settings = TrainStageSettings
+    RESULT = ("seconds", "last", "best")
+    trains = True
     settings: TrainStageSettings
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         if (self.settings.steps is None) == (self.settings.epochs is None):
             given = f"steps={self.settings.steps}, epochs={self.settings.epochs}"
             raise ConfigError(f"{self.where} needs either steps or epochs, and has {given}: set the other one to null")
@@ -66,26 +68,30 @@ class TrainStage(Stage):
             method = self.build_method(ahead=True)
         self.build_optimizers(method)
         self.build_schedule()
-        self.check_start(method)
+        _ = self.judge
+        if not isinstance(self.init, Stage) and self.start is not None:
+            self.start.check(method.network)
         if method.network.wrap:
             for domain in self.data.domains.values():
                 domain.check_circular()
 
     def execute(self) -> dict[str, Any]:
         clock = self.folder / "seconds.json"
-        before, started = float(json.loads(clock.read_text())) if clock.exists() else 0.0, time.perf_counter()
+        before = recall_json(clock, ("seconds",), "the time before this start is not counted") or {"seconds": 0.0}
+        started = time.perf_counter()
         trainer, evaluator = self.build_trainer()
         initial = self.initial_scores(trainer.method, evaluator)
         try:
             trainer.fit()
         finally:
-            seconds = round(before + time.perf_counter() - started, 1)
-            write_json(clock, seconds)
+            seconds = round(before["seconds"] + time.perf_counter() - started, 1)
+            if dist.is_main():
+                write_json(clock, {"seconds": seconds})
         return {
-            "kind": "train",
             "initial": initial,
             "last": {key: value for key, value in trainer.history[-1].items() if key != "step"},
             "best": self.best_scores(trainer, evaluator),
+            "judge": self.judge,
             "steps": trainer.step,
             "skipped": trainer.skipped,
             "seconds": seconds,
@@ -93,10 +99,18 @@ class TrainStage(Stage):
             "classes_in_mean": evaluator.classes_in_mean,
         }
 
+    @property
+    def judge(self) -> str | None:
+        """The side whose mIoU picks the best model; None where nothing is scored."""
+        sides, chosen = list(self.run.sides), self.settings.judge
+        if chosen is not None and chosen not in sides:
+            raise ConfigError(f"{self.where}.judge={chosen} is none of the sides that are scored: {', '.join(sides)}")
+        return chosen or next((side for side in ("target", "source", *sides) if side in sides), None)
+
     def identity(self) -> dict[str, Any]:
         # Another number of processes is another batch size, and where epochs count, another number of steps. Another
         # evaluation picks another best model, and a run that is done would not be scored anew.
-        sides = {side: split for side, split in self.run.settings.evaluate.items() if split is not None}
+        sides = self.run.sides
         sizes = {side: self.run.settings.data[side].get("eval_size") for side in sides}
         return {**super().identity(), "processes": dist.world_size(), "evaluate": sides, "eval_size": sizes}
 
@@ -108,13 +122,15 @@ class TrainStage(Stage):
 
     def build_trainer(self) -> tuple[Trainer, ValidationSets]:
         method = self.build_method()
-        self.start(method)
+        if self.start is not None:
+            self.start.carry_over(method)
+        self.forget_start()
         method.to(self.run.device)
         self.run.speed_up(method.network)
         if dist.active() and self.run.device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         settings, device = self.trainer_settings(), self.run.device
-        evaluator = ValidationSets(self.run, self.name, settings.precision, self.data)
+        evaluator = ValidationSets(self.run, self.name, settings.precision, self.data, self.judge)
         monitor = Monitor(self.build_tracker(), self.name, settings.steps, self.settings.log_every, device)
         optimizers, schedule = self.build_optimizers(method), self.build_schedule()
         meta = {**self.run.meta(self.settings.model), "stage": self.name}
@@ -135,12 +151,9 @@ class TrainStage(Stage):
         batch = first.settings.batch_size * dist.world_size() * self.settings.accumulate
         return max(1, round((self.settings.epochs or 0) * len(first.files) / batch))
 
-    def build_network(self) -> Segmentor:
-        return self.run.network(self.settings.model)
-
     def build_method(self, ahead: bool = False) -> Method:
         """The method with a fresh network; `ahead` of the stages before it, nothing is counted on their labels."""
-        where, network = f"{self.where}.method", self.build_network()
+        where, network = f"{self.where}.method", self.run.network(self.settings.model)
         config = without_optimizers(with_class_weights(self.settings.method, where, self.data.domains, "source", ahead))
         torch.manual_seed(self.run.seed(self.name, "method"))
         method: Method = build(config, where, network=network)
@@ -159,26 +172,17 @@ class TrainStage(Stage):
     def build_optimizers(self, method: Method) -> dict[str, torch.optim.Optimizer]:
         terms = self.settings.method.get("terms", {})
         own = {name: term["optim"] for name, term in terms.items() if term.get("optim") and term.get("weight", 1)}
-        return build_optimizers(method.trained_modules(), {**self.settings.optim, **own}, f"{self.where}.optim", build)
+        return build_optimizers(method, {**self.settings.optim, **own}, f"{self.where}.optim")
 
-    def build_schedule(self) -> Any:
-        total = self.settings.schedule.get("total_steps") or self.count_steps()
-        return make_schedule(**{**self.settings.schedule, "total_steps": total})
+    def build_schedule(self) -> Schedule:
+        return make_schedule(dict(self.settings.schedule), self.count_steps(), f"{self.where}.schedule")
 
     def build_tracker(self) -> Trackers:
         configs = self.run.settings.trackers.items() if dist.is_main() else ()
         place = {"folder": self.folder, "run": self.run.settings.name, "stage": self.name}
         return Trackers([build(config, f"trackers.{name}", **place) for name, config in configs])
 
-    # ---- where it starts ----
-
-    def start(self, method: Method) -> None:
-        """Load what the stage starts from: the model's own start, another stage's state, or a file."""
-        content = self.start_content()
-        if content is not None:
-            carry_over(method, content, self.where)
-        elif isinstance(self.init, str) or self.init is None:
-            self.run.load_start(method.network, self.init)
+    # ---- what it starts from, and its best step ----
 
     def initial_scores(self, method: Method, evaluator: ValidationSets) -> dict[str, float]:
         """mIoU by side of a checkpoint from outside that the stage starts from, before it is trained on."""
@@ -186,11 +190,12 @@ class TrainStage(Stage):
             return {}
         path = self.folder / "initial.json"
         # Rank 0 decides: it may have written the file before the others look.
-        scores = dist.broadcast_object(json.loads(path.read_text()) if path.exists() else None)
+        scores = dist.broadcast_object(recall_json(path, list(self.run.validation), f"{self.init} is scored again"))
         if scores is None:
             scores = evaluator.scores(method.deployed(), list(self.run.validation))
             log.info("%s starts from %s: mIoU %s", self.name, self.init, evaluator.in_words(scores) or "not measured")
-            write_json(path, scores)
+            if dist.is_main():
+                write_json(path, scores)
         return scores
 
     def best_scores(self, trainer: Trainer, evaluator: ValidationSets) -> dict[str, float]:

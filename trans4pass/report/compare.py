@@ -9,13 +9,13 @@ import torch
 import yaml
 from rich.table import Table
 
+from trans4pass.console import console
 from trans4pass.errors import ConfigError, DamagedFile
+from trans4pass.interrupts import Interrupts
+from trans4pass.settings import flatten
 from trans4pass.storage import read_json
 
-from .interrupt import Interrupts
-from .log import console
-from .report import first_score, goal
-from .run import flatten
+from .summary import first_score, goal
 
 Summary = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: In
     summaries = [read_json(run / "summary.json", ("stages", "seed", "final", "model", "gain"), again) for run in runs]
     if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
         raise ConfigError("the runs have different stages: compare runs of one experiment")
-    settings = tell_apart([read_config(run / "config.yaml", again) for run in runs])
+    settings = distinguish([read_config(run / "config.yaml", again) for run in runs])
     groups: dict[str, list[Summary]] = {}
     for words, summary in zip(settings, summaries, strict=True):
         groups.setdefault(words, []).append(summary)
@@ -57,7 +57,7 @@ def read_config(path: Path, fix: str) -> Mapping[str, Any]:
     return config
 
 
-def tell_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def distinguish(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What sets each configuration apart from the others, in words; equal settings get equal words.
 
     Shown are the settings that all have and that differ, options that are off only if there is nothing else to tell;

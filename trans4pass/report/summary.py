@@ -3,52 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 from torch import Tensor
 
+from trans4pass.inference.pictures import GAP, contact_sheet
 from trans4pass.labels import LabelSpace
 
-GAP = 4  # pixels between pictures
 MEANS = "classes_in_mean"
-
-
-class Gallery:
-    """Collects the first few images of a set with label and prediction in colour.
-
-    Attributes:
-        rows: per image [image, label, prediction], each uint8 (3,H,W).
-    """
-
-    def __init__(self, labels: LabelSpace, limit: int):
-        self.labels, self.limit = labels, limit
-        self.names: list[str] = []
-        self.rows: list[list[Tensor]] = []
-
-    def add(self, name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
-        """image uint8 (3,H,W); label and prediction (H,W) class indices or 255."""
-        if len(self.rows) < self.limit:
-            self.names.append(name)
-            self.rows.append([image, *(self.colour(values) for values in (label, prediction))])
-
-    def colour(self, values: Tensor) -> Tensor:
-        """Class indices (H,W) as a picture (3,H,W)."""
-        return torch.from_numpy(self.labels.colorize(values.numpy().astype(np.uint8))).permute(2, 0, 1)
-
-
-def contact_sheet(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Rows of pictures uint8 (3,H,W), all of one size or smaller than the first, on white: uint8 (3,H',W')."""
-    height = max(picture.shape[1] for row in rows for picture in row)
-    width = max(picture.shape[2] for row in rows for picture in row)
-    columns = max(len(row) for row in rows)
-    sheet = torch.full((3, len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            top, left = y * (height + GAP), x * (width + GAP)
-            sheet[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
-    return sheet
+FACTS = ("best", "judge", "initial", "steps", "skipped", "seconds_per_step")  # beside the scores by side
 
 
 def comparison(rows: Mapping[str, Sequence[Tensor]], labels: LabelSpace, least_width: int = 640) -> Image.Image:
@@ -103,17 +66,17 @@ def summarise(
     """
     stages = {}
     for stage, result in results.items():
-        if result["kind"] == "train":
+        if "last" in result:
             stages[stage] = {
                 **result["last"],
-                **{key: result.get(key) for key in ("best", "judge", "given", "steps", "skipped", "seconds_per_step")},
+                **{key: result.get(key) for key in FACTS},
                 MEANS: result.get(MEANS, {}),
             }
-        stages.setdefault(stage, {})["seconds"] = result["seconds"]
+        stages.setdefault(stage, {})["seconds"] = result.get("seconds", 0.0)
         stages[stage] |= {key: result[key] for key in ("kept", "bad_samples") if key in result}
     sides = list(dict.fromkeys(side for result in results.values() for side in result.get("last", {})))
     side, gain = goal(sides), None
-    figures = [key for values in stages.values() for key in (*values, *(values.get("given") or {}))]
+    figures = [key for values in stages.values() for key in (*values, *(values.get("initial") or {}))]
     if figures.count(side) > 1:
         gain = stages[final][side] - first_score(stages, side)
     facts = {"name": name, "seed": seed, "sides": sides, "goal": side, "gain": gain, "final": final}
@@ -129,9 +92,9 @@ def table(summary: Mapping[str, Any]) -> Table:
         shown.add_column(column, justify="left" if column == "stage" else "right")
     base = first_score(stages, summary["goal"])
     for stage, values in stages.items():
-        best, given = values.get("best") or {}, values.get("given")
-        if given:
-            shown.add_row(f"{stage}, as given", *(text for side in sides for text in (number(given.get(side)), "")))
+        best, initial = values.get("best") or {}, values.get("initial")
+        if initial:
+            shown.add_row(f"before {stage}", *(text for side in sides for text in (number(initial.get(side)), "")))
         cells = []
         for side in sides:
             kept = f"{values['kept']:.0%} of pixels kept" if "kept" in values and side == sides[-1] else ""
@@ -154,9 +117,9 @@ def goal(sides: Sequence[str]) -> str | None:
 
 
 def first_score(stages: Mapping[str, Mapping[str, Any]], side: str | None) -> float | None:
-    """What gains on a side are measured from: the mIoU of the checkpoint that was given, else of the first stage."""
+    """What gains on a side are measured from: the mIoU of a checkpoint that it began with, else of the first stage."""
     scored = (values for values in stages.values() if side in values)
-    return next(((values.get("given") or values)[side] for values in scored), None)
+    return next(((values.get("initial") or values)[side] for values in scored), None)
 
 
 def number(value: float | None) -> str:

@@ -25,8 +25,8 @@ An image depends on (seed, domain, split, index) and the settings above alone, n
 rendering, and is the same to the byte on one machine; another processor or NumPy may round single pixels differently.
 """
 
-from trans4pass.toy_world.rays import Camera, panorama_camera, pinhole_camera, trace
-from trans4pass.toy_world.scene import (
+from .rays import Camera, panorama_camera, pinhole_camera, trace
+from .scene import (
     BOX,
     CLASSES,
     ELLIPSOID,
@@ -37,8 +37,8 @@ from trans4pass.toy_world.scene import (
     Street,
     build_scene,
 )
-from trans4pass.toy_world.shading import Shift, develop, draw_look, shade
-from trans4pass.toy_world.writing import MARKER, TREES, ToyWorld, ensure, preview, render_image
+from .shading import Shift, develop, draw_look, shade
+from .writing import MARKER, TREES, ToyWorld, ensure, preview, render_image
 
 __all__ = [
     "BOX",

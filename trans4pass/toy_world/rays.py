@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trans4pass.toy_world.scene import BOX, ELLIPSOID
+from .scene import BOX, ELLIPSOID
 
 FAR = 1e4  # m, the sky's distance
 

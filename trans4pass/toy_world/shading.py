@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from trans4pass.toy_world.rays import Camera, turn
-from trans4pass.toy_world.scene import (
+from .rays import Camera, turn
+from .scene import (
     BOX,
     BRICKS,
     CARBODY,

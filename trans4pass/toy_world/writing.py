@@ -11,15 +11,20 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 from PIL import Image
+from pydantic import NonNegativeFloat
 
-from trans4pass.toy_world.rays import panorama_camera, pinhole_camera, trace
-from trans4pass.toy_world.scene import PALETTE, SOURCE_STREETS, TARGET_STREETS, TRAIN_IDS, build_scene, mix
-from trans4pass.toy_world.shading import STRENGTH_MAX, develop, draw_look, shade
 from trans4pass.errors import ConfigError
+from trans4pass.settings import Natural, Positive, Share, parse
 from trans4pass.storage import read_json, write_json, writing
+
+from .rays import panorama_camera, pinhole_camera, trace
+from .scene import PALETTE, SOURCE_STREETS, TARGET_STREETS, TRAIN_IDS, build_scene, mix
+from .shading import STRENGTH_MAX, develop, draw_look, shade
 
 RENDERER = 1  # part of the marker; raise it whenever the pictures change, so that a world from older code is noticed
 MARKER = "toy_world.json"
@@ -42,31 +47,21 @@ class ToyWorld:
     Raises `ConfigError` for a size, count or strength that cannot work.
     """
 
-    seed: int = 0
-    pinhole_size: tuple[int, int] = (128, 64)  # width, height of source images, pixels
-    pinhole_fov: float = 75.0  # horizontal field of view of source images, degrees, 0 < fov < 180
-    panorama_size: tuple[int, int] = (320, 64)  # width, height of target images: 360 and 360*height/width degrees
-    source_train: int = 300  # number of images
-    source_val: int = 60
-    target_train: int = 200
-    target_val: int = 60
-    appearance: float = 1.0  # strength of the gap in looks, >= 0
-    geometry: float = 1.0  # strength of the gap in geometry, 0 .. 1
+    seed: Natural = 0
+    pinhole_size: tuple[Positive, Positive] = (128, 64)  # width, height of source images, pixels
+    pinhole_fov: Annotated[float, Interval(gt=0, lt=180)] = 75.0  # horizontal field of view of source images, degrees
+    panorama_size: tuple[Positive, Positive] = (320, 64)  # of target images: 360 x 360*height/width degrees
+    source_train: Natural = 300  # number of images
+    source_val: Natural = 60
+    target_train: Natural = 200
+    target_val: Natural = 60
+    appearance: NonNegativeFloat = 1.0  # strength of the gap in looks
+    geometry: Share = 1.0  # strength of the gap in geometry
 
     def __post_init__(self) -> None:
         width, height = self.panorama_size
-        checks = {
-            "seed": (self.seed >= 0, "0 or more"),
-            "pinhole_size": (min(self.pinhole_size) > 0, "a positive width and height"),
-            "pinhole_fov": (0 < self.pinhole_fov < 180, "degrees between 0 and 180"),
-            "panorama_size": (0 < 2 * height < width, "a width of more than twice the height"),
-            "appearance": (self.appearance >= 0, "0 or more"),
-            "geometry": (0 <= self.geometry <= 1, "between 0 and 1"),
-            **{name: (getattr(self, name) >= 0, "0 or more") for name in COUNTS},
-        }
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise ConfigError(f"{name}={getattr(self, name)} in the toy world's settings; expected {expected}")
+        if 2 * height >= width:
+            raise ConfigError(f"panorama_size={self.panorama_size}: the width must be more than twice the height")
 
     def images(self) -> list[tuple[str, str, int]]:
         """Every image of the world as (domain, split, index)."""
@@ -110,7 +105,7 @@ def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[
     return develop(colours, look, noise), labels[1::2, 1::2]  # odd samples are the pixels' centres
 
 
-def ensure(root: Path, progress: Progress | None = None, workers: int = 1, **settings) -> ToyWorld:
+def ensure(root: Path, progress: Progress | None = None, workers: Positive = 1, **settings: Any) -> ToyWorld:
     """Make sure that `root` holds the finished toy world of these `settings` (`ToyWorld`'s), rendering it if need be.
 
     Any number of processes may call this at once: one renders, the others wait. Files are written in place, and only
@@ -118,8 +113,7 @@ def ensure(root: Path, progress: Progress | None = None, workers: int = 1, **set
     which takes seconds. A finished world is only read. Raises `ConfigError` if `root` holds another toy world, or data
     that is not a toy world's, `DamagedFile` for a damaged marker, `StorageError` where it cannot be written.
     """
-    check_arguments(ToyWorld, settings, (), "the toy world's settings")
-    root, world = Path(root), ToyWorld(**settings)
+    root, world = Path(root), parse(ToyWorld, settings, "the toy world's settings")
     if _is_finished(root, world):
         return world
     with writing(root):
@@ -198,8 +192,10 @@ def _is_finished(root: Path, world: ToyWorld) -> bool:
         return False
     changed = [f"{key}: {old.get(key)} there, {new[key]} asked for" for key in new if old.get(key) != new[key]]
     if changed:
-        mend = "use another root, or delete that folder"
-        raise ConfigError(f"{root} holds a toy world with other settings ({'; '.join(changed)}); {mend}")
+        raise ConfigError(
+            f"{root} holds a toy world with other settings ({'; '.join(changed)}); use another root, or delete that "
+            "folder"
+        )
     return True
 
 

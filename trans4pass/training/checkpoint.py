@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trans4pass.errors import StorageError, WeightsError
-from trans4pass.models.weights import read_file
+from trans4pass.models import read_file
 from trans4pass.storage import replacing
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from torch import Tensor
 from trans4pass import dist
 from trans4pass.console import peak_memory, progress_bar
 
+from .events import MIOU
 from .trackers import Tracker
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,11 @@ class Monitor:
         finally:
             self.tracker.close()
 
-    def step(self, step: int, values: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
-        """Record step number `step` (from 1): values by name, learning rates by optimiser; all ranks call it."""
+    def step(self, step: int, values: Mapping[str, Tensor], rates: Mapping[str, float], skipped: int) -> None:
+        """Record step number `step` (from 1): values by name, learning rates by optimiser, steps skipped so far.
+
+        All ranks call it, with the same names; what is logged are the means over ranks and the steps since.
+        """
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -65,7 +69,8 @@ class Monitor:
         self._bar.update(self._task, state=state)
         left = timedelta(seconds=round(pace * (self.steps - step)))  # 1 day, 20:26:40
         log.info("%s %d/%d  %s  %s  %s  ETA %s", self.stage, step, self.steps, in_short(means), rate, state, left)
-        self.tracker.log({**means, **{f"lr/{n}": value for n, value in rates.items()}, "seconds_per_step": pace}, step)
+        rates = {f"lr/{name}": value for name, value in rates.items()}
+        self.tracker.log({**means, **rates, "seconds_per_step": pace, "skipped": skipped}, step)
         self._paces.append(pace)
         self._sums, self._counts, self._started, self._since = {}, {}, time.perf_counter(), step
 
@@ -88,12 +93,9 @@ class Monitor:
 
     def evaluated(self, step: int, scores: Mapping[str, float], pictures: Mapping[str, Tensor]) -> None:
         """Record an evaluation: mIoU by side, and pictures by title."""
-        self.tracker.log({f"{MIOU}/{side}": value for side, value in scores.items()}, step)
+        self.tracker.log({f"{MIOU}{side}": value for side, value in scores.items()}, step)
         for title, picture in pictures.items():
             self.tracker.image(title, picture, step)
-
-
-MIOU = "miou"
 
 
 def in_short(values: Mapping[str, float]) -> str:

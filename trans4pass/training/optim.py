@@ -1,53 +1,49 @@
-"""Optimisers, keyed by the method's submodule that they train."""
+"""Optimisers, by the name of what they train."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
 
-from trans4pass.errors import ConfigError, mapping
+from trans4pass.build import build
+from trans4pass.errors import ConfigError
+from trans4pass.methods import Method
+from trans4pass.settings import converted
 
-from .build import build
 
-
-def build_optimizers(method: nn.Module, configs: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Optimizer]:
-    """One optimiser per submodule of the method.
+def build_optimizers(method: Method, configs: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Optimizer]:
+    """One optimiser for each of the method's trained modules.
 
     Args:
-        method: a `Method`.
-        configs: submodule name (`network`, `discriminator`) -> optimiser config, which may also say `head_lr_scale`, a
-            factor on the learning rate of all that the submodule has behind its `encoder`.
+        configs: module's name -> optimiser config, which may also say `head_lr_scale`, a factor on the learning rate of
+            all that the module has behind its `encoder`.
         where: the configs' place, for error messages.
     Raises:
-        ConfigError: a trainable parameter in no optimiser or in two, or an optimiser for a submodule that is not there.
+        ConfigError: a trainable parameter in no optimiser or in two, or an optimiser for a module that is not there.
     """
-    optimizers = {}
-    for name, config in mapping(where, configs).items():
-        module = getattr(method, name, None)
-        if module is None and name == "discriminator":
-            continue  # one config serves a method with and without its adversarial term
-        if not isinstance(module, nn.Module):
-            known = ", ".join(child for child, _ in method.named_children())
-            raise ConfigError(f"{where}.{name}: the method has no submodule {name!r}, it has {known}")
-        config = mapping(f"{where}.{name}", config)
-        groups = parameter_groups(module, config.pop("head_lr_scale", 1.0), config.get("lr"), f"{where}.{name}")
-        optimizers[name] = build(config, f"{where}.{name}", groups)
+    modules, optimizers = method.trained_modules(), {}
+    for name, config in configs.items():
+        if name not in modules:
+            raise ConfigError(f"{where}.{name}: the method has no {name!r} to train, it has {', '.join(modules)}")
+        place, config = f"{where}.{name}", dict(config)
+        scale = converted(PositiveFloat, config.pop("head_lr_scale", 1.0), f"{place}.head_lr_scale")
+        groups = parameter_groups(modules[name], scale, config.get("lr"), place)
+        optimizers[name] = build(config, place, groups)
     check_coverage(method, optimizers, where)
     return optimizers
 
 
-def parameter_groups(module: nn.Module, head_scale: float, lr: float | None, where: str) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, head_scale: float, lr: Any, where: str) -> list[dict[str, Any]]:
     """All parameters once; with a scale other than 1 those behind `module.encoder` in a group of their own."""
-    if not isinstance(head_scale, (int, float)) or not isinstance(lr, (int, float)):
-        raise ConfigError(f"{where}.head_lr_scale and lr must be numbers, got {head_scale!r} and {lr!r}")
     if head_scale == 1:
         return [{"params": list(module.parameters())}]
-    if not hasattr(module, "encoder"):
-        raise ConfigError(f"{where}.head_lr_scale is {head_scale}, but this submodule has no encoder: leave it out")
-    encoder = list(module.encoder.parameters())
-    behind = [parameter for parameter in module.parameters() if parameter not in set(encoder)]
-    return [{"params": encoder}, {"params": behind, "lr": lr * head_scale}]
+    if not isinstance(encoder := getattr(module, "encoder", None), nn.Module):
+        raise ConfigError(f"{where}.head_lr_scale is {head_scale}, but this module has no encoder: leave it out")
+    first = list(encoder.parameters())
+    behind = [parameter for parameter in module.parameters() if parameter not in set(first)]
+    return [{"params": first}, {"params": behind, "lr": converted(float, lr, f"{where}.lr") * head_scale}]
 
 
 def check_coverage(method: nn.Module, optimizers: Mapping[str, Optimizer], where: str) -> None:

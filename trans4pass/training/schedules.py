@@ -1,4 +1,4 @@
-"""Learning-rate policies: pure functions of the step, handed to `LambdaLR`.
+"""Learning-rate policies: pure functions of the step.
 
 Each is a function of the step (from 0), the step at which it ends, and its own parameters, and returns the factor on
 the learning rate. All but cosine and the line of `make_schedule` are Caffe's.
@@ -7,9 +7,14 @@ the learning rate. All but cosine and the line of `make_schedule` are Caffe's.
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import cos, isfinite, pi, tanh
+from typing import Any
 
-from trans4pass.arguments import check_arguments
-from trans4pass.errors import ConfigError, whole_number
+from pydantic import NonNegativeFloat
+
+from trans4pass.errors import ConfigError
+from trans4pass.settings import Natural, Positive, checked, nearest
+
+Schedule = Callable[[int], float]  # step, from 0 -> factor on the learning rate
 
 
 def fixed(step: int, total: int) -> float:
@@ -17,10 +22,8 @@ def fixed(step: int, total: int) -> float:
     return 1.0
 
 
-def step_(step: int, total: int, size: int, gamma: float = 0.1) -> float:
+def step_(step: int, total: int, size: Positive, gamma: float = 0.1) -> float:
     """gamma^floor(step/size): one drop every `size` steps."""
-    if size < 1:
-        raise ArithmeticError(f"size must be at least 1 step, got {size}")
     return gamma ** (step // size)
 
 
@@ -29,10 +32,8 @@ def exp(step: int, total: int, gamma: float) -> float:
     return gamma**step
 
 
-def inv(step: int, total: int, gamma: float, power: float) -> float:
+def inv(step: int, total: int, gamma: NonNegativeFloat, power: float) -> float:
     """(1 + gamma*step)^-power."""
-    if gamma < 0:
-        raise ArithmeticError(f"gamma must be >= 0, got {gamma}")
     return (1 + gamma * step) ** -power
 
 
@@ -56,7 +57,8 @@ def cosine(step: int, total: int) -> float:
     return (1 + cos(pi * min(step / total, 1))) / 2
 
 
-POLICIES = {
+# A package of your own adds its policies when it is imported: functions of (step, total) and settings.
+POLICIES: dict[str, Callable[..., float]] = {
     "cosine": cosine,
     "exp": exp,
     "fixed": fixed,
@@ -68,35 +70,38 @@ POLICIES = {
 }
 
 
-def make_schedule(
-    policy: str, total_steps: int, warmup_steps: int = 0, **parameters: float | Sequence[int]
-) -> Callable[[int], float]:
-    """A function from the step (from 0) to the factor on the learning rate.
+def make_schedule(settings: dict[str, Any], steps: int, where: str) -> Schedule:
+    """The factor on the learning rate, by step.
 
     Args:
-        policy: a key of `POLICIES`.
-        total_steps: the step at which the policy ends; a stage may stop before it.
-        warmup_steps: over these first steps the factor is multiplied by a line from 1/warmup_steps to 1.
-        parameters: the policy's own, e.g. `power` for poly.
+        settings: `policy` (a key of `POLICIES`); `total_steps`, the step at which it ends (a stage may stop before it;
+            None: `steps`); `warmup_steps`, over which the factor is multiplied by a line from 1/warmup_steps to 1; and
+            the policy's own.
+        where: the settings' place, for error messages.
     """
-    if str(policy) not in POLICIES:
-        raise ConfigError(f"schedule policy {policy!r} is not one of {', '.join(sorted(POLICIES))}")
-    whole_number("total_steps", total_steps, 1)
-    whole_number("warmup_steps", warmup_steps, 0)
-    function = POLICIES[policy]
-    check_arguments(function, parameters, (0, 1), f"schedule policy {policy!r}")
+    policy, total, warmup = _outline(**checked(_outline, {k: v for k, v in settings.items() if k in OUTLINE}, where))
+    if policy not in POLICIES:
+        near = nearest(policy, POLICIES)
+        raise ConfigError(f"{where}.policy={policy} is not known.{near} There are {', '.join(sorted(POLICIES))}")
+    function, total = POLICIES[policy], total or steps
+    own = checked(function, {k: v for k, v in settings.items() if k not in OUTLINE}, where, positional=2)
     try:
-        factors = [float(function(step, total_steps, **parameters)) for step in (0, 1, total_steps)]
+        factors = [float(function(step, total, **own)) for step in (0, 1, total)]
     except ArithmeticError as error:  # a division by 0, a power beyond all numbers
-        raise ConfigError(f"schedule policy {policy!r} with {parameters}: {error}") from None
+        raise ConfigError(f"{where}: the policy {policy} with {own}: {error}") from None
     if any(not isfinite(factor) or factor < 0 for factor in factors):
         raise ConfigError(
-            f"schedule policy {policy!r} with {parameters} gives the factors {', '.join(map(str, factors))} at steps "
-            f"0, 1 and {total_steps}; they must be numbers >= 0"
+            f"{where}: the policy {policy} with {own} gives the factors {', '.join(map(str, factors))} at steps 0, 1 "
+            f"and {total}; they must be numbers >= 0"
         )
+    return lambda step: (min(1.0, (step + 1) / warmup) if warmup else 1.0) * function(step, total, **own)
 
-    def factor(step: int) -> float:
-        warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-        return warmup * function(step, total_steps, **parameters)
 
-    return factor
+OUTLINE = ("policy", "total_steps", "warmup_steps")
+
+
+def _outline(
+    policy: str, total_steps: Positive | None = None, warmup_steps: Natural = 0
+) -> tuple[str, int | None, int]:
+    """What every schedule has."""
+    return policy, total_steps, warmup_steps

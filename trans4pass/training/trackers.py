@@ -11,6 +11,8 @@ from torch import Tensor
 
 from trans4pass.errors import ConfigError
 
+from .events import MIOU, EventFile
+
 
 class Tracker(ABC):
     """The contract of a tracker, of which rank 0 makes one for each stage.
@@ -23,10 +25,11 @@ class Tracker(ABC):
     def __init__(self, folder: Path, run: str, stage: str):
         self.folder, self.run, self.stage = folder, run, stage
 
-    def begin(self, step: int) -> None:
-        """Called once, before anything is logged: the stage goes on after this step (0: it begins).
+    def begin(self, step: int, evaluated: int) -> None:
+        """Called once, before anything is logged: the stage goes on after `step` (0: it begins).
 
-        What was logged of later steps before an interruption will be logged again, and is to be dropped.
+        What was logged of later steps before an interruption will be logged again, and is to be dropped; so is what an
+        evaluation logged (mIoU, pictures) after the step `evaluated`.
         """
 
     @abstractmethod
@@ -46,9 +49,9 @@ class Trackers(Tracker):
     def __init__(self, trackers: Sequence[Tracker]):
         self.trackers = trackers
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, evaluated: int) -> None:
         for tracker in self.trackers:
-            tracker.begin(step)
+            tracker.begin(step, evaluated)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for tracker in self.trackers:
@@ -63,20 +66,39 @@ class Trackers(Tracker):
             tracker.close()
 
 
+class TensorBoard(Tracker):
+    """Event files in the stage's folder `tensorboard`: tensorboard --logdir runs."""
+
+    def begin(self, step: int, evaluated: int) -> None:
+        self._file = EventFile(self.folder / "tensorboard", step, evaluated)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._file.scalars(values, step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        self._file.image(name, picture, step)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class CSV(Tracker):
     """`metrics.csv` in the stage's folder: a line per number, (step, name, value)."""
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, evaluated: int) -> None:
         path = self.folder / "metrics.csv"
         kept = []
         if path.exists():
             with path.open(newline="") as file:
                 rows = list(csv.reader(file))
             # A line that a crash has cut short is of a step after the last checkpoint.
-            kept = [row for row in rows[1:] if len(row) == 3 and row[0].isdecimal() and int(row[0]) <= step]
+            whole = [row for row in rows[1:] if len(row) == 3 and row[0].isdecimal()]
+            kept = [row for row in whole if int(row[0]) <= (evaluated if row[1].startswith(MIOU) else step)]
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", newline="")
         self._rows = csv.writer(self._file)
         self._rows.writerows([("step", "name", "value"), *kept])
+        self._file.flush()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._rows.writerows((step, name, value) for name, value in values.items())
@@ -102,7 +124,7 @@ class WandB(Tracker):
             ) from error
         self.project, self.mode = project, mode
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, evaluated: int) -> None:
         name = f"{self.run}/{self.stage}"
         # Steps that are logged again are told apart by the resumed run's own name.
         name = f"{name} from step {step}" if step else name
@@ -119,3 +141,15 @@ class WandB(Tracker):
 
     def close(self) -> None:
         self._run.finish()
+
+
+class Trackio(WandB):
+    """Trackio (pip install "trans4pass[trackio]"), local first: `trackio show` opens its dashboard."""
+
+    package = "trackio"
+
+    def __init__(self, folder: Path, run: str, stage: str, project: str = "trans4pass"):
+        super().__init__(folder, run, stage, project)
+
+    def _start(self, name: str) -> Any:
+        return self._library.init(project=self.project, group=self.run, name=name, embed=False)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
@@ -14,12 +14,13 @@ import torch
 from annotated_types import Ge
 from pydantic import FiniteFloat
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trans4pass import dist
-from trans4pass.console import Interrupted, Interrupts
 from trans4pass.errors import NonFinite
+from trans4pass.interrupts import Interrupts
 from trans4pass.methods import Batch, Losses, Method
 from trans4pass.models import Segmentor
 from trans4pass.precision import Precision, autocast
@@ -114,6 +115,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.evaluated = 0  # the last step after which the model was evaluated
+        self.saved: tuple[int, int | None] = (0, None)  # `step` and `evaluated` of `last.pt`
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.skipped = 0
@@ -125,21 +127,23 @@ class Trainer:
         """Train up to `settings.steps`.
 
         Raises:
-            Interrupted: a signal came; everything is saved.
+            Interrupted: a signal came; every finished step is saved.
             NonFinite: see `TrainerSettings.on_nonfinite`.
         """
-        if not self.resume():
-            self.method.prepare(self.data.unaugmented())
-        self._parallel = self.parallel()
-        with self.monitor.running(self.step, self.evaluated), self.saving_on_a_signal():
+        with self.saying_what_is_kept():
+            if not self.resume():
+                self.method.prepare(self.data.unaugmented())
+            self._parallel = self.parallel()
             batches = self.data.batches(self.step * self.settings.accumulate)
-            while True:
-                self.save_and_evaluate()
-                if self.step >= self.settings.steps:
-                    return
-                values = self.train_step(list(islice(batches, self.settings.accumulate)))
-                self.step += 1
-                self.monitor.step(self.step, values, self.rates())
+            with self.monitor.running(self.step, self.evaluated):
+                while True:
+                    self.save_and_evaluate()
+                    if self.step >= self.settings.steps:
+                        return
+                    micro_batches = self.fetch(batches)
+                    values = self.train_step(micro_batches)
+                    self.step += 1
+                    self.monitor.step(self.step, values, self.rates(), self.skipped)
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """One optimiser step; returns losses and values by name, on the device."""
@@ -160,6 +164,7 @@ class Trainer:
                         losses = self._parallel(phase, batch, norms[phase])
                     self.backward(phase, losses, values)
         if self.update(values, batches):
+            self.share_statistics()
             values |= self.method.after_step(self.step)
         else:
             self.leave_out(buffers)
@@ -252,20 +257,43 @@ class Trainer:
 
     def synchronising(self, last: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients in a step's last backward pass only."""
-        return nullcontext() if last or not isinstance(self._parallel, DistributedDataParallel) else self._parallel.no_sync()
+        parallel = self._parallel
+        return nullcontext() if last or not isinstance(parallel, DistributedDataParallel) else parallel.no_sync()
 
     # ---- evaluations and checkpoints ----
 
     def save_and_evaluate(self) -> None:
-        """Save where a checkpoint or an evaluation is due; a checkpoint says whether its step was evaluated."""
+        """Where due. The checkpoint comes first: an evaluation takes long, and one that was cut short is made anew."""
         final = self.step >= self.settings.steps
-        evaluate = self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every))
-        if evaluate or is_due(self.step, self.settings.checkpoint_every):
-            self.save()
-        self.interrupts.check(self.device)
-        if evaluate:
-            self.evaluate(final)
-            self.save()
+        evaluation = self.step > self.evaluated and (final or is_due(self.step, self.settings.eval_every))
+        with self.monitor.pause():
+            if evaluation or is_due(self.step, self.settings.checkpoint_every):
+                self.save()
+            if evaluation:
+                self.evaluate(final)
+            if evaluation and final:
+                self.save()  # again: the stage's last checkpoint holds all its scores
+
+    def fetch(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The next step's micro-batches.
+
+        A signal is obeyed here, and what a rank cannot load stops all: between two steps, when both the last one is
+        complete and what stops the run is known, so that nothing is lost.
+        """
+        try:
+            try:
+                micro_batches = list(islice(batches, self.settings.accumulate))
+            except Exception:  # a file that cannot be used, a worker that died
+                self.interrupts.check(failed=True)
+                raise
+            self.interrupts.check()
+        except Exception:
+            try:
+                self.save()
+            finally:
+                dist.barrier()  # whoever leaves first may end the others, who must have saved by then
+            raise
+        return micro_batches
 
     def evaluate(self, final: bool) -> None:
         """Score what is deployed; a new best on the judge's side keeps its weights in best.pt."""
@@ -297,16 +325,37 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write `last.pt` on rank 0; all ranks call it."""
-        self.share_statistics()
-        if dist.is_main():
+        """Write `last.pt` on rank 0, whose state is that of all, unless it holds this state."""
+        if self.saved != (self.step, self.evaluated) and dist.is_main():
             checkpoint.save(self.state(), self.folder / "last.pt")
+        self.saved = (self.step, self.evaluated)
+
+    @contextmanager
+    def saying_what_is_kept(self) -> Iterator[None]:
+        """Around what may end the stage early; rank 0 knows."""
+        try:
+            yield
+        except BaseException:
+            if dist.is_main():
+                step, evaluated = self.saved
+                kept = "nothing is saved" if evaluated is None else f"step {step} is saved"
+                lost = f"steps lost: {self.step - step}" if self.step > step else "no step is lost"
+                log.warning("stage %s stopped: %s, %s", self.stage, kept, lost)
+            raise
 
     def share_statistics(self) -> None:
-        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each keeps its own."""
-        for name, buffer in self.method.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                dist.mean_(buffer)
+        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each has its own.
+
+        After every step, not only when they are saved: where a run is interrupted must not change its last digits.
+        """
+        if not dist.active():
+            return
+        own = [m for m in self.method.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+        buffers = [b for module in own for b in (module.running_mean, module.running_var) if b is not None]
+        if buffers:
+            means = dist.mean_(torch.cat(buffers)).split([len(buffer) for buffer in buffers])
+            for buffer, mean in zip(buffers, means, strict=True):
+                buffer.copy_(mean)
 
     def resume(self) -> bool:
         """Continue from `last.pt`, or the checkpoint before it; False where there is none."""
@@ -319,6 +368,11 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         for name in RESUMED:
             setattr(self, name, state[name])
+        self.saved = (self.step, self.evaluated)
+        lost = checkpoint.lost_best(self.folder, self.best)
+        if lost:
+            log.warning("%s: the best step is looked for anew", lost)
+            self.best = {}
         log.info("stage %s goes on at step %d of %d", self.stage, self.step, self.settings.steps)
         return True
 

@@ -6,7 +6,6 @@ A Mix Transformer (SegFormer, arXiv 2105.15203) whose patch embeddings may be de
 - `micro` is new: SegFormer B0's widths, for CPUs.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,9 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trans4pass.errors import ConfigError
-from trans4pass.models.layers import DeformableProjection, DepthwiseConv, zero_deformation
+from trans4pass.settings import Share
+
+from ..layers import DeformableProjection, DepthwiseConv, zero_deformation
 
 
 class MixSize(NamedTuple):
@@ -118,15 +118,11 @@ class MixTransformer(nn.Module):
     def __init__(
         self,
         size: str = "tiny",
-        deform: Sequence[bool] = (True, False, False, False),
+        deform: tuple[bool, bool, bool, bool] = (True, False, False, False),
         deform_backend: str = "auto",
-        drop_path: float = 0.1,
+        drop_path: Share = 0.1,
     ) -> None:
         super().__init__()
-        if size not in MIX_SIZES:
-            raise ConfigError(f"encoder size {size!r} is not known; choose one of {', '.join(MIX_SIZES)}")
-        if len(deform) != 4:
-            raise ConfigError(f"deform={list(deform)} has {len(deform)} values; there are 4 stages")
         self.channels, depths = MIX_SIZES[size]
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         in_dims = (3, *self.channels[:3])

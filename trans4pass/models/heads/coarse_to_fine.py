@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.errors import ConfigError, WeightsError, whole_number
-from trans4pass.models.output import HeadOutput
-from trans4pass.models.circular import resize
+from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.settings import Positive
+
+from ..circular import resize
+from ..output import HeadOutput
 
 GROUPS = 32
 
@@ -64,9 +66,8 @@ class ReverseEdgeHead(nn.Module):
     wrap = False  # see models/circular.py
     needs_last = False  # whether the last map is wanted although several heads read the sums
 
-    def __init__(self, channels: Sequence[int], width: int = 128, levels: int = 3) -> None:
+    def __init__(self, channels: Sequence[int], width: Positive = 128, levels: Positive = 3) -> None:
         super().__init__()
-        whole_number("width", width, 1)
         above = len(channels) - 1
         if not 1 <= levels <= above:
             raise ConfigError(
@@ -107,10 +108,10 @@ class CoarseToFineHead(ReverseEdgeHead):
     """
 
     feature_level = 0  # the encoder's map whose size the features have
-    tells_edges = True
+    predicts_edges = True
     needs_last = True
 
-    def __init__(self, channels: Sequence[int], num_classes: int, width: int = 128, levels: int = 3) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, width: Positive = 128, levels: Positive = 3) -> None:
         super().__init__(channels, width, levels)
         self.num_classes, self.feature_dim = num_classes, width
         self.out = nn.Sequential(*conv_gn(width, width, 1), nn.ReLU())

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trans4pass.errors import ConfigError
-from trans4pass.models.attention import conv_bn_relu, unscaled_attention
-from trans4pass.models.output import HeadOutput
+from ..attention import conv_bn_relu, unscaled_attention
+from ..output import HeadOutput
 
 REDUCTION = 8  # the position attention's value is this many times as wide as its query
 
@@ -74,18 +73,14 @@ class DANetHead(nn.Module):
     Takes the encoder's list of maps, of widths `channels`; only the last is read, and all that is returned has its
     stride: 8 behind a dilated ResNet, 32 behind the pyramid. The features are the summed branches, a quarter as wide as
     the map. The auxiliary maps `position` and `channel` are each branch's own logits [B, K, h, w]: the loss is the sum
-    of three cross-entropies. Raises ConfigError where the last width is not a multiple of 32.
+    of three cross-entropies. Where the last width is no multiple of 32, the quarter is rounded up to one of 8.
     """
 
     feature_level = -1  # the encoder's map whose size the features have
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        if channels[-1] % (4 * REDUCTION):
-            raise ConfigError(
-                f"DANet's head needs a last map whose width is a multiple of {4 * REDUCTION}, got {channels[-1]}"
-            )
-        dim = channels[-1] // 4
+        dim = -(-channels[-1] // (4 * REDUCTION)) * REDUCTION
         self.num_classes, self.feature_dim = num_classes, dim
         self.position = DANetBranch(channels[-1], dim, PositionAttention(dim))
         self.channel = DANetBranch(channels[-1], dim, ChannelAttention())

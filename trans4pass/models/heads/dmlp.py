@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.models.layers import BatchNorm2d, DeformableProjection, zero_deformation
-from trans4pass.models.output import HeadOutput
-from trans4pass.models.circular import resize
 from trans4pass.ops import deform_conv2d
+from trans4pass.settings import Positive
+
+from ..circular import resize
+from ..layers import BatchNorm2d, DeformableProjection, zero_deformation
+from ..output import HeadOutput
 
 
 class StageProjection(DeformableProjection):
@@ -100,7 +102,7 @@ class DMLPHead(nn.Module):
     wrap = False  # see models/circular.py
 
     def __init__(
-        self, channels: Sequence[int], num_classes: int, embed_dim: int = 128, deform_backend: str = "auto"
+        self, channels: Sequence[int], num_classes: int, embed_dim: Positive = 128, deform_backend: str = "auto"
     ) -> None:
         super().__init__()
         self.num_classes, self.feature_dim = num_classes, embed_dim

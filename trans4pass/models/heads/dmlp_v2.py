@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trans4pass.models.heads.dmlp import DeformableMLP, DMLPHead, StageProjection
-from trans4pass.models.layers import DepthwiseConv
-from trans4pass.models.circular import pad_circular
+from ..circular import pad_circular
+from ..layers import DepthwiseConv
+from .dmlp import DeformableMLP, DMLPHead, StageProjection
 
 
 class SqueezeExcite(nn.Module):

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
-from trans4pass.models.output import HeadOutput
-from trans4pass.models.circular import resize
+from trans4pass.settings import Positive
+
+from ..circular import resize
+from ..output import HeadOutput
 
 GROUPS = 8
 
@@ -31,9 +33,9 @@ class FPNHead(nn.Module):
     feature_level = 0  # the encoder's map whose size the features have
     wrap = False  # see models/circular.py
 
-    def __init__(self, channels: Sequence[int], num_classes: int, hidden: int = 256) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, hidden: Positive = 256) -> None:
         super().__init__()
-        if hidden < 1 or hidden % (2 * GROUPS):
+        if hidden % (2 * GROUPS):
             raise ConfigError(f"the FPN head's hidden width must be a multiple of {2 * GROUPS}, got {hidden}")
         half = hidden // 2
         self.num_classes, self.feature_dim = num_classes, half

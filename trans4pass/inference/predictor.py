@@ -1,26 +1,30 @@
 """Prediction over a data set, with test-time augmentation, and its score."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from annotated_types import MinLen
+from pydantic import PositiveFloat
+from torch import Tensor
+from torch.utils.data import Subset
 
 from trans4pass import dist
+from trans4pass.console import track
 from trans4pass.data import OnBad, SegmentationDataset, eval_loader
-from trans4pass.errors import ConfigError, NonFinite, true_or_false, whole_number
+from trans4pass.errors import NonFinite
+from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.models import input_size, resize
+from trans4pass.models import Segmentor, input_size, resize
+from trans4pass.precision import Precision, autocast
+from trans4pass.settings import Positive
 
-from .interrupt import Interrupts
-from .log import track
 from .metrics import Confusion
 
 
 @dataclass(frozen=True)
-class TestTime:
+class TTA:
     """Test-time augmentation: the logits of all views are averaged at the image's size.
 
     Attributes:
@@ -29,21 +33,9 @@ class TestTime:
         yaw_rolls: number of evenly spaced yaw rotations of a panorama to predict; 1 = the image as it is.
     """
 
-    __test__ = False  # not a test class, whatever pytest thinks of its name
-
-    scales: Sequence[float] = (1.0,)
+    scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0,)
     flip: bool = False
-    yaw_rolls: int = 1
-
-    def __post_init__(self) -> None:
-        true_or_false("flip", self.flip)
-        whole_number("yaw_rolls", self.yaw_rolls, 1)
-        listed = isinstance(self.scales, Sequence) and all(isinstance(scale, (int, float)) for scale in self.scales)
-        if not listed or not self.scales or min(self.scales) <= 0:
-            raise ConfigError(f"scales must be a list of positive numbers, got {self.scales}")
-
-    def settings(self) -> dict[str, Any]:
-        return {**asdict(self), "scales": list(self.scales)}
+    yaw_rolls: Positive = 1
 
 
 class Predictor:
@@ -52,51 +44,45 @@ class Predictor:
     Args:
         network: returns a `SegOutput`.
         device: where it runs.
-        test_time: the views to average; None = the image as it is.
-        precision: autocast type; None = fp32.
+        tta: the views to average; by default the image as it is.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        device: torch.device,
-        test_time: TestTime | None = None,
-        precision: torch.dtype | None = None,
-    ):
-        self.network, self.device, self.precision = network.eval(), device, precision
-        self.test_time = test_time or TestTime()
-        self.wrap = getattr(network, "wrap", False)
+    def __init__(self, network: Segmentor, device: torch.device, tta: TTA = TTA(), precision: Precision = "fp32"):
+        self.network, self.device, self.tta, self.precision = network.eval(), device, tta, precision
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Mean logits (B,K,H,W), float32 on the device, of uint8 images (B,3,H,W)."""
         images = images.to(self.device)
         height, width = images.shape[2:]
-        total, views = 0, 0
-        for roll in range(self.test_time.yaw_rolls):
-            shift = roll * width // self.test_time.yaw_rolls
-            for scale in self.test_time.scales:
+        total: Tensor | None = None
+        views = 0
+        for roll in range(self.tta.yaw_rolls):
+            shift = roll * width // self.tta.yaw_rolls
+            for scale in self.tta.scales:
                 view = self._at(images.roll(shift, -1), input_size(self.network, (height, width), scale))
-                for flipped in (False, True)[: 1 + self.test_time.flip]:
+                for flipped in (False, True)[: 1 + self.tta.flip]:
                     logits = self._logits(view.flip(-1) if flipped else view, (height, width))
                     logits = logits.flip(-1) if flipped else logits
-                    total = total + logits.roll(-shift, -1)
+                    logits = logits.roll(-shift, -1)
+                    total = logits if total is None else total + logits
                     views += 1
+        assert total is not None  # there is a view or more
         return total / views
 
     def _logits(self, view: Tensor, size: tuple[int, int]) -> Tensor:
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+        with autocast(self.device, self.precision):
             logits = self.network(view).logits.float()
-        return resize(logits, size, self.wrap)
+        return resize(logits, size, self.network.wrap)
 
     def _at(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 images (B,3,H,W) at `size` = (h,w): themselves, or float in [0,1]."""
-        return images if images.shape[2:] == size else resize(images.float() / 255, size, self.wrap)
+        return images if images.shape[2:] == size else resize(images.float() / 255, size, self.network.wrap)
 
 
 def predict_all(
     predictor: Predictor,
-    dataset: SegmentationDataset,
+    dataset: SegmentationDataset | Subset,
     num_workers: int = 0,
     description: str = "evaluate",
     interrupts: Interrupts | None = None,
@@ -133,7 +119,7 @@ def evaluate(
     num_workers: int = 0,
     description: str = "evaluate",
     interrupts: Interrupts | None = None,
-    keep: Any = None,
+    keep: Callable[[str, Tensor, Tensor, Tensor], None] | None = None,
 ) -> Confusion:
     """Score a network on a labelled data set, over all ranks.
 
@@ -143,7 +129,7 @@ def evaluate(
     Raises:
         ConfigError: the model's label space has no mapping into the data set's.
     """
-    table = torch.as_tensor(np.array(prediction_table(model_labels, dataset.labels)), device=predictor.device).long()
+    table = torch.tensor(dataset.labels.mapping_from(model_labels), device=predictor.device).long()
     confusion = Confusion(dataset.labels.num_classes, predictor.device)
     for batch, logits in predict_all(predictor, dataset, num_workers, description, interrupts):
         prediction = table[logits.argmax(1)]
@@ -151,8 +137,3 @@ def evaluate(
         if keep is not None:
             keep(batch["name"][0], batch["image"][0], batch["label"][0], prediction[0].cpu())
     return confusion.reduce()
-
-
-def prediction_table(model: LabelSpace, data: LabelSpace) -> np.ndarray:
-    """From the model's class indices to the data's, 255 where the data ignores the class."""
-    return data.mapping_from(model)

@@ -3,12 +3,11 @@
 import functools
 import importlib
 import inspect
+import pydoc
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from hydra.utils import get_object
 
 from trans4pass.errors import ConfigError
 from trans4pass.settings import checked
@@ -59,8 +58,10 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
     if isinstance(config.get("_target_"), Mapping):
         config = {**config["_target_"], **{key: value for key, value in config.items() if key != "_target_"}}
     target = find_target(config.get("_target_"), where)
-    values = {key: _built(config[key], f"{where}.{key}", extra) for key in config if key not in ("_target_", "_partial_")}
-    partial = bool(config.get("_partial_"))
+    values, partial = dict(config), bool(config.get("_partial_"))
+    for key in ("_target_", "_partial_"):
+        values.pop(key, None)
+    values = {key: _built(value, f"{where}.{key}", extra) for key, value in values.items()}
     values = checked(target, values, where, given=extra, positional=len(args), partial=partial)
     return functools.partial(target, *args, **values) if partial else target(*args, **values, **extra)
 
@@ -85,10 +86,9 @@ def find_target(name: Any, where: str) -> Any:
             f"{where}._target_ is {name}: configs may name classes of {', '.join(p.rstrip('.') for p in packages)} "
             f"only; for a package of your own add plugins=[{name.split('.')[0]}]"
         )
-    try:
-        target = get_object(name)
-    except Exception as error:
-        raise ConfigError(f"{where}._target_ is {name}, which does not exist") from error
+    target = pydoc.locate(name)
+    if target is None:
+        raise ConfigError(f"{where}._target_ is {name}, which does not exist")
     # A module's own imports can be reached through it (trans4pass.data.base.Path): where it is defined decides.
     home = getattr(target, "__module__", None) or ""
     allowed = inspect.isclass(target) or name in FUNCTIONS or not name.startswith(PACKAGE)

@@ -1,0 +1,45 @@
+"""A run's network as a file of its own."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from trans4pass.console import console
+from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.interrupts import Interrupts
+from trans4pass.settings import parse
+from trans4pass.storage import replacing
+
+from .open import read_described
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """See configs/export_weights.yaml."""
+
+    checkpoint: str
+    output: str
+    allow_nonfinite: bool = False
+    plugins: tuple[str, ...] = ()
+
+
+def export_weights(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Write a checkpoint's network as safetensors that describe themselves."""
+    settings = parse(ExportSettings, config, "")
+    source, target = Path(settings.checkpoint), Path(settings.output)
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"output={target} must end in .safetensors")
+    described = read_described(source, settings.plugins)
+    if described is None:
+        raise WeightsError(f"{source} does not describe its model: export the last.pt or best.pt of a run")
+    network = described.network(settings.allow_nonfinite)
+    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+    description = {"model": described.model, "labels": described.labels.to_dict(), "plugins": list(described.plugins)}
+    with replacing(target) as file:
+        file.write(save(weights, metadata={key: json.dumps(value) for key, value in description.items()}))
+    console.print(f"wrote {len(weights)} tensors to {target}", soft_wrap=True)

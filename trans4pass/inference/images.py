@@ -1,0 +1,99 @@
+"""Predict images with a checkpoint: label, colour and overlay PNGs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trans4pass import dist
+from trans4pass.console import console
+from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, read_image
+from trans4pass.errors import DataError
+from trans4pass.interrupts import Interrupts
+from trans4pass.labels import LabelSpace
+from trans4pass.models import make_circular
+from trans4pass.precision import Precision
+from trans4pass.settings import Natural, Share, parse
+
+from .open import open_checkpoint
+from .pictures import colour_picture, overlay_picture, write_label, write_picture
+from .predictor import TTA, Predictor, predict_all
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorSettings(TTA):
+    """What eval.yaml and predict.yaml have in common."""
+
+    checkpoint: str
+    model_labels: Mapping[str, Any] | None = None
+    wrap: bool = False
+    precision: Precision = "fp32"
+    num_workers: Natural = 0
+    allow_nonfinite: bool = False
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSettings(PredictorSettings):
+    """See configs/predict.yaml."""
+
+    input: str
+    output: str
+    size: Size | None = None
+    opacity: Share = 0.5
+
+
+def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[Predictor, LabelSpace]:
+    """The predictor that the settings describe, and its label space."""
+    path = Path(settings.checkpoint)
+    network, labels = open_checkpoint(path, settings.model_labels, settings.allow_nonfinite, settings.plugins)
+    if settings.wrap:
+        make_circular(network)
+    tta = TTA(settings.scales, settings.flip, settings.yaw_rolls)
+    return Predictor(network.to(device), device, tta, settings.precision), labels
+
+
+def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Predict an image or all images under a folder as configs/predict.yaml describes."""
+    settings = parse(PredictionSettings, config, "")
+    predictor, labels = make_predictor(settings, device)
+    items, transform = find_images(Path(settings.input)), EvalTransform(settings.size)
+    dataset = SegmentationDataset(items, labels, labelled=False, transform=transform)
+    folder = Path(settings.output)
+    paths = {item.name: item.image for item in dataset.items}
+    for batch, logits in predict_all(predictor, dataset, settings.num_workers, "predict", interrupts):
+        name = batch["name"][0]
+        write_prediction(folder, name, logits.argmax(1)[0].cpu(), labels, paths[name], overlay=settings.opacity)
+    if dist.is_main():
+        console.print(f"wrote labels, colour and overlay of {len(dataset)} images to {folder}", soft_wrap=True)
+
+
+def find_images(path: Path) -> list[Item]:
+    """The image at `path`, or all images under it."""
+    if path.is_file():
+        return [Item(path.stem, path)]
+    if not path.is_dir():
+        raise DataError(f"input={path} is neither an image nor a folder")
+    images = (file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(file for file in images if not file.name.startswith("."))
+    if not found:
+        raise DataError(f"input={path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return [Item(str(file.relative_to(path).with_suffix("")), file) for file in found]
+
+
+def write_prediction(
+    folder: Path, name: str, prediction: Tensor, labels: LabelSpace, image: Path, overlay: float | None = None
+) -> None:
+    """Write `<folder>/{labels,colour}/<name>.png` at the image's size, with an opacity also the overlay."""
+    picture = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
+    label = write_label(folder / "labels" / f"{name}.png", prediction.numpy().astype(np.uint8), picture.size)
+    colour = colour_picture(label, labels)
+    write_picture(folder / "colour" / f"{name}.png", colour)
+    if overlay is not None:
+        write_picture(folder / "overlay" / f"{name}.png", overlay_picture(picture, colour, overlay))

@@ -1,0 +1,30 @@
+"""The toy world as a tool: render it, and show what it looks like."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from trans4pass.console import console, progress_bar
+from trans4pass.inference import write_picture
+from trans4pass.interrupts import Interrupts
+from trans4pass.toy_world import MARKER, TREES, ensure, preview
+
+
+def make_toy_world(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Render what configs/make_toy_world.yaml describes."""
+    root = Path(config["root"])
+    with progress_bar() as bar:
+        task = bar.add_task("images", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            interrupts.check_locally()
+
+        world = ensure(root, progress, **config["world"])
+    write_picture(root / "preview.png", Image.fromarray(preview(world, config["preview_rows"])))
+    for name in (*TREES, MARKER):
+        console.print(root / name)
+    console.print(f"a look at it: {root / 'preview.png'}", soft_wrap=True)

@@ -1,0 +1,13 @@
+"""The training loop, and what it is made of: optimisers, schedules, checkpoints, trackers."""
+
+from . import checkpoint
+from .monitor import Monitor
+from .optim import build_optimizers
+from .schedules import POLICIES, make_schedule
+from .trackers import CSV, TensorBoard, Tracker, Trackers, Trackio, WandB
+from .trainer import Evaluation, Evaluator, Trainer, TrainerSettings, TrainingData, to_device
+
+__all__ = [
+    "CSV", "POLICIES", "Evaluation", "Evaluator", "Monitor", "TensorBoard", "Tracker", "Trackers", "Trackio", "Trainer",
+    "TrainerSettings", "TrainingData", "WandB", "build_optimizers", "checkpoint", "make_schedule", "to_device",
+]  # fmt: skip
