@@ -12,13 +12,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
-
-from trans4pass import create_model
 from trans4pass.engine import checkpoint
 from trans4pass.engine.apply import evaluate_checkpoint, export_weights, predict_images
 from trans4pass.engine.command import run_command
 from trans4pass.engine.evaluation import Predictor, TestTime
 from trans4pass.engine.stage import part
+
+from trans4pass import create_model
 from trans4pass.labels import LabelSpace
 from trans4pass.models import wrap_sideways
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import nn
-
 from trans4pass.arguments import check_arguments, fits
+
 from trans4pass.errors import ConfigError
 
 

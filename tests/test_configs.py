@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-
 from trans4pass.engine.build import build
 from trans4pass.engine.command import resolved
 from trans4pass.engine.optim import build_optimizers
 from trans4pass.engine.schedule import make_schedule
+
 from trans4pass.labels import LabelSpace
 
 CONFIGS = Path(__file__).parents[1] / "configs"

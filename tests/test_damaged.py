@@ -16,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-
-from trans4pass import create_model
-from trans4pass.data.files import read_path_list
 from trans4pass.engine import checkpoint
 from trans4pass.engine.apply import export_weights, make_predictor
 from trans4pass.engine.interrupt import Interrupts
 from trans4pass.engine.run import Run
 from trans4pass.engine.stage import Stage
+from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidSize
+
+from trans4pass import create_model
+from trans4pass.data.files import read_path_list
 from trans4pass.errors import DataError, UserError, WeightsError
 from trans4pass.labels import LabelSpace
-from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidSize
 from trans4pass.models.registry import MODELS
 
 from .mutations import mutated

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from trans4pass.engine import checkpoint
 
 from trans4pass import storage
-from trans4pass.engine import checkpoint
 from trans4pass.errors import DamagedFile, StorageError
 
 

@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from tiny_images import SIZE, label_map, picture, save
-
-from trans4pass.data import Cityscapes, DensePASS, Stanford2D3D, check
 from trans4pass.engine.check_data import check_data
 from trans4pass.engine.command import resolved
+
+from trans4pass.data import Cityscapes, DensePASS, Stanford2D3D, check
 from trans4pass.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]

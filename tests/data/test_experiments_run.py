@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-
 from trans4pass.engine.command import run_command
 from trans4pass.engine.pipeline import train
 

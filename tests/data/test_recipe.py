@@ -9,10 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from tiny_images import SIZE, label_map, picture, save
-
 from trans4pass.engine.build import build
 from trans4pass.engine.check_data import check_data
 from trans4pass.engine.command import resolved
+
 from trans4pass.labels import LabelSpace
 
 ROOT = Path(__file__).parents[2]

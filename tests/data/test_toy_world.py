@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from trans4pass import toy_world
+from trans4pass.errors import ConfigError, DamagedFile, StorageError
 from trans4pass.toy_world import ToyWorld, ensure, render_image
 from trans4pass.toy_world.scene import mix
-from trans4pass.errors import ConfigError, DamagedFile, StorageError
 
 TINY = {
     "pinhole_size": (32, 16),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from torchvision import tv_tensors
-
 from trans4pass.data.transforms import EvalTransform, TrainTransform, resize, roll
+
 from trans4pass.errors import ConfigError
 
 WIDTH, HEIGHT = 160, 80

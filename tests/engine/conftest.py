@@ -17,14 +17,14 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-
-from trans4pass.data import toy_world
 from trans4pass.engine import checkpoint
 from trans4pass.engine.command import resolved, run_command
 from trans4pass.engine.interrupt import Interrupts
 from trans4pass.engine.pipeline import make_stages, train
 from trans4pass.engine.run import Run
 from trans4pass.engine.stage import Stage
+
+from trans4pass.data import toy_world
 from trans4pass.labels import LabelSpace
 
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ import torch.distributed as td
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from trans4pass.engine.interrupt import Interrupts
+from trans4pass.engine.trainer import Trainer, TrainerSettings
 
 from trans4pass import create_model
 from trans4pass.data import Item
-from trans4pass.engine.interrupt import Interrupts
-from trans4pass.engine.trainer import Trainer, TrainerSettings
 from trans4pass.labels import LabelSpace
 from trans4pass.methods import Method
 from trans4pass.models import Segmentor, SegOutput, resize

@@ -19,6 +19,7 @@ from typing import Any
 from trans4pass.engine import pseudo_labels, stage
 from trans4pass.engine.evaluation import Predictor
 from trans4pass.engine.trainer import Trainer
+
 from trans4pass.methods import Adaptation
 
 # Where the process stands still: the n-th call of a function, which is not made before the signal has come.

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from trans4pass.engine.build import build
 
 import trans4pass.methods
-from trans4pass.engine.build import build
 from trans4pass.errors import ConfigError
 from trans4pass.losses import Focal
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from trans4pass.engine import checkpoint
 from trans4pass.engine.interrupt import Interrupts
 from trans4pass.engine.run import Run
+
 from trans4pass.errors import StorageError, WeightsError
 from trans4pass.labels import LabelSpace
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 from omegaconf import OmegaConf
-
 from trans4pass.engine.command import run_command
+
 from trans4pass.errors import ConfigError, DamagedFile, DataError, NonFinite, StorageError, WeightsError
 
 

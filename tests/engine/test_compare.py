@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-
 from trans4pass.engine.command import run_command
 from trans4pass.engine.compare import compare_runs, tell_apart
 

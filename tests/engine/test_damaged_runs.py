@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from trans4pass.engine import checkpoint, pseudo_labels
 from trans4pass.engine.pipeline import refuse_or_clear
+
 from trans4pass.errors import ConfigError, DamagedFile
 
 from .conftest import assert_same_weights

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-
-from trans4pass import create_model
 from trans4pass.engine.evaluation import Predictor, evaluate
 from trans4pass.engine.metrics import Regions
 from trans4pass.engine.trainer import Trainer
+
+from trans4pass import create_model
 from trans4pass.losses import CrossEntropy, Dice, Focal, HardPixelCrossEntropy, WeightedSum
 from trans4pass.methods import Adaptation, Method, Supervised
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as td
-
 from trans4pass.engine import environment
 from trans4pass.engine.environment import choose_device, name_slurm_ranks, processes, record, restarted_store
 from trans4pass.engine.run import Run
+
 from trans4pass.errors import ConfigError
 
 from .conftest import ROOT

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-
-from trans4pass import create_model
 from trans4pass.engine.evaluation import Predictor, TestTime, evaluate, predict_all
 from trans4pass.engine.interrupt import Interrupted, Interrupts
+
+from trans4pass import create_model
 from trans4pass.errors import ConfigError, DataError, NonFinite
 from trans4pass.models import input_size
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from trans4pass.engine.events import EventFile
 from trans4pass.engine.log import Monitor
 

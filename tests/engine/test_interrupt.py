@@ -15,10 +15,10 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
-
-from trans4pass.data.loaders import start_worker, starting_workers
 from trans4pass.engine import checkpoint
 from trans4pass.engine.interrupt import Interrupted, Interrupts
+
+from trans4pass.data.loaders import start_worker, starting_workers
 from trans4pass.errors import DataError, NonFinite, StorageError
 
 from .test_trainer import make, trained

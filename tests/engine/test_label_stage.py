@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from trans4pass.engine import checkpoint, pseudo_labels
 from trans4pass.engine.evaluation import Predictor, TestTime
 from trans4pass.engine.interrupt import Interrupted
 from trans4pass.engine.stage import Stage
+
 from trans4pass.errors import ConfigError, WeightsError
 
 from .conftest import composed, stages_of

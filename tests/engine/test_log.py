@@ -14,7 +14,6 @@ import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from trans4pass.engine import log
 from trans4pass.engine.log import Monitor, line, peak_memory, setup_logging, track
 

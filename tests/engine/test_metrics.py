@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-
 from trans4pass.engine.metrics import Confusion, Regions, Scores
 
 LABELS = torch.tensor([[0, 0, 1], [1, 255, 1]])

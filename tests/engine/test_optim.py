@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import Optimizer
-
 from trans4pass.engine.optim import build_optimizers
+
 from trans4pass.errors import ConfigError
 
 from .conftest import composed

@@ -15,7 +15,6 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from trans4pass.engine import checkpoint
 from trans4pass.engine.command import run_command
 from trans4pass.engine.compare import compare_runs

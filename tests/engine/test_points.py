@@ -7,9 +7,9 @@ import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trans4pass.engine.log import Monitor
 
 from trans4pass import dist
-from trans4pass.engine.log import Monitor
 
 
 def points(folder: Path, tag: str) -> dict[int, float]:

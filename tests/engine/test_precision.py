@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trans4pass.engine.trainer import NonFinite, Trainer
 
 from trans4pass import create_model
-from trans4pass.engine.trainer import NonFinite, Trainer
 from trans4pass.losses import CrossEntropy
 from trans4pass.methods import Adaptation, Supervised
 

@@ -4,8 +4,8 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 import torch
-
 from trans4pass.engine import pseudo_labels
+
 from trans4pass.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pseudo_labels.npz"

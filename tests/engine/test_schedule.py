@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from trans4pass.engine.schedule import POLICIES, make_schedule
+
 from trans4pass.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
-
 from trans4pass.engine import pipeline
+
 from trans4pass.errors import ConfigError, DataError
 
 from .test_trainer import make

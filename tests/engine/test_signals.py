@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from trans4pass.engine import checkpoint
 
 from .conftest import ROOT, call, environment, wait_for

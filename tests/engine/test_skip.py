@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
 from trans4pass.engine.trainer import Trainer
+
 from trans4pass.losses import HardPixelCrossEntropy
 from trans4pass.methods import Adaptation, Discriminator
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-
 from trans4pass.engine.stage import Stage
 from trans4pass.engine.trainer import Trainer
+
 from trans4pass.errors import ConfigError
 
 from .conftest import stages_of

@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-
-from trans4pass import create_model
-from trans4pass.data import EvalTransform
 from trans4pass.engine import checkpoint
 from trans4pass.engine.evaluation import Predictor, evaluate
 from trans4pass.engine.interrupt import Interrupted
 from trans4pass.engine.metrics import Scores
 from trans4pass.engine.stage import Stage, part
 from trans4pass.engine.trainer import Trainer
+
+from trans4pass import create_model
+from trans4pass.data import EvalTransform
 from trans4pass.errors import ConfigError
 
 from .conftest import stages_of

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-
 from trans4pass.engine import checkpoint
 from trans4pass.engine.interrupt import Interrupted
 from trans4pass.engine.schedule import make_schedule
 from trans4pass.engine.stage import part
 from trans4pass.engine.trainer import NonFinite, Trainer, TrainerSettings, step_seed
+
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.losses import CrossEntropy
 from trans4pass.methods import Method, Supervised

@@ -1,8 +1,8 @@
 """Where a run computes, and with how many processes."""
 
 import pytest
-
 from trans4pass.engine.environment import choose_device, choose_workers
+
 from trans4pass.errors import ConfigError
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from trans4pass import SegOutput, create_model
 from trans4pass.errors import ConfigError
 from trans4pass.models import MODELS
+from trans4pass.models.encoders.mix_transformer import PatchEmbed
 from trans4pass.models.heads.dmlp import StageProjection
 from trans4pass.models.layers import BatchNorm2d
-from trans4pass.models.encoders.mix_transformer import PatchEmbed
 
 MICRO = ["trans4pass_micro", "trans4pass_plus_micro"]
 

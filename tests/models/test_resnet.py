@@ -4,9 +4,9 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from trans4pass.models.encoders.resnet import DilatedResNet
 
 from trans4pass.errors import ConfigError, WeightsError
-from trans4pass.models.encoders.resnet import DilatedResNet
 
 
 @pytest.fixture(scope="module")

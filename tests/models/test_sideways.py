@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trans4pass.engine.evaluation import Predictor, TestTime
 
 from trans4pass import create_model
-from trans4pass.engine.evaluation import Predictor, TestTime
 from trans4pass.errors import ConfigError
 from trans4pass.models import Segmentor, resize
 from trans4pass.models.circular import pad_circular

@@ -75,7 +75,7 @@ def create_model(
         name: of a model, or of an encoder, which needs `head`.
         weights: a checkpoint in any format that `load_weights` reads.
         head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine | linear | segformer |
-            upernet; with its own settings {"name": "fpn", "hidden": 128} or {"name": "coarse_to_fine", "width": 64, "levels": 1}.
+            upernet; with settings of its own {"name": "fpn", "hidden": 128}.
         ecrm: put the Exterior Contextual-Relation Module between encoder and head; True, or the settings that differ
             from its own, {"bank_size": 40}.
         edges: put reverse edge supervision beside the head; True, or the settings that differ, {"levels": 1}.

@@ -63,6 +63,10 @@ class Segmentor(nn.Module):
         """Whether there are auxiliary maps of edges."""
         return self.edges is not None or getattr(self.head, "predicts_edges", False)
 
+    def recompute_activations(self) -> None:
+        """Compute the encoder's blocks again in the backward pass, instead of keeping what they computed."""
+        self.encoder.set_grad_checkpointing()
+
     def forward(self, image: Tensor) -> SegOutput:
         """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; ConfigError for sizes that cannot work."""
         if image.ndim != 4 or image.shape[1] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):

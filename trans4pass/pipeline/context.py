@@ -75,7 +75,7 @@ class RunContext:
         return self.settings.plugins
 
     def network(self, model: Mapping[str, Any]) -> Segmentor:
-        """A fresh network, the same for the same seed; `model` overrides the run's settings of it, files are not read."""
+        """A fresh network, the same for the same seed; `model` overrides the run's settings. Files are not read."""
         torch.manual_seed(self.seed("network"))
         return build_network(without_starts({**self.settings.model, **model}), self.labels)
 

@@ -136,6 +136,9 @@ class MixTransformer(nn.Module):
         self.apply(init_weights)
         zero_deformation(self)
 
+    def set_grad_checkpointing(self) -> None:
+        self.recompute = True
+
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
         for s in range(1, 5):
