@@ -32,9 +32,10 @@ def test_thresholds_equal_sorting(count: int, keep: float) -> None:
     assert pseudo_labels.thresholds(counts, keep).tolist() == expected
 
 
-def test_cap() -> None:
+@pytest.mark.parametrize("cap", [0.0, 0.7, 1.0])
+def test_cap(cap: float) -> None:
     counts = pseudo_labels.histogram(np.zeros(4, np.uint8), np.full(4, 1.0, np.float16), 1)
-    assert pseudo_labels.thresholds(counts, cap=0.7).tolist() == [0.7]
+    assert pseudo_labels.thresholds(counts, cap=cap).tolist() == [cap]
 
 
 def test_confidence_is_the_class_and_its_probability() -> None:
@@ -48,8 +49,8 @@ def test_confidence_is_the_class_and_its_probability() -> None:
 
 def test_spill_round_trip(tmp_path: Path) -> None:
     label, probability = np.array([[3, 4]], np.uint8), np.array([[0.5, 0.25]], np.float16)
-    pseudo_labels.spill(tmp_path / "folder" / "a.npz", label, probability)
-    back = pseudo_labels.unspill(tmp_path / "folder" / "a.npz")
+    pseudo_labels.spill(tmp_path / "maps" / "city" / "a.npz", label, probability)
+    back = pseudo_labels.unspill(tmp_path / "maps" / "city" / "a.npz")
     assert np.array_equal(back[0], label)
     assert np.array_equal(back[1], probability)
 
