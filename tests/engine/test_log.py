@@ -197,8 +197,10 @@ def test_messages_go_to_console_and_file(
     """Ours from INFO on, others' warnings; ranks other than 0 tell warnings only, and write no file."""
     monkeypatch.setattr(log, "console", Console(width=160))
     monkeypatch.setattr("trans4pass.dist.is_main", lambda: main)
-    for _ in range(2):  # a second run in one process does not tell everything twice
-        setup_logging(tmp_path)
+    setup_logging(tmp_path)
+    before = list(logging.getLogger().handlers)
+    setup_logging(tmp_path)  # a second run in one process does not tell everything twice
+    assert [handler.stream for handler in before if isinstance(handler, logging.FileHandler)] == [None] * main
     logging.getLogger("trans4pass.engine").info("we begin")
     logging.getLogger("trans4pass.engine").debug("too much")
     logging.getLogger("elsewhere").info("not ours")
