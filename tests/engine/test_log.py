@@ -171,6 +171,8 @@ def test_memory_is_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     for platform, expected in (("linux", 3.0), ("darwin", 3 / 1024)):
         monkeypatch.setattr(sys, "platform", platform)
         assert peak_memory(CPU) == pytest.approx(expected)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 2**30)
+    assert peak_memory(torch.device("cuda", 0)) == 5.0
 
 
 # ---- where messages go ----
