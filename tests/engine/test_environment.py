@@ -1,6 +1,7 @@
 """Devices, processes, switches and the record of what a run ran on."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -280,6 +281,12 @@ def test_git_is_asked_about_the_source_tree(tmp_path: Path, monkeypatch: pytest.
     assert calls == [(["git", "diff", "HEAD"], ROOT / "trans4pass" / "engine")]
     done.returncode = 128
     assert environment.git("diff", "HEAD") == ""
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_git_answers_in_text() -> None:
+    assert environment.git("--version").startswith("git version")
+    assert environment.git("no-such-command") == ""
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 20)])

@@ -170,6 +170,8 @@ def test_memory_is_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     for platform, expected in (("linux", 3.0), ("darwin", 3 / 1024)):
         monkeypatch.setattr(sys, "platform", platform)
         assert peak_memory(CPU) == pytest.approx(expected)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 2**30)
+    assert peak_memory(torch.device("cuda", 0)) == 5.0
 
 
 # ---- where messages go ----
@@ -196,8 +198,10 @@ def test_messages_go_to_console_and_file(
     """Ours from INFO on, others' warnings; ranks other than 0 tell warnings only, and write no file."""
     monkeypatch.setattr(log, "console", Console(width=160))
     monkeypatch.setattr("trans4pass.dist.is_main", lambda: main)
-    for _ in range(2):  # a second run in one process does not tell everything twice
-        setup_logging(tmp_path)
+    setup_logging(tmp_path)
+    before = list(logging.getLogger().handlers)
+    setup_logging(tmp_path)  # a second run in one process does not tell everything twice
+    assert [handler.stream for handler in before if isinstance(handler, logging.FileHandler)] == [None] * main
     logging.getLogger("trans4pass.engine").info("we begin")
     logging.getLogger("trans4pass.engine").debug("too much")
     logging.getLogger("elsewhere").info("not ours")

@@ -51,6 +51,14 @@ def test_images_add_up_to_the_set() -> None:
     assert torch.equal(whole.counts, parts.counts)
 
 
+def test_counts_are_exact_over_sets_of_any_size() -> None:
+    """From 2^24 on a float32 does not count by one; 500 images of 2048x1024 have 2^30 pixels."""
+    confusion = Confusion(2)
+    confusion.counts[0, 0] = 2**40
+    confusion.update(torch.tensor([0]), torch.tensor([0]))
+    assert confusion.counts[0, 0].item() == 2**40 + 1
+
+
 def test_nothing_labelled_has_no_score() -> None:
     scores = Confusion(2).scores()
     assert math.isnan(scores.miou)

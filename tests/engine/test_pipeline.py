@@ -340,6 +340,7 @@ def test_two_processes_with_half_the_batch_are_one(tiny: list[str], run_here: Ru
     labels = [np.stack([np.asarray(Image.open(path)) for path in label_files(folder)]) for folder in (one, two)]
     assert (labels[0] != labels[1]).mean() < 0.01
     stages = [json.loads((folder / "summary.json").read_text())["stages"] for folder in (one, two)]
+    assert stages[0]["pseudo_labels"]["kept"] == pytest.approx(stages[1]["pseudo_labels"]["kept"], abs=0.01)
     for stage in trained:
         for side in ("source", "target"):
             assert stages[0][stage][side] == pytest.approx(stages[1][stage][side], abs=0.1)

@@ -16,8 +16,10 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"
         ("fixed", {}, {0: 1, 50: 1, 100: 1}),
         ("step", {"size": 10}, {0: 1, 9: 1, 10: 0.1, 19: 0.1, 20: 0.01}),
         ("step", {"size": 10, "gamma": 0.5}, {9: 1, 10: 0.5, 35: 0.125}),
+        ("step", {"size": 1}, {0: 1, 1: 0.1, 2: 0.01}),
         ("exp", {"gamma": 0.5}, {0: 1, 1: 0.5, 3: 0.125}),
         ("inv", {"gamma": 0.5, "power": 2}, {0: 1, 2: 0.25, 6: 0.0625}),
+        ("inv", {"gamma": 0, "power": 2}, {0: 1, 6: 1}),
         ("multistep", {"milestones": [10, 12]}, {0: 1, 9: 1, 10: 0.1, 11: 0.1, 12: 0.01, 100: 0.01}),
         ("multistep", {"milestones": [12, 10], "gamma": 0.5}, {9: 1, 11: 0.5, 12: 0.25}),
         ("poly", {"power": 0.9}, {0: 1, 50: 0.5**0.9, 99: 0.01**0.9, 100: 0, 150: 0}),
@@ -31,6 +33,10 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"
 def test_policies_by_hand(policy: str, parameters: dict, expected: dict[int, float]) -> None:
     factor = make_schedule(policy, 100, **parameters)
     assert {step: factor(step) for step in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_schedule_can_be_of_one_step() -> None:
+    assert [make_schedule("poly", 1)(step) for step in range(2)] == [1, 0]
 
 
 def test_warmup_is_a_line_to_the_policy() -> None:
