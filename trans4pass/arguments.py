@@ -56,14 +56,10 @@ def parameters(target: Callable) -> tuple[dict[str, tuple[Any, bool]], bool]:
 
 
 def constructors(target: Callable) -> Iterable[Callable]:
-    """The function itself, or a class's constructor and those above it, as far as these are written in Python.
-
-    torch's Module takes any argument, and uses none.
-    """
+    """The function itself, or a class's constructor and those above it, as far as these are written in Python."""
     if not inspect.isclass(target):
         return [target]
-    above = [base for base in target.__mro__ if base.__module__ != "torch.nn.modules.module"]
-    return [base.__init__ for base in above if inspect.isfunction(vars(base).get("__init__"))]
+    return [base.__init__ for base in target.__mro__ if inspect.isfunction(vars(base).get("__init__"))]
 
 
 def fits(value: Any, hint: Any) -> bool:
