@@ -16,10 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from trans4pass.engine import checkpoint
+
+from trans4pass import create_model
+from trans4pass.data.files import read_path_list
+from trans4pass.engine import checkpoint, described
 from trans4pass.engine.apply import export_weights, make_predictor
 from trans4pass.engine.interrupt import Interrupts
-from trans4pass.engine.run import Run
+from trans4pass.engine.run import Run, build_network
 from trans4pass.engine.stage import Stage
 from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidSize
 
@@ -321,6 +324,19 @@ def test_descriptions_that_do_not_fit_are_refused_by_name(case: str, opener: str
     torch.save(changed(), tmp_path / "bad.pt")
     with pytest.raises(WeightsError, match=rf"bad\.pt.*{message}"):
         OPENERS[opener](tmp_path / "bad.pt")
+
+
+def test_shapes_are_compared_before_anything_is_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+
+    def spy(model: dict[str, Any], labels: LabelSpace) -> nn.Module:
+        devices.append(torch.empty(0).device.type)
+        return build_network(model, labels)
+
+    monkeypatch.setattr(described, "build_network", spy)
+    torch.save(with_model(embed_dim=6), tmp_path / "bad.pt")
+    assert opened(as_eval_and_predict, tmp_path / "bad.pt") is None
+    assert devices == ["meta"]
 
 
 @pytest.mark.parametrize("opener", OPENERS)

@@ -140,9 +140,8 @@ def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], may_l
 def check_finite(state: Mapping[str, Tensor], path: str | PathLike, allow_nonfinite: bool) -> None:
     """Raise WeightsError for the first tensor that holds NaN or infinity, unless that is allowed."""
     for key, value in state.items():
-        wrong = (
-            0 if allow_nonfinite else int((~value.double().isfinite()).sum())
-        )  # narrow types have no test of their own
+        # Not all narrow types have a test of their own.
+        wrong = 0 if allow_nonfinite else int((~value.double().isfinite()).sum())
         if wrong:
             raise WeightsError(
                 f"{path}: {key} is not finite, {wrong} of its {value.numel()} numbers are NaN or infinite: the file is "
