@@ -17,16 +17,17 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from trans4pass.engine import checkpoint
-from trans4pass.engine.command import resolved, run_command
-from trans4pass.engine.interrupt import Interrupts
-from trans4pass.engine.pipeline import make_stages, train
-from trans4pass.engine.run import Run
-from trans4pass.engine.stage import Stage
 
-from trans4pass.data import toy_world
+from trans4pass import toy_world
+from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
+from trans4pass.pipeline.context import RunContext
+from trans4pass.pipeline.launch import launch, register_models, resolved
+from trans4pass.pipeline.run import make_stages, run_settings, train
+from trans4pass.pipeline.stage import Stage
+from trans4pass.training import checkpoint
 
+register_models()
 ROOT = Path(__file__).parents[2]
 WORLD = {
     "source_train": 6, "source_val": 2, "target_train": 4, "target_val": 3,
@@ -51,7 +52,7 @@ def tiny(tiny_data: Path) -> list[str]:
         "experiment=pin2pan_toy", f"data_root={tiny_data}", "num_workers=0", "threads=1", "device=cpu",
         "model.embed_dim=16", "checkpoint_every=2", "log_every=1",
         f"stages.pseudo_labels.size={pan}", "stages.pseudo_labels.scales=[1.0,0.5]",
-        "stages.mpa.method.prototypes.update_every=2", "stages.mpa.method.prototypes.momentum=0.5",
+        *(f"stages.mpa.method.terms.prototypes.{x}" for x in ("update_every=2", "momentum=0.5")),
         *(f"prepare_data.{key}={value}".replace(" ", "") for key, value in WORLD.items()),
         *(f"stages.{name}.steps={steps}" for name, steps in STEPS.items()),
         *(f"stages.{name}.eval_every=2" for name in STEPS),
@@ -79,7 +80,7 @@ def run_here(tiny: list[str]) -> Callable[..., int]:
     def run(folder: Path, *overrides: str) -> int:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             config = compose("train", [*tiny, f"run_dir={folder}", *overrides])
-        return run_command(train, config)
+        return launch(train, config)
 
     return run
 
@@ -108,7 +109,7 @@ def stages_of(folder: Path, *overrides: str) -> dict[str, Stage]:
     """A configuration's enabled stages by name, in a folder, nothing run yet."""
     config = composed(*overrides)
     labels = LabelSpace.from_dict(config["labels"])
-    run = Run(config, folder, labels, torch.device("cpu"), Interrupts())
+    run = RunContext(run_settings(config), config, folder, labels, torch.device("cpu"), Interrupts())
     return {stage.name: stage for stage in make_stages(run)}
 
 

@@ -36,7 +36,7 @@ NOT_OURS = (
 
 def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Run or resume all stages of a composed configuration (configs/train.yaml)."""
-    settings = parse(RunSettings, {key: value for key, value in config.items() if key not in NOT_OURS}, "")
+    settings = run_settings(config)
     environment.set_switches(settings.threads, settings.deterministic, settings.tf32)
     folder = Path(settings.run_dir)
     with claimed(folder, settings.resume, settings.overwrite, settings.stages):
@@ -47,6 +47,10 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         except Interrupted:
             log.info("%s holds what was done so far: the same command with resume=true goes on", folder)
             raise
+
+
+def run_settings(config: Mapping[str, Any]) -> RunSettings:
+    return parse(RunSettings, {key: value for key, value in config.items() if key not in NOT_OURS}, "")
 
 
 def run_stages(run: RunContext) -> None:
