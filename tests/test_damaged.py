@@ -6,7 +6,7 @@ stage does whose `init` is its path.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,16 @@ from torch import nn
 
 from trans4pass import create_model
 from trans4pass.data.files import read_path_list
-from trans4pass.engine import checkpoint, described
-from trans4pass.engine.apply import export_weights, make_predictor
-from trans4pass.engine.interrupt import Interrupts
-from trans4pass.engine.run import Run, build_network
-from trans4pass.engine.stage import Stage
-from trans4pass.models.pyramid import PYRAMID_SIZES, PyramidSize
-
-from trans4pass import create_model
-from trans4pass.data.files import read_path_list
 from trans4pass.errors import DataError, UserError, WeightsError
+from trans4pass.inference import open as opening
+from trans4pass.inference.export import export_weights
+from trans4pass.inference.images import PredictorSettings, make_predictor
+from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.models.registry import MODELS
+from trans4pass.models import ENCODERS, MODELS
+from trans4pass.models.encoders.mix_transformer import MIX_SIZES, MixSize, MixTransformer
+from trans4pass.pipeline.start import read_start
+from trans4pass.training import checkpoint
 
 from .mutations import mutated
 
@@ -42,7 +40,8 @@ Opener = Callable[[Path], nn.Module]
 
 @pytest.fixture(autouse=True)
 def a_model_small_enough_to_write_thousands_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PYRAMID_SIZES, "nano", PyramidSize((4, 4, 10, 8), (1, 1, 1, 1)))
+    monkeypatch.setitem(MIX_SIZES, "nano", MixSize((4, 4, 10, 8), (1, 1, 1, 1)))
+    monkeypatch.setitem(ENCODERS, "nano", partial(MixTransformer, "nano"))
     monkeypatch.setitem(MODELS, "trans4pass_nano", ("nano", "dmlp"))
 
 
@@ -50,21 +49,20 @@ def a_model_small_enough_to_write_thousands_of(monkeypatch: pytest.MonkeyPatch) 
 
 
 def as_eval_and_predict(path: Path, **settings: Any) -> nn.Module:
-    views = {"scales": [1.0], "flip": False, "yaw_rolls": 1}
-    own = {"checkpoint": str(path), "model_labels": None, "wrap": False, "precision": "fp32", "allow_nonfinite": False}
-    return make_predictor({**own, **views, **settings}, CPU)[0].network
+    return make_predictor(PredictorSettings(checkpoint=str(path), **settings), CPU)[0].network
 
 
 def as_export(path: Path, **settings: Any) -> nn.Module:
     output = path.parent / "exported.safetensors"
-    export_weights({"checkpoint": path, "output": output, "allow_nonfinite": False, **settings}, CPU, Interrupts())
+    export_weights({"checkpoint": str(path), "output": str(output), **settings}, CPU, Interrupts())
     return as_eval_and_predict(output, **settings)
 
 
-def as_init(path: Path, **settings: Any) -> nn.Module:
-    config = {"seed": 0, "on_bad_sample": "error", "model": {"_target_": "trans4pass.create_model", **NANO, **settings}}
-    run = Run(config, path.parent, LABELS, CPU, Interrupts())
-    return Stage(run, "s", {"kind": "s", "enabled": True, "init": str(path)}, str(path), {}).starting_point()[0]
+def as_init(path: Path, allow_nonfinite: bool = False) -> nn.Module:
+    start = read_start(path, LABELS, (), allow_nonfinite, "stages.s")
+    network = create_model(NANO["name"], LABELS.num_classes, embed_dim=NANO["embed_dim"])
+    start.load_network(network)
+    return network
 
 
 OPENERS: dict[str, Opener] = {"eval and predict": as_eval_and_predict, "export": as_export, "init": as_init}
@@ -209,10 +207,11 @@ def wrong_content(generator: np.random.Generator) -> dict[str, Any]:
         case 5:
             changed["labels"][["name", "classes", "encodings", "other"][generator.integers(4)]] = value
         case 6:
-            changed[["method", "model", "labels"][generator.integers(3)]] = value
+            changed[["method", "model", "labels", "plugins", "deployed"][generator.integers(5)]] = value
         case _:
-            target = ["trans4pass.data.toy_world.ensure", "trans4pass.models.Segmentor", "torch.optim.SGD"]
-            changed["model"] = {"_target_": target[generator.integers(3)], "root": "/nowhere"}
+            target = ["trans4pass.toy_world.ensure", "trans4pass.models.Segmentor", "torch.optim.SGD"]
+            other = {"_target_": target[generator.integers(3)], "root": "/nowhere"}
+            changed["model"] = other if generator.integers(2) else {**changed["model"], "head": other}
     return changed
 
 
@@ -281,6 +280,7 @@ def with_model(**settings: Any) -> dict[str, Any]:
     return {**content(), "model": {**content()["model"], **settings}}
 
 
+RENDER = {"_target_": "trans4pass.toy_world.ensure", "root": "here"}
 TWO = {"name": "two", "classes": {"a": [0] * 3, "b": [1] * 3}, "encodings": {}}
 BIAS, BIASES = "head.pred.bias", torch.zeros(3)
 # A case -> its content, and what the error says.
@@ -301,10 +301,12 @@ DESCRIPTIONS = {
     "a width that no number holds": (lambda: with_model(embed_dim=2**80), "its model"),
     "another class count": (lambda: {**content(), "labels": TWO}, "not fit the model that it describes"),
     "another kind of value": (lambda: with_model(deform=5), "its model"),
-    "a function that renders files": (
-        lambda: {**content(), "model": {"_target_": "trans4pass.data.toy_world.ensure", "root": "here"}},
-        "_target_",
-    ),
+    "a function that renders files": (lambda: {**content(), "model": RENDER}, "model._target_"),
+    "another such function inside the model": (lambda: with_model(head=RENDER), "model.head._target_"),
+    "one in a disguise": (lambda: with_model(head={"_target_": RENDER}), "model.head._target_._target_"),
+    "a class that plug-ins are needed for": (lambda: with_model(_target_="extension.Model"), "model._target_"),
+    "plug-ins that are no list": (lambda: {**content(), "plugins": 5}, "plugins"),
+    "a submodule that there is not": (lambda: {**content(), "deployed": "teacher"}, "lacks the network"),
 }
 
 
@@ -329,11 +331,12 @@ def test_descriptions_that_do_not_fit_are_refused_by_name(case: str, opener: str
 def test_shapes_are_compared_before_anything_is_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = []
 
-    def spy(model: dict[str, Any], labels: LabelSpace) -> nn.Module:
+    def spy(*args: Any, **extra: Any) -> nn.Module:
         devices.append(torch.empty(0).device.type)
-        return build_network(model, labels)
+        return build(*args, **extra)
 
-    monkeypatch.setattr(described, "build_network", spy)
+    build = opening.build
+    monkeypatch.setattr(opening, "build", spy)
     torch.save(with_model(embed_dim=6), tmp_path / "bad.pt")
     assert opened(as_eval_and_predict, tmp_path / "bad.pt") is None
     assert devices == ["meta"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from trans4pass.engine import checkpoint
 
 from trans4pass import storage
 from trans4pass.errors import DamagedFile, StorageError
+from trans4pass.training import checkpoint
 
 
 def fill_disk(path: Path) -> None:

@@ -15,7 +15,7 @@ from trans4pass.interrupts import Interrupts
 from trans4pass.settings import parse
 from trans4pass.storage import replacing
 
-from .open import read_described
+from .open import Described, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def export_weights(config: Mapping[str, Any], device: torch.device, interrupts: 
     source, target = Path(settings.checkpoint), Path(settings.output)
     if target.suffix != ".safetensors":
         raise ConfigError(f"output={target} must end in .safetensors")
-    described = read_described(source, settings.plugins)
-    if described is None:
+    described = read_checkpoint(source, settings.plugins)
+    if not isinstance(described, Described):
         raise WeightsError(f"{source} does not describe its model: export the last.pt or best.pt of a run")
     network = described.network(settings.allow_nonfinite)
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}

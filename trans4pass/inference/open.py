@@ -14,37 +14,41 @@ from trans4pass.labels import LabelSpace
 from trans4pass.models import (
     DESCRIPTION,
     Segmentor,
+    Weights,
+    as_weights,
     check_finite,
     create_model,
     differences,
     identify,
     load_weights,
     read_file,
-    read_weights,
     refuse_first_release,
 )
+from trans4pass.settings import converted, flatten
 
 FACTORY = "trans4pass.create_model"
-# What the first release called the parts of its methods.
+# A model's settings about what its training once started from; they are not needed to open it.
+STARTS = ("weights", "allow_nonfinite", "pretrained")
+# What the first release called the submodules of its methods.
 FIRST_RELEASE = {"discriminator.": "terms.adversarial.discriminator.", "bank.": "terms.prototypes.bank."}
 
 
 class Described(NamedTuple):
-    """What one of our own files, .pt or exported .safetensors, holds; they describe themselves.
+    """What a checkpoint or an export of a run holds; these describe themselves.
 
     Attributes:
         path: the file.
         model: the settings that its network was built from.
         labels: the label space that its network predicts in.
-        state: the method's tensors by name.
-        deployed: the part of the method that is used; its tensors' names begin with this.
+        method: the method's tensors by name.
+        deployed: the submodule of the method that is the network; its tensors' names begin with this.
         plugins: packages of the user's own that the settings need.
     """
 
     path: Path
     model: Mapping[str, Any]
     labels: LabelSpace
-    state: dict[str, Tensor]
+    method: Mapping[str, Tensor]
     deployed: str
     plugins: tuple[str, ...]
 
@@ -53,9 +57,8 @@ class Described(NamedTuple):
 
         Shapes are compared before anything is allocated: a damaged description may ask for any size.
         """
-        weights = submodule_state(self.state, self.deployed)
-        refuse_first_release(weights, self.path)
-        with of_a_description(self.path), torch.device("meta"):
+        weights = submodule_state(self.method, self.deployed)
+        with errors_of_description(self.path), torch.device("meta"):
             different = differences(weights, self._build().state_dict())
         if different:
             raise WeightsError(
@@ -71,35 +74,45 @@ class Described(NamedTuple):
         return build(self.model, "model", num_classes=self.labels.num_classes)
 
 
-def read_described(path: Path, plugins: Collection[str] = ()) -> Described | None:
-    """What one of our own files holds; None for files in other formats.
+def read_checkpoint(path: Path, plugins: Collection[str] = ()) -> Described | Weights:
+    """What a file holds that describes itself; a network's tensors from files in all other formats.
 
     Args:
         plugins: packages that the file may name: those that the caller has named, and imported.
     Raises:
-        WeightsError: the file cannot be read, or its description is damaged.
+        WeightsError: the file cannot be read, holds no weights, or its description is damaged.
         ConfigError: it was made with a package that is not among `plugins`.
     """
     content = read_file(path)
     if not isinstance(content, Mapping) or not {*DESCRIPTION, "method"} <= content.keys():
-        return None
-    needed = content.get("plugins") or ()
+        return as_weights(content, path)
+    with errors_of_description(path):
+        needed = converted(tuple[str, ...], content.get("plugins", ()), "plugins")
+        model = {key: value for key, value in content["model"].items() if key not in STARTS}
+        check_targets(model, needed)
+        method = {current_name(key): value for key, value in content["method"].items() if isinstance(value, Tensor)}
+        labels, deployed = LabelSpace.from_dict(content["labels"]), str(content.get("deployed", "network"))
+        if not submodule_state(method, deployed):
+            raise WeightsError(f"it lacks the network, {deployed!r} of the method")
     if lacking := [name for name in needed if name not in plugins]:
         raise ConfigError(
-            f"{path} was made with {', '.join(map(str, lacking))}, code from outside this package. If you trust it, "
-            f"add plugins=[{','.join(map(str, needed))}]"
+            f"{path} was made with {', '.join(lacking)}, code from outside this package. If you trust it, add "
+            f"plugins=[{','.join(needed)}]"
         )
-    with of_a_description(path):
-        model, state = dict(content["model"]), dict(content["method"])
-        if model.get("_target_") != FACTORY and not plugins:
-            raise WeightsError(f"its model's _target_ is {model.get('_target_')!r}, and {FACTORY} builds models")
-        tensors = {first_release(key): value for key, value in state.items() if isinstance(value, Tensor)}
-        labels, deployed = LabelSpace.from_dict(content["labels"]), str(content.get("deployed", "network"))
-        return Described(path, model, labels, tensors, deployed, tuple(needed))
+    refuse_first_release(method, path)
+    return Described(path, model, labels, method, deployed, needed)
 
 
-def first_release(key: str) -> str:
-    """A tensor's name today."""
+def check_targets(model: Mapping[str, Any], plugins: Collection[str]) -> None:
+    """Raise WeightsError where a description names, at any depth, anything but our models and its plug-ins' classes."""
+    for key, target in flatten(model, "model").items():
+        named = key.endswith("._target_")
+        if named and target != FACTORY and not str(target).startswith(tuple(f"{name}." for name in plugins)):
+            raise WeightsError(f"{key} is {target!r}, and {FACTORY} builds models")
+
+
+def current_name(key: str) -> str:
+    """A tensor's name in a method of today."""
     for old, new in FIRST_RELEASE.items():
         if key.startswith(old):
             return new + key.removeprefix(old)
@@ -107,7 +120,7 @@ def first_release(key: str) -> str:
 
 
 @contextmanager
-def of_a_description(path: Path) -> Iterator[None]:
+def errors_of_description(path: Path) -> Iterator[None]:
     """Whatever is raised over what `path` says about itself is the file's fault: a description may hold anything."""
     try:
         yield
@@ -134,26 +147,24 @@ def open_checkpoint(
 
     Raises:
         WeightsError: the file is no checkpoint, is damaged, fits no model, or holds NaN or infinity.
-        ConfigError: it does not say what its classes are, and `model_labels` does not either; see `read_described`.
+        ConfigError: it does not say what its classes are, and `model_labels` does not either; see `read_checkpoint`.
     """
-    described = read_described(path, plugins)
-    if described is not None:
-        if model_labels is not None and LabelSpace.from_dict(model_labels).classes != described.labels.classes:
+    held = read_checkpoint(path, plugins)
+    named = None if model_labels is None else LabelSpace.from_dict(model_labels)
+    if isinstance(held, Described):
+        if named is not None and named.classes != held.labels.classes:
             raise ConfigError(
-                f"{path} says that its classes are those of labels/{described.labels.name}; leave "
-                "labels@model_labels out"
+                f"{path} says that its classes are those of labels/{held.labels.name}; leave labels@model_labels out"
             )
-        return described.network(allow_nonfinite), described.labels
-    weights = read_weights(path)
-    variant = identify(weights.state)
+        return held.network(allow_nonfinite), held.labels
+    variant = identify(held.state)
     if variant is None:
         raise WeightsError(f"{path} holds no segmentation model: it may be an encoder alone")
-    if model_labels is None:
+    if named is None:
         raise ConfigError(
             f"{path} holds {variant.name} with {variant.num_classes} classes and does not say which they are: add "
-            f"labels@model_labels=<label space>, e.g. cityscapes19 or outdoor13"
+            "labels@model_labels=<label space>, e.g. cityscapes19 or outdoor13"
         )
-    labels = LabelSpace.from_dict(model_labels)
-    network = create_model(variant.name, labels.num_classes, **variant.options())
-    load_weights(network, weights, allow_nonfinite)
-    return network, labels
+    network = create_model(variant.name, named.num_classes, **variant.options())
+    load_weights(network, held, allow_nonfinite)
+    return network, named

@@ -8,7 +8,7 @@ from .segmentor import Segmentor, input_size
 from .weights import (
     DESCRIPTION,
     Weights,
-    check_exactly,
+    as_weights,
     check_finite,
     check_weights,
     differences,
@@ -20,6 +20,6 @@ from .weights import (
 
 __all__ = [
     "DESCRIPTION", "EDGE", "ENCODERS", "HEADS", "MODELS", "MULTIPLE", "HeadOutput", "SegOutput", "Segmentor",
-    "Weights", "check_exactly", "check_finite", "check_weights", "create_model", "differences", "identify",
+    "Weights", "as_weights", "check_finite", "check_weights", "create_model", "differences", "identify",
     "input_size", "load_weights", "make_circular", "read_file", "read_weights", "refuse_first_release", "resize",
 ]  # fmt: skip

@@ -99,21 +99,6 @@ def check_weights(model: nn.Module, weights: Weights, allow_nonfinite: bool = Fa
     return missing
 
 
-def check_exactly(
-    module: nn.Module, state: State, path: str | PathLike[str], what: str, allow_nonfinite: bool = False
-) -> None:
-    """Raise WeightsError unless `state`, which `path` holds under the module's own names, fits `module`.
-
-    That is: for a tensor that is missing, unknown or of another shape or kind, and, unless `allow_nonfinite`, for NaN
-    or infinity. `what` is the module's name in errors.
-    """
-    refuse_first_release(state, path)
-    different = differences(state, module.state_dict())
-    if different:
-        raise WeightsError(f"{path} does not fit {what}. {different}. It is damaged or was changed: get it again")
-    check_finite(state, path, allow_nonfinite)
-
-
 def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], may_lack: Collection[str] = ()) -> str:
     """How the tensors of a file differ from those that a model wants, values aside; empty where they fit.
 
@@ -155,7 +140,12 @@ def read_weights(path: str | PathLike[str]) -> Weights:
 
     Raises WeightsError where the file is not there, is no checkpoint, is damaged, or holds more than plain values.
     """
-    return Weights(path, *_convert(read_file(path), path))
+    return as_weights(read_file(path), path)
+
+
+def as_weights(content: Any, path: str | PathLike[str]) -> Weights:
+    """The network's tensors in what `read_file` gave."""
+    return Weights(path, *_convert(content, path))
 
 
 def identify(state: Mapping[str, Tensor]) -> Variant | None:
@@ -235,9 +225,10 @@ def read_file(path: str | PathLike) -> Any:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
-        description = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in DESCRIPTION}
+        metadata = file.metadata() or {}
+        description = {key: json.loads(metadata[key]) for key in (*DESCRIPTION, "plugins") if key in metadata}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    if description.keys() != set(DESCRIPTION):
+    if not {*DESCRIPTION} <= description.keys():
         return tensors
     return {**description, "method": {f"network.{name}": value for name, value in tensors.items()}}
 

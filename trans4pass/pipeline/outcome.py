@@ -9,7 +9,7 @@ import torch
 from trans4pass.console import console
 from trans4pass.data import SegmentationDataset
 from trans4pass.errors import WeightsError
-from trans4pass.inference import Gallery, Predictor, read_described, write_picture
+from trans4pass.inference import Described, Gallery, Predictor, read_checkpoint, write_picture
 from trans4pass.models import input_size
 from trans4pass.models.complexity import complexity
 from trans4pass.report.summary import comparison, goal, summarise, table
@@ -53,8 +53,8 @@ def predictions(
     rows = {"image": [sample["image"] for sample in samples]}
     for name, stage in stages.items():
         try:
-            described = read_described(stage.last_path, run.plugins)
-            assert described is not None  # a training stage's own file
+            described = read_checkpoint(stage.last_path, run.plugins)
+            assert isinstance(described, Described)  # a training stage's own file
             network = described.network(allow_nonfinite=True)
         except WeightsError as error:  # of the first stage, which nothing else needs any more
             log.warning("%s: the picture goes without stage %s", error, name)

@@ -17,7 +17,7 @@ from trans4pass.training import checkpoint
 
 from .bad_samples import BadSamples
 from .context import RunContext
-from .start import Start, read_start
+from .start import Start, read_start, start_of_method
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Stage(ABC):
         allow_nonfinite = bool(model.get("allow_nonfinite"))
         if isinstance(self.init, Stage):
             content = self.init.last_content()
-            return Start(self.init.last_path, content["method"], content.get("deployed", "network"), allow_nonfinite)
+            return start_of_method(self.init.last_path, content["method"], content["deployed"], allow_nonfinite)
         path = self.init or model.get("weights")
         if path is None:
             return None

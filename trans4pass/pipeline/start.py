@@ -8,10 +8,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from trans4pass.errors import ConfigError
-from trans4pass.inference import read_described, submodule_state
+from trans4pass.inference import Described, read_checkpoint, submodule_state
 from trans4pass.labels import LabelSpace
 from trans4pass.methods import Method
-from trans4pass.models import Segmentor, Weights, check_exactly, check_weights, differences, load_weights, read_weights
+from trans4pass.models import Segmentor, Weights, check_finite, check_weights, differences, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -20,48 +20,43 @@ class Start(NamedTuple):
     """A state to start from.
 
     Attributes:
-        path: the file.
-        held: a method's tensors by name, or published weights.
-        deployed: the part of a method that is the network to go on with.
+        weights: of the network.
+        method: the tensors, by name, of the method that the network comes from; empty for published weights.
         allow_nonfinite: whether NaN and infinity are taken over, too.
     """
 
-    path: Path
-    held: Mapping[str, Tensor] | Weights
-    deployed: str = "network"
-    allow_nonfinite: bool = False
+    weights: Weights
+    method: Mapping[str, Tensor]
+    allow_nonfinite: bool
 
     def check(self, network: Segmentor) -> None:
         """Raise WeightsError where the network does not fit; it may be on the meta device."""
-        if isinstance(self.held, Weights):
-            check_weights(network, self.held, self.allow_nonfinite)
-        else:
-            state = submodule_state(self.held, self.deployed)
-            check_exactly(network, state, self.path, "the model", self.allow_nonfinite)
+        check_weights(network, self.weights, self.allow_nonfinite)
 
     def load_network(self, network: Segmentor) -> None:
         """Give the network its weights; raises what `check` does."""
-        if isinstance(self.held, Weights):
-            load_weights(network, self.held, self.allow_nonfinite)
-        else:
-            self.check(network)
-            network.load_state_dict(submodule_state(self.held, self.deployed))
+        load_weights(network, self.weights, self.allow_nonfinite)
 
     def carry_over(self, method: Method) -> None:
-        """Give a method all that there is for it: the network, and every other part of the same name that fits."""
+        """Give a method all that there is for it: the network, and every other submodule of the same name that fits."""
         self.load_network(method.network)
-        if isinstance(self.held, Weights):
-            return
-        for name, part in method.parts().items():
-            state, wanted = submodule_state(self.held, name), part.state_dict()
-            if name == "network" or not state or not wanted:
+        for name, module in method.parts().items():
+            state, wanted = submodule_state(self.method, name), module.state_dict()
+            if module is method.network or not state or not wanted:
                 continue
             if different := differences(state, wanted):
-                log.info("%s of %s starts anew: %s", name, self.path, different)
-            else:
-                check_exactly(part, state, self.path, name, self.allow_nonfinite)
-                part.load_state_dict(state)
-                log.info("%s comes along from %s", name, self.path)
+                log.info("%s of %s starts anew: %s", name, self.weights.path, different)
+                continue
+            # Buffers may be NaN by design: the prototype of a class that was never seen is.
+            trained = {key: state[key] for key, _ in module.named_parameters()}
+            check_finite(trained, self.weights.path, self.allow_nonfinite)
+            module.load_state_dict(state)
+            log.info("%s comes along from %s", name, self.weights.path)
+
+
+def start_of_method(path: Path, method: Mapping[str, Tensor], deployed: str, allow_nonfinite: bool) -> Start:
+    """From a method's tensors, of which those of the submodule `deployed` are the network to go on with."""
+    return Start(Weights(path, "Trans4PASS", submodule_state(method, deployed), []), method, allow_nonfinite)
 
 
 def read_start(path: Path, labels: LabelSpace, plugins: Collection[str], allow_nonfinite: bool, where: str) -> Start:
@@ -72,14 +67,13 @@ def read_start(path: Path, labels: LabelSpace, plugins: Collection[str], allow_n
         ConfigError: it is a checkpoint of other classes than `labels`, of which there may be as many, or it needs
             packages that are not among `plugins`.
     """
-    described = read_described(path, plugins)
-    if described is None:
-        return Start(path, read_weights(path), allow_nonfinite=allow_nonfinite)
-    if described.labels.classes != labels.classes:
-        held = described.labels
+    held = read_checkpoint(path, plugins)
+    if not isinstance(held, Described):
+        return Start(held, {}, allow_nonfinite)
+    if held.labels.classes != labels.classes:
         raise ConfigError(
-            f"{where}.init={path} was trained on labels/{held.name} ({', '.join(held.classes)}), and this run's are "
-            f"labels/{labels.name} ({', '.join(labels.classes)}): set labels={held.name}, or start from another "
-            "checkpoint"
+            f"{where}.init={path} was trained on labels/{held.labels.name} ({', '.join(held.labels.classes)}), and "
+            f"this run's are labels/{labels.name} ({', '.join(labels.classes)}): set labels={held.labels.name}, or "
+            "start from another checkpoint"
         )
-    return Start(path, described.state, described.deployed, allow_nonfinite)
+    return start_of_method(path, held.method, held.deployed, allow_nonfinite)
