@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_images import SIZE, label_map, picture, save
+from tests.data.tiny_images import SIZE, label_map, picture, save
 
 from trans4pass.labels import LabelSpace
 

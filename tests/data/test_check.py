@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from tiny_images import SIZE, label_map, picture, save
+from tests.data.tiny_images import SIZE, label_map, picture, save
 from trans4pass.engine.check_data import check_data
 from trans4pass.engine.command import resolved
 

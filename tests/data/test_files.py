@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_images import SIZE, label_map, picture
+from tests.data.tiny_images import SIZE, label_map, picture
 
 from tests.mutations import mutated
 from trans4pass.data import Item, SegmentationDataset

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_images import SIZE, label_map, picture, save
+from tests.data.tiny_images import SIZE, label_map, picture, save
 
 from tests.data.conftest import LABELS
 from trans4pass.data import Folder, Stanford2D3D, Structured3D, SynPASS, TrainTransform

@@ -6,7 +6,7 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 import torch
-from tiny_images import SIZE, picture, save
+from tests.data.tiny_images import SIZE, picture, save
 
 from trans4pass.data import Cityscapes, EvalTransform, Item, SegmentationDataset, TrainTransform, eval_loader
 from trans4pass.data.loaders import PositionSampler, permutation, train_loader

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
-from tiny_images import SIZE, label_map, picture, save
+from tests.data.tiny_images import SIZE, label_map, picture, save
 from trans4pass.engine.build import build
 from trans4pass.engine.check_data import check_data
 from trans4pass.engine.command import resolved

@@ -1,20 +1,45 @@
-"""Transforms: image and label move together, sizes and padding are right, and bad settings are refused."""
+"""Views: image and label move together, in one sample or a batch; sizes and padding are right; bad settings are refused."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torchvision import tv_tensors
-from trans4pass.data.transforms import EvalTransform, TrainTransform, resize, roll
+from torch import Generator, Tensor
 
+from trans4pass.build import build
+from trans4pass.data import (
+    ColorJitter,
+    Compose,
+    CoverCrop,
+    EvalTransform,
+    GaussianBlur,
+    HorizontalFlip,
+    Resize,
+    Sample,
+    ScaleCrop,
+    TrainTransform,
+    View,
+    YawRoll,
+)
+from trans4pass.data.views import resize
 from trans4pass.errors import ConfigError
+from trans4pass.settings import parse
 
 WIDTH, HEIGHT = 160, 80
 
 
-def ramp(width: int = WIDTH, height: int = HEIGHT) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+def ramp(width: int = WIDTH, height: int = HEIGHT) -> tuple[Tensor, Tensor]:
     """A label that rises by one per pixel to the right and downwards, and an image whose red channel is the label."""
     label = (torch.arange(width) + torch.arange(height)[:, None]).to(torch.uint8)
-    image = torch.stack([label, torch.full_like(label, 90), torch.full_like(label, 160)])
-    return tv_tensors.Image(image), tv_tensors.Mask(label)
+    return torch.stack([label, torch.full_like(label, 90), torch.full_like(label, 160)]), label
+
+
+def seen(view: Callable[..., Sample], seed: int = 0, sample: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """What the view makes of one image (3,H,W) and its label (H,W), by default of `ramp()`."""
+    image, label = sample or ramp()
+    result = view({"image": image[None], "label": label[None]}, [Generator().manual_seed(seed)])
+    return result["image"][0], result["label"][0]
 
 
 def offsets(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

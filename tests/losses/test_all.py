@@ -1,5 +1,6 @@
 """What holds for every pixel loss."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -93,6 +94,50 @@ def test_a_given_normaliser_divides(name: str) -> None:
 
 
 @all_losses
+def test_a_pixel_of_weight_zero_counts_as_one_without_a_label(build: Callable[[], nn.Module]) -> None:
+    """But in the normaliser, which weights leave alone."""
+    logits, labels = example()
+    weights = torch.ones_like(logits[:, 0])
+    weights[0, 2:, 3:] = weights[2, :4, :5] = 0
+    loss, results = build(), []
+    for masked, given in ((labels, weights), (labels.where(weights > 0, 255), None)):
+        leaf = logits.clone().requires_grad_()
+        value = loss(leaf, masked, loss.normaliser(labels), given)
+        value.backward()
+        results.append((value.item(), leaf.grad))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    assert (results[0][1] - results[1][1]).abs().max() < 1e-15
+    assert results[0][0] != pytest.approx(loss(logits, labels).item(), rel=1e-3)
+
+
+@all_losses
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_all_weights_scale_the_loss(build: Callable[[], nn.Module], scale: float) -> None:
+    """Focal's is a function of the mean, which is what they scale."""
+    logits, labels = example()
+    ones = torch.ones_like(logits[:, 0])
+    whole, scaled = build()(logits, labels, None, ones).item(), build()(logits, labels, None, scale * ones).item()
+    assert whole == pytest.approx(build()(logits, labels).item(), rel=1e-12)
+    if build is Focal:
+        mean = CrossEntropy()(logits, labels).item()
+        assert scaled == pytest.approx(0.5 * (1 - math.exp(-scale * mean)) ** 2 * scale * mean, rel=1e-12)
+    else:
+        assert scaled == pytest.approx(scale * whole, rel=1e-12)
+
+
+@all_losses
+def test_weights_have_an_effect_and_where_all_are_zero_so_is_the_loss(build: Callable[[], nn.Module]) -> None:
+    logits, labels = example()
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    loss = build()
+    assert loss(logits, labels, None, weights).item() != pytest.approx(loss(logits, labels).item(), rel=1e-3)
+    logits.requires_grad_()
+    nothing = loss(logits, labels, None, torch.zeros_like(weights))
+    nothing.backward()
+    assert nothing.item() == 0 and not logits.grad.any()
+
+
+@all_losses
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_precision_is_computed_in_single(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
     logits, labels = example()
@@ -118,7 +163,9 @@ def test_labels_may_be_bytes(build: Callable[[], nn.Module]) -> None:
 def test_tensors_are_made_where_the_inputs_are(build: Callable[[], nn.Module]) -> None:
     """Whatever does not say where it is made becomes a meta tensor here, which mixes with no other."""
     loss, (logits, labels) = build(), example()
+    weights = torch.ones(labels.shape, dtype=torch.float16)
     expected = loss(logits, labels)
     with torch.device("meta"):
         assert torch.equal(loss(logits, labels), expected)
+        assert loss(logits, labels, None, weights).item() == pytest.approx(expected.item(), rel=1e-12)
         assert loss.normaliser(labels).device == labels.device

@@ -6,6 +6,7 @@ from torch import Tensor
 from tests import slow
 from trans4pass.errors import ConfigError
 from trans4pass.losses.edges import AgainstEdges, EdgeLoss, MaskEdge, edge_target, soft_edge
+from trans4pass.settings import checked
 
 CLASSES = 4
 
@@ -67,17 +68,14 @@ def test_soft_edge_is_the_mask_minus_its_erosion() -> None:
 @pytest.mark.parametrize("wrap", [False, True])
 def test_loss_sums_the_levels_at_the_labels_size(wrap: bool) -> None:
     labels = random_labels()
-    fine, coarse = random_logits(1, (9, 14)), random_logits(1, (3, 4))
     edges, known = slow.edges(labels, 1, wrap)
     loss = EdgeLoss(1)
     loss.wrap = wrap
 
-    def formula(fine: Tensor, coarse: Tensor) -> float:
-        resized = F.interpolate(coarse, (9, 14), mode="bilinear", align_corners=False)
-        return sum(slow.dice(torch.sigmoid(level[:, 0]), edges, known) for level in (fine, resized))
+    def formula(levels: Tensor) -> float:
+        return sum(slow.dice(torch.sigmoid(level), edges, known) for level in levels.transpose(0, 1))
 
-    slow.assert_same(lambda x: loss({"edge1": x, "edge2": coarse}, labels), lambda x: formula(x, coarse), fine)
-    slow.assert_same(lambda x: loss({"edge1": fine, "edge2": x}, labels), lambda x: formula(fine, x), coarse)
+    slow.assert_same(lambda x: loss(x, labels), formula, random_logits(2, (9, 14)))
 
 
 def test_the_normaliser_counts_images_with_a_known_pixel() -> None:
@@ -95,9 +93,9 @@ def test_unknown_pixels_give_no_gradient_and_no_labels_zero() -> None:
     labels = random_labels()
     logits = random_logits(1, (9, 14)).requires_grad_()
     known = edge_target(labels)[1]
-    (gradient,) = torch.autograd.grad(EdgeLoss()({"edge1": logits}, labels), logits)
+    (gradient,) = torch.autograd.grad(EdgeLoss()(logits, labels), logits)
     assert (gradient[:, 0][~known] == 0).all() and (gradient[:, 0][known] != 0).all()
-    nothing = EdgeLoss()({"edge1": logits}, torch.full_like(labels, 255))
+    nothing = EdgeLoss()(logits, torch.full_like(labels, 255))
     (gradient,) = torch.autograd.grad(nothing, logits)
     assert nothing.item() == 0 and not gradient.any()
 
@@ -107,14 +105,14 @@ def test_parts_with_the_common_normaliser_add_up_to_the_whole() -> None:
     labels[0] = 255
     logits = random_logits(1, (9, 14))
     mean = torch.stack([loss.normaliser(labels[n : n + 1]) for n in range(2)]).mean()
-    parts = [loss({"edge1": logits[n : n + 1]}, labels[n : n + 1], mean) for n in range(2)]
-    assert sum(parts).item() / 2 == pytest.approx(loss({"edge1": logits}, labels).item())
+    parts = [loss(logits[n : n + 1], labels[n : n + 1], mean) for n in range(2)]
+    assert sum(parts).item() / 2 == pytest.approx(loss(logits, labels).item())
 
 
 @pytest.mark.parametrize("build", [AgainstEdges, EdgeLoss, MaskEdge])
 def test_a_bad_radius_is_refused(build: type[AgainstEdges]) -> None:
-    with pytest.raises(ConfigError, match="0"):
-        build(radius=0)
+    with pytest.raises(ConfigError, match="loss.radius is 0"):
+        checked(build, {"radius": 0}, "loss")
     assert (build().radius, build().wrap) == (2, False)
 
 

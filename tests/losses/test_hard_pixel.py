@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from tests import slow
 from trans4pass.errors import ConfigError
 from trans4pass.losses.hard_pixel import HardPixelCrossEntropy, OHEMCrossEntropy
+from trans4pass.settings import checked
 
 CLASSES = 4
 
@@ -21,8 +23,7 @@ def random_case() -> tuple[Tensor, Tensor]:
 
 
 def at_step(loss: HardPixelCrossEntropy, step: int) -> HardPixelCrossEntropy:
-    for done in range(max(0, step - 1), step):
-        loss.after_step(done)
+    loss.set_step(step)
     return loss
 
 
@@ -46,14 +47,14 @@ def test_hard_pixels_are_the_formula(mining_steps: int, step: int, top: float) -
 
 def test_share_narrows_line_by_line() -> None:
     loss = HardPixelCrossEntropy(0.2, 4)
-    shares = [at_step(loss, step).share().item() for step in range(6)]
+    shares = [at_step(loss, step).share() for step in range(6)]
     assert shares == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2], abs=1e-15)
-    assert HardPixelCrossEntropy(0.2, 0).share().item() == 0.2
+    assert HardPixelCrossEntropy(0.2, 0).share() == 0.2
 
 
 def test_by_itself_it_narrows_to_fifteen_percent_in_100000_steps() -> None:
     loss = HardPixelCrossEntropy()
-    shares = [at_step(loss, step).share().item() for step in (50_000, 99_999, 100_000)]
+    shares = [at_step(loss, step).share() for step in (50_000, 99_999, 100_000)]
     assert shares == pytest.approx([1 - 0.85 / 2, 0.15 + 0.85e-5, 0.15], abs=1e-12)
 
 
@@ -67,10 +68,27 @@ def test_normalisers_count_images_and_batches() -> None:
     assert HardPixelCrossEntropy().normaliser(full).item() == 3
 
 
-def test_step_is_part_of_the_state_and_exact() -> None:
-    loss, other = at_step(HardPixelCrossEntropy(), 2**24 + 1), HardPixelCrossEntropy()
-    other.load_state_dict(loss.state_dict())
-    assert int(other.step) == 2**24 + 1
+def test_the_step_is_exact_and_no_state() -> None:
+    loss = at_step(HardPixelCrossEntropy(0.5, 2**25), 2**24 + 1)
+    assert loss.share() == 1 - 0.5 * (2**24 + 1) / 2**25
+    assert not loss.state_dict()
+
+
+def test_weights_are_factors_before_the_hardest_are_picked_and_leave_their_number() -> None:
+    logits, labels = random_case()
+    weights = torch.rand(3, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def formula(x: Tensor) -> float:
+        means = []
+        for n in (0, 2):
+            factors = weights[n][labels[n] != slow.IGNORED].tolist()
+            pixels = zip(factors, slow.pixel_losses(x[n : n + 1], labels[n]), strict=True)
+            losses = sorted((factor * loss for factor, (loss, _) in pixels), reverse=True)
+            k = math.floor(0.4 * len(losses))
+            means.append(sum(losses[:k]) / k)
+        return sum(means) / 2
+
+    slow.assert_same(lambda x: HardPixelCrossEntropy(0.4, 0)(x, labels, None, weights), formula, logits)
 
 
 def test_only_the_hardest_pixels_give_gradient() -> None:
@@ -119,20 +137,26 @@ def test_ohem_averages_the_parts_that_have_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "word"),
+    ("loss", "setting", "value"),
     [
-        (lambda: HardPixelCrossEntropy(top=0), "top"),
-        (lambda: HardPixelCrossEntropy(top=1.001), "top"),
-        (lambda: HardPixelCrossEntropy(mining_steps=-1), "mining_steps"),
-        (lambda: OHEMCrossEntropy(threshold=0), "threshold"),
-        (lambda: OHEMCrossEntropy(threshold=1.001), "threshold"),
-        (lambda: OHEMCrossEntropy(min_kept=0), "min_kept"),
-        (lambda: OHEMCrossEntropy(class_weights="auto"), "auto"),
+        (HardPixelCrossEntropy, "top", 0),
+        (HardPixelCrossEntropy, "top", 1.001),
+        (HardPixelCrossEntropy, "mining_steps", -1),
+        (OHEMCrossEntropy, "threshold", 0),
+        (OHEMCrossEntropy, "threshold", 1.001),
+        (OHEMCrossEntropy, "min_kept", 0),
+        (OHEMCrossEntropy, "class_weights", "auto"),
     ],
 )
-def test_bad_settings_are_refused(build, word: str) -> None:
-    with pytest.raises(ConfigError, match=word):
-        build()
+def test_bad_settings_are_refused(loss: type, setting: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"loss\.{setting} is {value!r}"):
+        checked(loss, {setting: value}, "loss")
+
+
+@pytest.mark.parametrize("settings", [{"top": 1.0, "mining_steps": 0}, {"top": 1e-9}])
+def test_settings_at_their_bounds_are_taken(settings: dict) -> None:
+    assert checked(HardPixelCrossEntropy, settings, "loss") == settings
+    assert checked(OHEMCrossEntropy, {"threshold": 1.0, "min_kept": 1}, "loss")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -8,6 +8,7 @@ from tests import slow
 from trans4pass import dist
 from trans4pass.errors import ConfigError
 from trans4pass.losses import CrossEntropy, Focal, at_least_single, pixel_counts
+from trans4pass.settings import checked
 
 # Two pixels of class 0 and 1, one ignored; probabilities by hand.
 PROBABILITIES = torch.tensor([[0.5, 0.25, 0.9], [0.5, 0.75, 0.1]], dtype=torch.float64)
@@ -37,6 +38,20 @@ def test_cross_entropy_is_the_formula(weights: list[float] | None) -> None:
     slow.assert_same(
         lambda x: CrossEntropy(weights)(x, labels), lambda x: slow.cross_entropy(x, labels, weights), logits
     )
+
+
+@pytest.mark.parametrize("class_weights", [None, [0.5, 2.0, 3.0]])
+def test_pixel_weights_are_factors_and_not_in_the_normaliser(class_weights: list[float] | None) -> None:
+    logits, labels = random_case()
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    factors = weights[labels != slow.IGNORED].tolist()
+
+    def formula(x: Tensor) -> float:
+        pixels = [(loss, (class_weights or [1] * 3)[label]) for loss, label in slow.pixel_losses(x, labels)]
+        total = sum(factor * c * loss for factor, (loss, c) in zip(factors, pixels, strict=True))
+        return total / sum(c for _, c in pixels)
+
+    slow.assert_same(lambda x: CrossEntropy(class_weights)(x, labels, None, weights), formula, logits)
 
 
 def test_focal_by_hand() -> None:
@@ -78,10 +93,15 @@ def test_class_weights_are_a_setting_and_no_state() -> None:
 
 
 def test_bad_class_weights_are_refused() -> None:
-    with pytest.raises(ConfigError, match="auto"):
-        CrossEntropy("auto")
-    with pytest.raises(ConfigError, match="positive"):
-        CrossEntropy([1.0, 0.0])
+    for loss, setting, value, shown in (
+        (CrossEntropy, "class_weights", "auto", "'auto'"),
+        (CrossEntropy, "class_weights", [1.0, 0.0], "0.0"),
+        (Focal, "class_weights", [-1.0], "-1.0"),
+        (Focal, "gamma", -0.1, "-0.1"),
+        (Focal, "alpha", 0.0, "0.0"),
+    ):
+        with pytest.raises(ConfigError, match=rf"loss\.{setting}\S* is {shown}"):
+            checked(loss, {setting: value}, "loss")
     with pytest.raises(ConfigError, match="3 numbers for 2 classes"):
         CrossEntropy([1.0, 1.0, 1.0])(LOGITS, LABELS)
 

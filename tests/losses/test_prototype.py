@@ -58,7 +58,34 @@ def test_distillation_is_the_formula(settings: dict[str, float], over: str) -> N
     )
 
 
-def test_both_terms_are_told_without_gradient() -> None:
+@pytest.mark.parametrize("over", ["labelled", "all"])
+def test_pixel_weights_are_factors_and_not_in_the_count(over: str) -> None:
+    """By linearity: the sum over the pixels of each one's weight times the loss with this pixel's weight alone."""
+    features, labels, prototypes = example()
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def loss(weights: Tensor | None) -> Tensor:
+        return prototype_distillation(features, labels, prototypes, 3.0, 0.7, over, None, weights)[0]
+
+    single = torch.eye(12, dtype=torch.float64).view(12, 2, 2, 3)
+    expected = sum(weight * loss(one) for weight, one in zip(weights.flatten(), single, strict=True))
+    assert loss(weights).item() == slow.approx(expected.item())
+    assert loss(torch.ones_like(weights)).item() == slow.approx(loss(None).item())
+
+
+def test_a_pixel_of_weight_zero_is_one_without_a_label_but_in_the_count() -> None:
+    features, labels, prototypes = example()
+    weights = torch.ones(labels.shape, dtype=torch.float64)
+    weights[0, 0, 0] = weights[1, 0] = 0
+    features.requires_grad_()
+    weighed, _ = prototype_distillation(features, labels, prototypes, normaliser=torch.tensor(7), weights=weights)
+    masked = labels.where(weights > 0, 255)
+    expected, _ = prototype_distillation(features, masked, prototypes, normaliser=torch.tensor(7))
+    assert weighed.item() == slow.approx(expected.item())
+    assert torch.equal(*(torch.autograd.grad(loss, features)[0] for loss in (weighed, expected)))
+
+
+def test_both_terms_are_returned_without_gradient() -> None:
     features, labels, prototypes = example()
     _, terms = prototype_distillation(features.requires_grad_(), labels, prototypes, 3.0, 0.7)
     kl, ce = slow.distillation(features.detach(), labels, prototypes, 3.0, 0.7)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import slow
 from trans4pass.errors import ConfigError
 from trans4pass.losses import CrossEntropy, Dice, HardPixelCrossEntropy, WeightedSum
 
@@ -35,8 +36,11 @@ def test_every_term_may_have_a_weight() -> None:
 
 def test_its_terms_follow_the_steps() -> None:
     total = WeightedSum({"hard": HardPixelCrossEntropy(mining_steps=10), "dice": Dice()})
-    total.after_step(4)
-    assert total.state_dict()["terms.0.step"] == 5
+    total.set_step(5)
+    assert total.terms[0].step == 5
+    nested = WeightedSum({"sum": total})
+    nested.set_step(7)
+    assert total.terms[0].step == 7
 
 
 @pytest.mark.parametrize(
@@ -56,4 +60,6 @@ def test_a_sum_may_be_a_term_and_names_are_free() -> None:
     expected += HardPixelCrossEntropy()(logits, labels)
     assert total.normaliser(labels).shape == (3,)
     assert total(logits, labels).shape == ()
+    doubled = total(logits, labels, total.normaliser(labels) * torch.tensor([2, 1, 1]))
+    assert (total(logits, labels) - doubled).item() == slow.approx(0.25 * CrossEntropy()(logits, labels).item())
     assert total(logits, labels).item() == pytest.approx(expected.item(), abs=1e-12)

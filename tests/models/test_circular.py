@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trans4pass.engine.evaluation import Predictor, TestTime
 
 from trans4pass import create_model
 from trans4pass.errors import ConfigError
+from trans4pass.inference import TTA, Predictor
 from trans4pass.models import Segmentor, resize
 from trans4pass.models.circular import pad_circular
 
@@ -84,7 +84,7 @@ def test_other_widths_are_refused_by_the_model_and_rounded_by_the_predictor() ->
     images = torch.randint(0, 256, (1, 3, 40, 90), dtype=torch.uint8)
     seen = []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
-    logits = Predictor(model, torch.device("cpu"), TestTime(scales=(0.75, 1.0, 1.5)))(images)
+    logits = Predictor(model, torch.device("cpu"), TTA(scales=(0.75, 1.0, 1.5)))(images)
     assert logits.shape == (1, 5, 40, 90)
     assert seen == [(32, 64), (40, 96), (60, 128)]
 

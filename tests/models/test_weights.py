@@ -11,7 +11,8 @@ from torch import Tensor
 
 from trans4pass import create_model
 from trans4pass.errors import WeightsError
-from trans4pass.models import Variant, identify, load_weights, read_state_dict
+from trans4pass.models import identify, load_weights, read_weights
+from trans4pass.models.weights import Variant
 
 State = dict[str, Tensor]
 CLASSES = 13
@@ -106,7 +107,7 @@ def test_a_whole_checkpoint_round_trips(format: str, tmp_path: Path) -> None:
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
     expected = Variant("trans4pass_micro", CLASSES, embed_dim=128, deform=(True, False, False, False))
-    assert identify(read_state_dict(path)) == expected
+    assert identify(read_weights(path).state) == expected
 
 
 @pytest.mark.parametrize("format", [segformer, transformers])
@@ -124,7 +125,7 @@ def test_an_encoder_alone_round_trips(format, suffix: str, tmp_path: Path, caplo
     assert report.matched == len(after) - len(report.missing)
     assert sorted(report.dropped) == (["head.bias", "head.weight"] if format is segformer else ["classifier.weight"])
     assert f"{report.matched} tensors loaded" in caplog.text
-    assert identify(read_state_dict(path)) is None
+    assert identify(read_weights(path).state) is None
 
 
 def test_the_training_state_around_the_network_is_dropped(tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_reverse_edge_heads_of_the_first_release_are_refused_by_name(settings: d
     state = first_release(random_state(**settings))
     for name, content in {"bare.pth": state, "last.pt": training(state), "bare.safetensors": state}.items():
         path = save(content, tmp_path / name)
-        for read in (read_state_dict, lambda path: create_model("trans4pass_micro", CLASSES, path, **settings)):
+        for read in (read_weights, lambda path: create_model("trans4pass_micro", CLASSES, path, **settings)):
             with pytest.raises(WeightsError, match=f"{name}.*{OLD}"):
                 read(path)
     with pytest.raises(WeightsError, match=OLD):
@@ -315,7 +316,7 @@ def unreadable(kind: str, folder: Path) -> Path:
 )
 def test_an_unreadable_file_is_refused_with_its_path(kind: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=f"{kind}.*{message}|{message}.*{kind}"):
-        read_state_dict(unreadable(kind, tmp_path))
+        read_weights(unreadable(kind, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -325,4 +326,4 @@ def test_an_unreadable_file_is_refused_with_its_path(kind: str, message: str, tm
 def test_a_file_without_weights_is_refused(content, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(WeightsError, match=f"other.pt holds no weights, but {message}"):
-        read_state_dict(tmp_path / "other.pt")
+        read_weights(tmp_path / "other.pt")

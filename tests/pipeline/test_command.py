@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 from omegaconf import OmegaConf
-from trans4pass.engine.command import run_command
 
 from trans4pass.errors import ConfigError, DamagedFile, DataError, NonFinite, StorageError, WeightsError
+from trans4pass.pipeline.launch import launch
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -22,7 +22,7 @@ CONFIG = OmegaConf.create({"device": "cpu"})
 
 @pytest.mark.parametrize("kind", [ConfigError, DamagedFile, DataError, NonFinite, StorageError, WeightsError])
 def test_errors_with_a_fix_are_a_line_and_status_2(kind: type[Exception], capsys: pytest.CaptureFixture) -> None:
-    assert run_command(raising(kind("what to do")), CONFIG) == 2
+    assert launch(raising(kind("what to do")), CONFIG) == 2
     shown = capsys.readouterr()
     assert "what to do" in shown.out
     assert "Traceback" not in shown.out + shown.err
@@ -42,5 +42,5 @@ def test_errors_with_a_fix_are_a_line_and_status_2(kind: type[Exception], capsys
 )
 def test_any_other_error_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match="a bug") as raised:
-        run_command(raising(error), CONFIG)
+        launch(raising(error), CONFIG)
     assert raised.value is error

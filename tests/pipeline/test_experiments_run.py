@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from trans4pass.engine.command import run_command
-from trans4pass.engine.pipeline import train
+
+from trans4pass.pipeline.launch import launch
+from trans4pass.pipeline.run import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml") if "toy" not in path.stem)
@@ -51,7 +52,7 @@ def small(experiment: str) -> list[str]:
 def test_two_steps_per_stage(experiment: str, all_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = composed(experiment, *small(experiment), f"data_root={all_data}", f"run_dir={folder}")
-    assert run_command(train, config) == 0
+    assert launch(train, config) == 0
     summary = json.loads((folder / "summary.json").read_text())
     enabled = [name for name, stage in config["stages"].items() if stage["enabled"]]
     assert list(summary["stages"]) == enabled

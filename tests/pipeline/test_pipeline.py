@@ -15,10 +15,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trans4pass.engine import checkpoint
-from trans4pass.engine.command import run_command
-from trans4pass.engine.compare import compare_runs
-from trans4pass.engine.stage import part
+
+from trans4pass.inference import submodule_state
+from trans4pass.pipeline.launch import launch
+from trans4pass.report.compare import compare_runs
+from trans4pass.training import checkpoint
 
 from .conftest import ROOT, assert_same_weights, call, command, environment, kill_when, wait_for, weights
 
@@ -43,7 +44,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     for name in ("panoramas.png", "config.yaml", "environment.json", "run.log"):
         assert (finished / name).stat().st_size > 0
     assert {path.name for path in finished.glob("*/*.pt*")} == {"last.pt", "best.pt"}
-    assert points(finished, "source", "source/seg") == [1, 2, 3, 4]
+    assert points(finished, "source", "source/supervised") == [1, 2, 3, 4]
     assert points(finished, "mpa", "miou/target") == [2, 4]
     tags = EventAccumulator(str(finished / "mpa" / "tensorboard")).Reload().Tags()["images"]
     assert any("pseudo-label" in tag for tag in tags)
@@ -88,10 +89,10 @@ def test_stages_start_from_the_stage_before(finished: Path, run_here: Run, tmp_p
     assert (
         run_here(tmp_path / "r", "stages.warmup.optim.network.lr=0", "stages.warmup.optim.network.weight_decay=0") == 0
     )
-    source, warm = (part(weights(tmp_path / "r", stage), "network") for stage in ("source", "warmup"))
+    source, warm = (submodule_state(weights(tmp_path / "r", stage), "network") for stage in ("source", "warmup"))
     names = [name for name in source if "running" not in name and "tracked" not in name]
     assert all(torch.equal(source[name], warm[name]) for name in names)
-    discriminators = [part(weights(tmp_path / "r", stage), "discriminator") for stage in ("warmup", "mpa")]
+    discriminators = [submodule_state(weights(tmp_path / "r", stage), "discriminator") for stage in ("warmup", "mpa")]
     assert not torch.equal(discriminators[0]["0.weight"], discriminators[1]["0.weight"])
 
 
@@ -146,7 +147,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert not (folder / stage / "done.json").exists(), "killed too late to prove anything"
     assert run_here(folder, "resume=true") == 0
     assert_same_weights(finished, folder)
-    for tag in ("source/seg", "miou/target"):
+    for tag in ("source/supervised", "miou/target"):
         steps = points(folder, "mpa", tag)
         assert steps == sorted(set(steps))
 
@@ -167,7 +168,7 @@ def test_a_stage_can_start_from_a_file_and_others_be_off(finished: Path, run_her
     start = finished / "source" / "last.pt"
     status = run_here(tmp_path / "r", "stages.source.enabled=false", f"stages.warmup.init={start}")
     assert status == 0
-    warm = [part(weights(folder, "warmup"), "network") for folder in (finished, tmp_path / "r")]
+    warm = [submodule_state(weights(folder, "warmup"), "network") for folder in (finished, tmp_path / "r")]
     assert all(torch.equal(warm[0][name], warm[1][name]) for name in warm[0])
 
 
@@ -195,7 +196,10 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
         (["device=tpu9"], ["tpu9"]),
         (["data.target.dataset.root=/nowhere"], ["/nowhere", "datasets_layout.md", "pin2pan_toy"]),
         (
-            ["loss@stages.source.method.loss=cross_entropy_dice", "+stages.source.method.loss.terms.dice.top=1"],
+            [
+                "loss@stages.source.method.terms.supervised.loss=cross_entropy_dice",
+                "+stages.source.method.terms.supervised.loss.terms.dice.top=1",
+            ],
             ["terms.dice.top"],
         ),
         (["source_class_weights=[1.0,2.0]"], ["[1.0, 2.0]", "11 classes", "auto"]),
@@ -220,7 +224,10 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
         (["stages.mpa.init=[1]"], ["stages.mpa.init"]),
         (["stages.pseudo_labels.precision=fp8"], ["stages.pseudo_labels.precision", "fp8"]),
         (["stages.pseudo_labels.scales=abc"], ["scales", "abc"]),
-        (["stages.source.method.loss=ce"], ["stages.source.method.loss", "loss@stages.source.method.loss"]),
+        (
+            ["stages.source.method.terms.supervised.loss=ce"],
+            ["stages.source.method.terms.supervised.loss", "loss@stages.source.method.terms.supervised.loss"],
+        ),
     ],
 )
 def test_bad_settings_are_named_before_anything_runs(
@@ -245,14 +252,14 @@ def test_sides_may_have_any_names(run_here: Run, tmp_path: Path, capsys: pytest.
     assert (summary["sides"], summary["goal"], source["judge"]) == (["pano"], "pano", "pano")
     assert summary["gain"] == pytest.approx(warmup["pano"] - source["pano"])
     assert source["best"]["pano"] >= source["pano"]
-    assert run_command(compare_runs, OmegaConf.create({"runs": [str(tmp_path / "r")], "device": "cpu"})) == 0
+    assert launch(compare_runs, OmegaConf.create({"runs": [str(tmp_path / "r")], "device": "cpu"})) == 0
     assert f"{warmup['pano'] - source['pano']:+.1f}" in capsys.readouterr().out
 
 
 def test_counted_class_weights(run_here: Run, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
-    assert run_here(tmp_path / "r", "stages.source.method.loss.class_weights=auto", *off) == 0
-    counted = json.loads((tmp_path / "r" / "source" / "class_weights.json").read_text())
+    assert run_here(tmp_path / "r", "stages.source.method.terms.supervised.loss.class_weights=auto", *off) == 0
+    counted = json.loads((tmp_path / "r" / "source" / "class_weights_source.json").read_text())
     assert counted["road"] < counted["person"]
     assert len(counted) == 11
 
@@ -305,12 +312,12 @@ def test_skipped_steps_are_reported(run_here: Run, tmp_path: Path) -> None:
 
 def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
-    where = "stages.source.method.loss"
+    where = "stages.source.method.terms.supervised.loss"
     chosen = [f"loss@{where}=cross_entropy_dice", f"+loss@{where}.terms.hard=hard_pixel", f"+{where}.weights.hard=0.5"]
     chosen += [f"+{where}.weights.dice=0.5", f"{where}.terms.cross_entropy.class_weights=auto"]
     assert run_here(tmp_path / "r", *chosen, *off) == 0
     assert weights(tmp_path / "r", "source")["objective.loss.terms.2.step"] == 4
-    assert (tmp_path / "r" / "source" / "class_weights.json").exists()
+    assert (tmp_path / "r" / "source" / "class_weights_source.json").exists()
 
 
 def test_two_processes_with_half_the_batch_are_one(tiny: list[str], run_here: Run, tmp_path: Path) -> None:
@@ -423,7 +430,7 @@ def test_torchrun_restarts_a_dead_worker(tiny: list[str], tmp_path: Path) -> Non
         assert agent.returncode == 0, output
         assert "goes on at step" in log_of(killed)
         assert_same_weights(whole, killed, "warmup")
-        assert points(killed, "warmup", "source/seg") == list(range(1, 13))
+        assert points(killed, "warmup", "source/supervised") == list(range(1, 13))
 
 
 def test_a_checkpoint_of_other_classes_is_refused(

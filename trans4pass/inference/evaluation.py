@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from trans4pass import dist
@@ -16,11 +16,11 @@ from trans4pass.console import console
 from trans4pass.data import EvalTransform, SegmentationDataset, Size
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.settings import parse
 from trans4pass.storage import write_json
 
-from .images import PredictorSettings, make_predictor, write_prediction
+from .images import PredictorSettings, make_predictor
 from .metrics import Regions, Scores
+from .pictures import write_prediction
 from .predictor import evaluate
 
 
@@ -36,20 +36,15 @@ class EvaluationSettings(PredictorSettings):
     save_predictions: bool = False
 
 
-def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> dict[str, Any]:
-    """Score a checkpoint as configs/eval.yaml describes; prints a table, writes metrics.json, returns its content."""
-    settings = parse(EvaluationSettings, config, "")
+def evaluate_checkpoint(
+    settings: EvaluationSettings, device: torch.device, interrupts: Interrupts
+) -> dict[str, Any]:
+    """Score a checkpoint; prints a table, writes metrics.json, returns its content."""
     predictor, model_labels = make_predictor(settings, device)
     labels = LabelSpace.from_dict(settings.labels) if settings.labels else model_labels
-    size = settings.size or settings.data["eval_size"]
-    dataset: SegmentationDataset = build(
-        settings.data["dataset"],
-        "data.dataset",
-        split=settings.split,
-        labels=labels,
-        labelled=True,
-        transform=EvalTransform(size),
-    )
+    size, data = settings.size or settings.data["eval_size"], settings.data["dataset"]
+    chosen = {"split": settings.split, "labels": labels, "transform": EvalTransform(size)}
+    dataset: SegmentationDataset = build(data, "data.dataset", labelled=True, **chosen)
     name = f"eval_{dataset.name}_{settings.split}" + ("_wrap" if settings.wrap else "")
     folder = Path(settings.output or Path(settings.checkpoint).parent / name)
     files = {item.name: item.image for item in dataset.items}
@@ -62,49 +57,41 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
             write_prediction(folder, name, prediction, labels, files[name])
 
     confusion = evaluate(predictor, dataset, model_labels, settings.num_workers, "evaluate", interrupts, keep)
-    scores, parts = confusion.scores(), regions.scores() if dataset.panorama else {}
-    described = {
-        "checkpoint": settings.checkpoint,
-        "data": settings.data["dataset"],
-        "split": settings.split,
-        "labels": labels.name,
-        "size": size,
-        "precision": settings.precision,
-        "wrap": predictor.network.wrap,
-        **asdict(predictor.tta),
+    scores, by_region = confusion.scores(), regions.scores() if dataset.panorama else {}
+    result = metrics(scores, by_region, labels) | {
+        "images": len(dataset),
+        "settings": {
+            **{name: getattr(settings, name) for name in ("checkpoint", "split", "precision", *TTA_SETTINGS)},
+            **{"data": data, "labels": labels.name, "size": size, "wrap": predictor.network.wrap},
+        },
     }
-    result = metrics(scores, parts, labels, len(dataset)) | {"settings": described}
     if dist.is_main():
         write_json(folder / "metrics.json", result)
         title = f"{settings.checkpoint} on {dataset.name} {settings.split}"
-        console.print(scores_table(scores, parts, labels, title))
+        console.print(scores_table(scores, by_region, labels, title))
         console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
         if settings.save_predictions:
             console.print(f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}", soft_wrap=True)
     return result
 
 
-def metrics(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace, images: int) -> dict[str, Any]:
-    """What metrics.json says; an IoU is null where the class occurs neither in labels nor in predictions."""
+def metrics(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace) -> dict[str, Any]:
+    """What metrics.json says; a figure is null where it is NaN, which JSON does not know."""
+
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
     return {
-        "mIoU": or_null(scores.miou),
-        "IoU": {name: or_null(value) for name, value in zip(labels.classes, scores.iou, strict=True)},
-        "pixel_accuracy": or_null(scores.pixel_accuracy),
+        "mIoU": number(scores.miou),
+        "IoU": {name: number(value) for name, value in zip(labels.classes, scores.iou, strict=True)},
+        "pixel_accuracy": number(scores.pixel_accuracy),
         "classes_in_mean": scores.classes_in_mean,
-        "images": images,
-        "regions": {name: {"mIoU": or_null(region.miou)} for name, region in regions.items()},
+        "regions": {name: {"mIoU": number(region.miou)} for name, region in regions.items()},
     }
 
 
-def or_null(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return None if math.isnan(value) else value
-
-
 def scores_table(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace, title: str) -> Table:
-    table = Table(title=title)
-    table.add_column("class")
-    table.add_column("IoU in %", justify="right")
+    table = Table("class", Column("IoU in %", justify="right"), title=title)
     for name, iou in zip(labels.classes, scores.iou, strict=True):
         table.add_row(name, "never occurs" if math.isnan(iou) else f"{iou:.2f}")
     table.add_section()

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from typing import Annotated, Any
 
 import torch
@@ -53,31 +55,22 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Mean logits (B,K,H,W), float32 on the device, of uint8 images (B,3,H,W)."""
-        images = images.to(self.device)
-        height, width = images.shape[2:]
-        total: Tensor | None = None
-        views = 0
-        for roll in range(self.tta.yaw_rolls):
-            shift = roll * width // self.tta.yaw_rolls
-            for scale in self.tta.scales:
-                view = self._at(images.roll(shift, -1), input_size(self.network, (height, width), scale))
-                for flipped in (False, True)[: 1 + self.tta.flip]:
-                    logits = self._logits(view.flip(-1) if flipped else view, (height, width))
-                    logits = logits.flip(-1) if flipped else logits
-                    logits = logits.roll(-shift, -1)
-                    total = logits if total is None else total + logits
-                    views += 1
-        assert total is not None  # there is a view or more
-        return total / views
+        views = self.tta.yaw_rolls * len(self.tta.scales) * (1 + self.tta.flip)
+        return reduce(torch.add, self._views(images.to(self.device))) / views
 
-    def _logits(self, view: Tensor, size: tuple[int, int]) -> Tensor:
-        with autocast(self.device, self.precision):
-            logits = self.network(view).logits.float()
-        return resize(logits, size, self.network.wrap)
-
-    def _at(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """uint8 images (B,3,H,W) at `size` = (h,w): themselves, or float in [0,1]."""
-        return images if images.shape[2:] == size else resize(images.float() / 255, size, self.network.wrap)
+    def _views(self, images: Tensor) -> Iterator[Tensor]:
+        """Each view's logits, at the size and place of the images."""
+        size, wrap = images.shape[2:], self.network.wrap
+        for roll, scale in product(range(self.tta.yaw_rolls), self.tta.scales):
+            shift = roll * size[1] // self.tta.yaw_rolls
+            view, scaled = images.roll(shift, -1), input_size(self.network, size, scale)
+            if scaled != size:
+                view = resize(view.float() / 255, scaled, wrap)
+            for flip in (False, True)[: 1 + self.tta.flip]:
+                with autocast(self.device, self.precision):
+                    logits = self.network(view.flip(-1) if flip else view).logits.float()
+                logits = resize(logits, size, wrap)
+                yield (logits.flip(-1) if flip else logits).roll(-shift, -1)
 
 
 def predict_all(

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
+from trans4pass.settings import Positive
 
-from .dice import dice_loss, mask_counts, soft_dice
-from .pixel import PixelLoss, at_least_single
+from .dice import mask_counts, soft_dice
+from .pixel import PixelLoss
 
 
 def window_max(x: Tensor, radius: int) -> Tensor:
@@ -52,17 +52,16 @@ class AgainstEdges(PixelLoss):
     """What is compared with the labels' edges by Dice, averaged over the images that have a known pixel.
 
     Args:
-        radius: of the erosion that makes the edges, pixels >= 1; an edge is 2 * radius wide, half of it on each side.
+        radius: of the erosion that makes the edges, pixels; an edge is 2 * radius wide, half of it on each side.
     Attributes:
-        wrap: whether images are full panoramas, whose left and right sides meet; a method takes it from its network.
+        wrap: whether images are full panoramas, whose left and right sides meet; a method sets it where its network's
+            are (`make_circular`).
     """
 
     wrap = False
 
-    def __init__(self, radius: int = 2):
+    def __init__(self, radius: Positive = 2):
         super().__init__()
-        if radius < 1:
-            raise ConfigError(f"radius must be at least 1 pixel, got {radius}")
         self.radius = radius
 
     def normaliser(self, labels: Tensor) -> Tensor:
@@ -73,14 +72,10 @@ class AgainstEdges(PixelLoss):
 class EdgeLoss(AgainstEdges):
     """The edges that a network predicts at L levels, (B,L,H,W) logits at the labels' size, summed over the levels."""
 
-    def forward(
-        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         edges, known = edge_target(labels, self.radius, self.wrap)
-        normaliser = mask_counts(known) if normaliser is None else normaliser
-        edges, known = (x[:, None].expand_as(logits).flatten(0, 1) for x in (edges, known))  # B,H,W -> B*L,H,W
-        each = None if weights is None else weights[:, None].expand_as(logits).flatten(0, 1)
-        return dice_loss(logits.flatten(0, 1), edges, known, normaliser, each)
+        each = [None if x is None else x[:, None].expand_as(logits).flatten(0, 1) for x in (edges, known, weights)]
+        return soft_dice(torch.sigmoid(logits).flatten(0, 1), *each)  # B,L,H,W -> B*L,H,W
 
 
 class MaskEdge(AgainstEdges):
@@ -90,13 +85,8 @@ class MaskEdge(AgainstEdges):
     are the masks, and the union of their edges is at each pixel the largest.
     """
 
-    def forward(
-        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
-        edges, known = edge_target(labels, self.radius, self.wrap)
-        masks = at_least_single(logits).softmax(1)
-        if self.wrap:
-            masks = F.pad(masks, (self.radius, self.radius, 0, 0), mode="circular")
-        found = soft_edge(masks.flatten(0, 1), self.radius).unflatten(0, masks.shape[:2]).amax(1)  # B,K,H,W -> B,H,W
-        found = found[..., self.radius : -self.radius] if self.wrap else found
-        return soft_dice(found, edges, known, normaliser, weights)
+    def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        masks, sides = logits.softmax(1), self.radius if self.wrap else 0
+        masks = F.pad(masks, (sides, sides, 0, 0), mode="circular")
+        edges = soft_edge(masks.flatten(0, 1), self.radius).unflatten(0, masks.shape[:2]).amax(1)  # B,K,H,W -> B,H,W
+        return soft_dice(edges[..., sides : -sides or None], *edge_target(labels, self.radius, self.wrap), weights)

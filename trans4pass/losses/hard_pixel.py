@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
+from trans4pass.settings import Natural, Positive
 
-from .pixel import CrossEntropy, PixelLoss, at_least_single, safe_ratio
+from .pixel import CrossEntropy, PixelLoss, safe_ratio
+
+PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 
 
 class HardPixelCrossEntropy(PixelLoss):
@@ -21,14 +26,12 @@ class HardPixelCrossEntropy(PixelLoss):
     mean. On purpose different from the official code: N leaves out the ignored pixels, which are no easy ones.
 
     Args:
-        top: share of the labelled pixels that is kept in the end, in (0,1].
-        mining_steps: step at which the share reaches `top`, >= 0; 0 = at once.
+        top: share of the labelled pixels that is kept in the end.
+        mining_steps: step at which the share reaches `top`; 0 = at once.
     """
 
-    def __init__(self, top: float = 0.15, mining_steps: int = 100_000):
+    def __init__(self, top: PositiveShare = 0.15, mining_steps: Natural = 100_000):
         super().__init__()
-        if not 0 < top <= 1 or mining_steps < 0:
-            raise ConfigError(f"top must be in (0, 1] and mining_steps >= 0, got {top} and {mining_steps}")
         self.top, self.mining_steps, self.step = top, mining_steps, 0
 
     def set_step(self, step: int) -> None:
@@ -43,18 +46,14 @@ class HardPixelCrossEntropy(PixelLoss):
         """Number of images with any label, a float scalar."""
         return (labels != IGNORE).flatten(1).any(1).sum().float()  # B,H,W -> B,N
 
-    def forward(
-        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
-        losses = F.cross_entropy(at_least_single(logits), labels.long(), ignore_index=IGNORE, reduction="none")
+    def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
+        losses = losses if weights is None else losses * weights
         kept = (self.share() * (labels != IGNORE).flatten(1).sum(1).double()).floor().clamp(min=1)  # B,H,W -> B,N
         # An ignored pixel's loss is 0, the least there is; images without labels have nothing else.
-        hardest, order = losses.flatten(1).sort(1, descending=True)  # B,H,W -> B,N
-        if weights is not None:
-            hardest = hardest * weights.flatten(1).gather(1, order)
+        hardest = losses.flatten(1).sort(1, descending=True).values  # B,H,W -> B,N
         rank = torch.arange(hardest.shape[1], device=losses.device)
-        total = (hardest.where(rank < kept[:, None], 0).sum(1) / kept.to(losses.dtype)).sum()
-        return safe_ratio(total, self.normaliser(labels) if normaliser is None else normaliser)
+        return (hardest.where(rank < kept[:, None], 0).sum(1) / kept.to(losses.dtype)).sum()
 
 
 class OHEMCrossEntropy(CrossEntropy):
@@ -62,30 +61,31 @@ class OHEMCrossEntropy(CrossEntropy):
 
     Online hard example mining as the official source training has it: at least `min_kept` pixels of this process's
     batch are kept (all, if fewer have labels), and the mean divides by the sum of their class weights. Which pixels are
-    kept depends on the logits, so each process and micro-batch takes its own mean, and these are averaged.
+    kept depends on the logits, so each process and micro-batch takes its own mean, and these are averaged. Neither
+    class weights nor pixel weights decide what is hard.
 
     Args:
-        threshold: probability in (0,1].
-        min_kept: number of pixels >= 1.
-        class_weights: as in `CrossEntropy`; they do not decide what is hard.
+        threshold: probability.
+        min_kept: number of pixels.
+        class_weights: as in `CrossEntropy`.
     """
 
-    def __init__(self, threshold: float = 0.7, min_kept: int = 100_000, class_weights: Sequence[float] | None = None):
+    def __init__(
+        self,
+        threshold: PositiveShare = 0.7,
+        min_kept: Positive = 100_000,
+        class_weights: Sequence[PositiveFloat] | None = None,
+    ):
         super().__init__(class_weights)
-        if not 0 < threshold <= 1 or min_kept < 1:
-            raise ConfigError(f"threshold must be in (0, 1] and min_kept >= 1, got {threshold} and {min_kept}")
         self.threshold, self.min_kept = threshold, min_kept
 
     def normaliser(self, labels: Tensor) -> Tensor:
         """1 where the batch has any label, else 0, a float scalar: a batch counts as one."""
         return (labels != IGNORE).any().float()
 
-    def forward(
-        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         labels = labels.where(self.hard(logits.detach(), labels), IGNORE)
-        mean = super().forward(logits, labels, super().normaliser(labels), weights)
-        return safe_ratio(mean, self.normaliser(labels) if normaliser is None else normaliser)
+        return safe_ratio(super().total(logits, labels, weights), super().normaliser(labels))
 
     def hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Whether each pixel is kept, (B,H,W) bool."""

@@ -1,11 +1,11 @@
 """Supervised losses on class logits (B,K,H,W) and labels (B,H,W), where 255 marks a pixel without a label.
 
-Every loss is a sum over pixels divided by a normaliser. The normaliser is an argument because only the trainer knows
-the whole batch: it averages `loss.normaliser(labels)` over ranks and accumulated micro-batches, so that N processes
-with batch B, one process with batch N*B and N accumulated batches all have the same gradient.
+Every loss is a total divided by a normaliser. The normaliser is an argument because only the trainer knows the whole
+batch: it averages `loss.normaliser(labels)` over ranks and accumulated micro-batches, so that N processes with batch
+B, one process with batch N*B and N accumulated batches all have the same gradient.
 
-Weights (B,H,W) are factors on the pixels' losses, such as a teacher's confidence. They leave the normaliser as it is,
-so that a weight of c everywhere scales the loss by c, and a pixel of weight 0 has no influence.
+Weights (B,H,W) >= 0 are factors on the pixels' losses, such as a teacher's confidence. They leave the normaliser as it
+is: a weight of c everywhere scales the loss by c, and a pixel of weight 0 counts as one without a label.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from trans4pass import dist
@@ -36,10 +37,14 @@ def safe_ratio(total: Tensor, normaliser: Tensor) -> Tensor:
 
 
 class PixelLoss(nn.Module):
-    """The contract of a loss on logits and labels; a subclass defines `normaliser` and `forward`."""
+    """The contract of a loss on logits and labels; a subclass defines `normaliser` and `total`."""
 
     def normaliser(self, labels: Tensor) -> Tensor:
-        """What the sum over the pixels of labels (B,H,W) is divided by: a scalar, or (T,) of a sum of T losses."""
+        """What the total over labels (B,H,W) is divided by: a scalar, or (T,) of a sum of T losses."""
+        raise NotImplementedError
+
+    def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """The scalar that the normaliser divides; logits in single precision or better."""
         raise NotImplementedError
 
     def set_step(self, step: int) -> None:
@@ -49,7 +54,9 @@ class PixelLoss(nn.Module):
         self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """Scalar loss; `normaliser` is the whole batch's, this batch's own where None."""
-        raise NotImplementedError
+        normaliser = self.normaliser(labels) if normaliser is None else normaliser
+        labels = labels if weights is None else labels.where(weights > 0, IGNORE)
+        return safe_ratio(self.total(at_least_single(logits), labels, weights), normaliser)
 
 
 class CrossEntropy(PixelLoss):
@@ -62,11 +69,9 @@ class CrossEntropy(PixelLoss):
             the pipeline then counts the training labels and passes the numbers.
     """
 
-    def __init__(self, class_weights: Sequence[float] | None = None):
+    def __init__(self, class_weights: Sequence[PositiveFloat] | None = None):
         super().__init__()
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
-        if weights is not None and not (weights > 0).all():
-            raise ConfigError(f"class_weights must be positive, got {list(class_weights or ())}")
         # Not persistent: a setting, not a state; a checkpoint must not bring back another run's weights.
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
@@ -78,20 +83,16 @@ class CrossEntropy(PixelLoss):
         by_label = F.pad(self.class_weights.double(), (0, IGNORE + 1 - len(self.class_weights)))
         return by_label[labels.long()].sum()
 
-    def forward(
-        self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         if self.class_weights is not None and logits.shape[1] != len(self.class_weights):
             raise ConfigError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes")
-        normaliser = self.normaliser(labels) if normaliser is None else normaliser
-        # In half precision the weights would lose digits that the normaliser has.
-        logits = at_least_single(logits)
-        class_weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        # In half precision the class weights would lose digits that the normaliser has.
+        by_class = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         # GPUs have no deterministic kernel that also sums.
         each = weights is not None or torch.are_deterministic_algorithms_enabled()
         reduction = "none" if each else "sum"
-        loss = F.cross_entropy(logits, labels.long(), class_weights, ignore_index=IGNORE, reduction=reduction)
-        return safe_ratio((loss if weights is None else loss * weights).sum(), normaliser)
+        loss = F.cross_entropy(logits, labels.long(), by_class, ignore_index=IGNORE, reduction=reduction)
+        return (loss if weights is None else loss * weights).sum()
 
 
 class Focal(CrossEntropy):
@@ -101,11 +102,16 @@ class Focal(CrossEntropy):
     comes from the mean over all ranks; with accumulation, from each micro-batch alone. Pixel weights enter m.
 
     Args:
-        gamma: exponent of the factor, >= 0.
-        alpha: scale of the loss, > 0.
+        gamma: exponent of the factor.
+        alpha: scale of the loss.
     """
 
-    def __init__(self, class_weights: Sequence[float] | None = None, gamma: float = 2.0, alpha: float = 0.5):
+    def __init__(
+        self,
+        class_weights: Sequence[PositiveFloat] | None = None,
+        gamma: NonNegativeFloat = 2.0,
+        alpha: PositiveFloat = 0.5,
+    ):
         super().__init__(class_weights)
         self.gamma, self.alpha = gamma, alpha
 
@@ -120,7 +126,7 @@ class Focal(CrossEntropy):
 
 
 class WeightedSum(PixelLoss):
-    """Sum of pixel losses, each times its weight.
+    """Sum of pixel losses, each times its weight; a sum among them takes part with its own terms.
 
     Args:
         terms: losses by name.
@@ -135,15 +141,17 @@ class WeightedSum(PixelLoss):
                 f"a weighted sum needs a term or more, and weights for its terms only; it has the terms {list(terms)} "
                 f"and weights for {list(weights)}: add terms.<name>, or take weights.<name> out"
             )
-        self.weights = [float(weights.get(name, 1)) for name in terms]
+        flat: list[tuple[float, PixelLoss]] = []
+        for name, loss in terms.items():
+            inner = zip(loss.weights, loss.terms) if isinstance(loss, WeightedSum) else [(1.0, loss)]
+            flat += [(weights.get(name, 1.0) * factor, term) for factor, term in inner]
+        self.weights = [factor for factor, _ in flat]
         # No ModuleDict: it takes neither dots nor names like `type`.
-        self.terms = cast("Sequence[PixelLoss]", nn.ModuleList(terms.values()))
-        # A term may be a sum itself, which has a normaliser for each of its own terms.
-        self.sizes: list[int] = [sum(loss.sizes) if isinstance(loss, WeightedSum) else 1 for loss in self.terms]
+        self.terms = cast("Sequence[PixelLoss]", nn.ModuleList(loss for _, loss in flat))
 
     def normaliser(self, labels: Tensor) -> Tensor:
-        """Each term's normaliser, (T,), of the terms of terms where those are sums."""
-        return torch.cat([loss.normaliser(labels).reshape(-1).double() for loss in self.terms])
+        """Each term's normaliser, (T,)."""
+        return torch.stack([loss.normaliser(labels).double() for loss in self.terms])
 
     def set_step(self, step: int) -> None:
         for loss in self.terms:
@@ -152,9 +160,6 @@ class WeightedSum(PixelLoss):
     def forward(
         self, logits: Tensor, labels: Tensor, normaliser: Tensor | None = None, weights: Tensor | None = None
     ) -> Tensor:
-        norms = (self.normaliser(labels) if normaliser is None else normaliser).split(self.sizes)
-        losses = [
-            factor * loss(logits, labels, norm if isinstance(loss, WeightedSum) else norm[0], weights)
-            for factor, loss, norm in zip(self.weights, self.terms, norms, strict=True)
-        ]
-        return torch.stack(losses).sum()
+        norms = self.normaliser(labels) if normaliser is None else normaliser
+        terms = zip(self.weights, self.terms, norms, strict=True)
+        return torch.stack([factor * loss(logits, labels, norm, weights) for factor, loss, norm in terms]).sum()
