@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from trans4pass.console import console
 from trans4pass.data import EvalTransform, SegmentationDataset, Size
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
+from trans4pass.settings import parse
 from trans4pass.storage import write_json
 
 from .images import PredictorSettings, make_predictor
@@ -36,10 +37,9 @@ class EvaluationSettings(PredictorSettings):
     save_predictions: bool = False
 
 
-def evaluate_checkpoint(
-    settings: EvaluationSettings, device: torch.device, interrupts: Interrupts
-) -> dict[str, Any]:
-    """Score a checkpoint; prints a table, writes metrics.json, returns its content."""
+def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> dict[str, Any]:
+    """Score a checkpoint as configs/eval.yaml describes; prints a table, writes metrics.json, returns its content."""
+    settings = parse(EvaluationSettings, config, "")
     predictor, model_labels = make_predictor(settings, device)
     labels = LabelSpace.from_dict(settings.labels) if settings.labels else model_labels
     size, data = settings.size or settings.data["eval_size"], settings.data["dataset"]
@@ -61,7 +61,8 @@ def evaluate_checkpoint(
     result = metrics(scores, by_region, labels) | {
         "images": len(dataset),
         "settings": {
-            **{name: getattr(settings, name) for name in ("checkpoint", "split", "precision", *TTA_SETTINGS)},
+            **{name: getattr(settings, name) for name in ("checkpoint", "split", "precision")},
+            **asdict(predictor.tta),
             **{"data": data, "labels": labels.name, "size": size, "wrap": predictor.network.wrap},
         },
     }

@@ -5,15 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from trans4pass import dist
 from trans4pass.console import console
 from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below, read_image
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below
 from trans4pass.errors import DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -22,7 +19,7 @@ from trans4pass.precision import Precision
 from trans4pass.settings import Natural, Share, parse
 
 from .open import open_checkpoint
-from .pictures import colour_picture, overlay_picture, write_label, write_picture
+from .pictures import write_prediction
 from .predictor import TTA, Predictor, predict_all
 
 
@@ -69,7 +66,7 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
     paths = {item.name: item.image for item in dataset.items}
     for batch, logits in predict_all(predictor, dataset, settings.num_workers, "predict", interrupts):
         name = batch["name"][0]
-        write_prediction(folder, name, logits.argmax(1)[0].cpu(), labels, paths[name], overlay=settings.opacity)
+        write_prediction(folder, name, logits.argmax(1)[0].cpu(), labels, paths[name], settings.opacity)
     if dist.is_main():
         console.print(f"wrote labels, colour and overlay of {len(dataset)} images to {folder}", soft_wrap=True)
 
@@ -85,15 +82,3 @@ def find_images(path: Path) -> list[Item]:
     if not found:
         raise DataError(f"input={path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return [Item(str(file.relative_to(path).with_suffix("")), file) for file in found]
-
-
-def write_prediction(
-    folder: Path, name: str, prediction: Tensor, labels: LabelSpace, image: Path, overlay: float | None = None
-) -> None:
-    """Write `<folder>/{labels,colour}/<name>.png` at the image's size, with an opacity also the overlay."""
-    picture = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
-    label = write_label(folder / "labels" / f"{name}.png", prediction.numpy().astype(np.uint8), picture.size)
-    colour = colour_picture(label, labels)
-    write_picture(folder / "colour" / f"{name}.png", colour)
-    if overlay is not None:
-        write_picture(folder / "overlay" / f"{name}.png", overlay_picture(picture, colour, overlay))
