@@ -1,6 +1,6 @@
 """Data sets, views, samplers and loaders."""
 
-from .base import Common, Item, SegmentationDataset
+from .base import Common, Item, SegmentationDataset, derive_seed
 from .cityscapes import Cityscapes
 from .densepass import DensePASS
 from .folder import Folder
@@ -15,7 +15,9 @@ from .views import (
     CoverCrop,
     EvalTransform,
     GaussianBlur,
+    GaussianNoise,
     HorizontalFlip,
+    MaskedPatches,
     Resize,
     Sample,
     ScaleCrop,
@@ -27,7 +29,7 @@ from .views import (
 
 __all__ = [
     "Cityscapes", "ColorJitter", "Common", "Compose", "CoverCrop", "DensePASS", "EvalTransform", "Folder",
-    "GaussianBlur", "HorizontalFlip", "Item", "OnBad", "Resize", "Sample", "Sampler", "ScaleCrop",
-    "SegmentationDataset", "Shuffle", "Size", "Stanford2D3D", "Structured3D", "SynPASS", "TrainTransform", "View",
-    "YawRoll", "eval_loader", "train_loader",
+    "GaussianBlur", "GaussianNoise", "HorizontalFlip", "Item", "MaskedPatches", "OnBad", "Resize", "Sample",
+    "Sampler", "ScaleCrop", "SegmentationDataset", "Shuffle", "Size", "Stanford2D3D", "Structured3D", "SynPASS",
+    "TrainTransform", "View", "YawRoll", "derive_seed", "eval_loader", "train_loader",
 ]  # fmt: skip

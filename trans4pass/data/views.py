@@ -158,13 +158,46 @@ class GaussianBlur(View):
         return {**sample, "image": F.gaussian_blur(sample["image"], [7, 7], [sigma, sigma])}
 
 
+class GaussianNoise(View):
+    """Add noise of a random deviation, up to `strength` of the range of values."""
+
+    def __init__(self, strength: Probability = 0.06):
+        self.strength = strength
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        image, sigma = sample["image"], _uniform(0, self.strength, generator)
+        noise = sigma * torch.randn(image.shape, generator=generator).to(image.device)
+        if image.dtype == torch.uint8:
+            return {**sample, "image": (image + 255 * noise).round_().clamp_(0, 255).to(torch.uint8)}
+        return {**sample, "image": (image + noise).clamp_(0, 1)}
+
+
+class MaskedPatches(View):
+    """Black out square patches of the image and keep its labels: masked image consistency (MIC, arXiv 2212.01322).
+
+    Args:
+        ratio: probability of each patch.
+        patch: side in pixels.
+    """
+
+    def __init__(self, ratio: Probability = 0.7, patch: Annotated[int, Ge(1)] = 64):
+        self.ratio, self.patch = ratio, patch
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        image = sample["image"]
+        height, width = image.shape[-2:]
+        cells = torch.rand(-(-height // self.patch), -(-width // self.patch), generator=generator) >= self.ratio
+        kept = cells.repeat_interleave(self.patch, 0).repeat_interleave(self.patch, 1)[:height, :width]
+        return {**sample, "image": image * kept.to(image.device)}
+
+
 class TrainTransform(Compose):
     """The training views that published recipes use, by their settings; `size` = (W,H) pixels comes out.
 
     Args:
         fit: "resize" (see `Resize`), "cover_crop" (`CoverCrop`) or "scale_crop" (`ScaleCrop`, with `base`, `scale`).
         flip, blur: probabilities (`HorizontalFlip`, `GaussianBlur`).
-        jitter: strength (`ColorJitter`); 0 is off.
+        jitter, noise: strengths (`ColorJitter`, `GaussianNoise`); 0 is off.
         yaw_roll: whether panoramas are turned (`YawRoll`).
         views: others, by name, that come first, at the files' own size.
     """
@@ -178,6 +211,7 @@ class TrainTransform(Compose):
         flip: Probability = 0.0,
         blur: Probability = 0.0,
         jitter: Probability = 0.0,
+        noise: Probability = 0.0,
         yaw_roll: bool = False,
         views: Mapping[str, View] | None = None,
     ):
@@ -192,6 +226,7 @@ class TrainTransform(Compose):
             "flip": HorizontalFlip(flip) if flip else None,
             "jitter": ColorJitter(jitter) if jitter else None,
             "blur": GaussianBlur(blur) if blur else None,
+            "noise": GaussianNoise(noise) if noise else None,
         }
         super().__init__({**(views or {}), **{name: view for name, view in chosen.items() if view is not None}})
         self.size, self.crops = size, fit != "resize"

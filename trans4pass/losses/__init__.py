@@ -5,10 +5,10 @@ from .dice import Dice, soft_dice
 from .edges import EdgeLoss, MaskEdge, edge_target, soft_edge
 from .hard_pixel import HardPixelCrossEntropy, OHEMCrossEntropy
 from .pixel import CrossEntropy, Focal, PixelLoss, WeightedSum, at_least_single, pixel_counts
-from .prototype import class_sums, prototype_distillation, resize_labels
+from .prototype import class_sums, prototype_contrast, prototype_distillation, resize_labels
 
 __all__ = [
     "SOURCE", "TARGET", "CrossEntropy", "Dice", "EdgeLoss", "Focal", "HardPixelCrossEntropy", "MaskEdge",
-    "OHEMCrossEntropy", "PixelLoss", "WeightedSum", "at_least_single", "class_sums", "domain_loss",
-    "edge_target", "pixel_counts", "prototype_distillation", "resize_labels", "soft_dice", "soft_edge",
+    "OHEMCrossEntropy", "PixelLoss", "WeightedSum", "at_least_single", "class_sums", "domain_loss", "edge_target",
+    "pixel_counts", "prototype_contrast", "prototype_distillation", "resize_labels", "soft_dice", "soft_edge",
 ]  # fmt: skip

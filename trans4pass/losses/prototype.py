@@ -1,4 +1,6 @@
-"""Prototype distillation of Mutual Prototypical Adaptation (Trans4PASS, arXiv 2203.01452, section 3.3).
+"""Losses between pixels' features and class prototypes.
+
+Prototype distillation is that of Mutual Prototypical Adaptation (Trans4PASS, arXiv 2203.01452, section 3.3).
 
 Pixels' features are pulled towards their class's prototype by a softened KL divergence over channels and a
 cross-entropy against the prototype's strongest channel.
@@ -81,3 +83,26 @@ def prototype_distillation(
         kl, ce = divergence.mean(), strongest.mean()
     kl, ce = alpha * temperature**2 * kl, (1 - alpha) * ce
     return kl + ce, {"kl": kl.detach(), "ce": ce.detach()}
+
+
+def prototype_contrast(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    temperature: float,
+    normaliser: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE of each labelled pixel against the class prototypes, a scalar; arguments as of `prototype_distillation`.
+
+    -log softmax(cos(f, prototypes) / temperature)[label], averaged over labelled pixels of classes with a prototype.
+    """
+    known = prototypes.isfinite().all(1)
+    directions = F.normalize(prototypes.where(known[:, None], 0.0).to(features.dtype), dim=1)
+    similarity = torch.einsum("behw,ke->bkhw", F.normalize(features, dim=1), directions) / temperature
+    similarity = similarity.masked_fill(~known[:, None, None], float("-inf"))
+    labelled = labels != IGNORE
+    labelled = labelled & known[labels.where(labelled, 0)]
+    loss = F.cross_entropy(similarity, labels.where(labelled, IGNORE), ignore_index=IGNORE, reduction="none")
+    loss = loss if weights is None else loss * weights
+    return safe_ratio(loss.where(labelled, 0.0).sum(), labelled.sum() if normaliser is None else normaliser)

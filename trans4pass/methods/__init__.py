@@ -1,12 +1,16 @@
 """Methods: what one training step computes; they know no data set, device or optimiser."""
 
 from .adversarial import Adversarial, Discriminator
+from .derived import ChannelStyle, ClassMix, Derivation, FourierStyle, Viewed
+from .entropy import Entropy
 from .method import Batch, DomainBatch, Losses, Method
-from .prototypes import PrototypeBank, PrototypeDistillation
+from .prototypes import PrototypeBank, PrototypeContrast, PrototypeDistillation
 from .segmentation import Segmentation
+from .teacher import MeanTeacher
 from .term import ForwardPass, SumOfTerms, Term
 
 __all__ = [
-    "Adversarial", "Batch", "Discriminator", "DomainBatch", "ForwardPass", "Losses", "Method", "PrototypeBank",
-    "PrototypeDistillation", "Segmentation", "SumOfTerms", "Term",
+    "Adversarial", "Batch", "ChannelStyle", "ClassMix", "Derivation", "Discriminator", "DomainBatch", "Entropy",
+    "ForwardPass", "FourierStyle", "Losses", "MeanTeacher", "Method", "PrototypeBank", "PrototypeContrast",
+    "PrototypeDistillation", "Segmentation", "SumOfTerms", "Term", "Viewed",
 ]  # fmt: skip

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from trans4pass import dist
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
-from trans4pass.losses import at_least_single, class_sums, pixel_counts, prototype_distillation, resize_labels
+from trans4pass.losses import (
+    at_least_single,
+    class_sums,
+    pixel_counts,
+    prototype_contrast,
+    prototype_distillation,
+    resize_labels,
+)
 from trans4pass.models import Segmentor, input_size, resize
 
 from .method import DomainBatch, Losses
@@ -202,11 +209,16 @@ class PrototypeDistillation(Term):
         if weights is not None:
             weights = nn.functional.interpolate(weights[:, None], features.shape[2:])[:, 0]
         self.bank.collect(seen.domain, self._bank_features(seen.network, seen.batch["image"], features), labels)
-        distilled, values = prototype_distillation(
-            at_least_single(features), labels, self.bank.prototypes, self.temperature, self.alpha, self.over,
-            norms["pixels"], weights,
-        )  # fmt: skip
-        return Losses({"": self.weight * distilled}, values)
+        loss, values = self.pull(at_least_single(features), labels, norms["pixels"], weights)
+        return Losses({"": self.weight * loss}, values)
+
+    def pull(
+        self, features: Tensor, labels: Tensor, pixels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The unweighted loss of features (B,E,h,w), whose labels are (B,h,w), and values to log."""
+        return prototype_distillation(
+            features, labels, self.bank.prototypes, self.temperature, self.alpha, self.over, pixels, weights
+        )
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         if not self.bank.after_step(step):
@@ -215,3 +227,30 @@ class PrototypeDistillation(Term):
 
     def discard_step(self) -> None:
         self.bank.discard_step()
+
+
+class PrototypeContrast(PrototypeDistillation):
+    """InfoNCE between a pixel and all prototypes: near its class's, far from the others' (arXiv 2111.12903's form).
+
+    Cross-entropy of the cosine similarities with the prototypes over `temperature`; the mean over labelled pixels.
+
+    Args:
+        network, weight, domains, momentum, update_every: see `PrototypeDistillation`; the bank is `fixed`.
+        temperature: > 0; small ones look at the nearest prototypes only.
+    """
+
+    def __init__(
+        self,
+        network: Segmentor,
+        weight: float = 0.1,
+        domains: Sequence[str] = ("source", "target"),
+        momentum: float = 0.999,
+        update_every: int = 1,
+        temperature: float = 0.1,
+    ):
+        super().__init__(network, weight, domains, "fixed", momentum, update_every, temperature)
+
+    def pull(
+        self, features: Tensor, labels: Tensor, pixels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return prototype_contrast(features, labels, self.bank.prototypes, self.temperature, pixels, weights), {}

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from trans4pass import dist
+from trans4pass.data import derive_seed
 from trans4pass.errors import ConfigError
 from trans4pass.models import Segmentor, SegOutput
 
+from .derived import Derivation
 from .method import Batch, DomainBatch, Losses, Method, untouched
 
 
@@ -87,18 +89,40 @@ class SumOfTerms(Method):
     Args:
         network: see `Segmentor`.
         terms: by name; losses, optimisers and checkpoints use these names.
+        derive: phases that are made from domains and from each other, in this order, by name. One that has a domain's
+            name takes its place.
     """
 
-    def __init__(self, network: Segmentor, terms: Mapping[str, Term]):
+    def __init__(
+        self, network: Segmentor, terms: Mapping[str, Term], derive: Mapping[str, Derivation] | None = None
+    ) -> None:
         super().__init__(network)
         wrong = [name for name in terms if "." in name or hasattr(nn.ModuleDict, name)]
         if not terms or wrong:
             raise ConfigError(f"a method needs a term or more, and terms cannot be called {wrong or 'nothing'}")
         self.terms = cast("Mapping[str, Term]", nn.ModuleDict(terms))
-        self.phases = self.domains = tuple(dict.fromkeys(domain for term in terms.values() for domain in term.domains))
+        self.phases = tuple(dict.fromkeys(domain for term in terms.values() for domain in term.domains))
+        self.derive = dict(derive or {})
+        self.domains, self._labels_from = self._sources()
+        # What the domains' micro-batches of this step became, each beside the batch that it was made of.
+        self._derived: list[tuple[Batch, Batch]] = []
+
+    def _sources(self) -> tuple[tuple[str, ...], dict[str, set[str]]]:
+        """The domains that are loaded, and those whose labels each phase keeps."""
+        made_of: dict[str, dict[str, None]] = {}
+        labels: dict[str, set[str]] = {}
+        for name, derivation in self.derive.items():
+            made_of[name] = {d: None for read in derivation.reads for d in made_of.get(read, {read: None})}
+            labels[name] = {d for read in derivation.labels_of for d in labels.get(read, {read})}
+        unused = self.derive.keys() - {*self.phases, *(read for d in self.derive.values() for read in d.reads)}
+        if unused:
+            raise ConfigError(f"derive makes {', '.join(unused)}, and no term learns from it: give one that domain")
+        domains = dict.fromkeys(d for phase in self.phases for d in made_of.get(phase, {phase: None}))
+        return tuple(domains), {phase: labels.get(phase, {phase}) for phase in self.phases}
 
     def learns_labels_of(self, domain: str) -> bool:
-        return any(term.learns_labels for term in self._terms(domain).values())
+        phases = [phase for phase in self.phases if domain in self._labels_from[phase]]
+        return any(term.learns_labels for phase in phases for term in self._terms(phase).values())
 
     def trained_modules(self) -> Mapping[str, nn.Module]:
         own = {name: term for name, term in self.terms.items() if any(True for _ in term.parameters())}
@@ -117,8 +141,24 @@ class SumOfTerms(Method):
         self.network.train(was_training)
 
     def set_step(self, step: int) -> None:
+        self._derived.clear()
         for term in self.terms.values():
             term.set_step(step)
+
+    def targets(self, phase: str, batch: Batch) -> Batch:
+        """The batch with all that is derived, which is made once for all phases."""
+        for loaded, derived in self._derived:
+            if loaded is batch:
+                return derived
+        derived = dict(self.label(batch))
+        for number, (name, derivation) in enumerate(self.derive.items()):
+            derived[name] = derivation(derived, generators(derived[derivation.reads[0]], number))
+        self._derived.append((batch, derived))
+        return derived
+
+    def label(self, batch: Batch) -> Batch:
+        """The batch with the labels and weights that this method makes itself: none."""
+        return batch
 
     def normalisers(self, phase: str, batch: Batch) -> dict[str, Tensor]:
         terms = self._terms(phase).items()
@@ -142,6 +182,7 @@ class SumOfTerms(Method):
         return Losses(losses, values)
 
     def after_step(self, step: int) -> dict[str, Tensor]:
+        self._derived.clear()  # its memory is for the evaluation
         values = {name: term.after_step(step) for name, term in self.terms.items()}
         return {f"{name}.{key}": value for name, found in values.items() for key, value in found.items()}
 
@@ -151,3 +192,8 @@ class SumOfTerms(Method):
 
     def _terms(self, domain: str) -> dict[str, Term]:
         return {name: term for name, term in self.terms.items() if domain in term.domains}
+
+
+def generators(batch: DomainBatch, number: int) -> list[torch.Generator]:
+    """One per image, for the derivation of that number: they follow from the images' places in the run."""
+    return [torch.Generator().manual_seed(derive_seed(int(seed), number)) for seed in batch["seed"]]

@@ -1,8 +1,9 @@
 """Models by name: an encoder and a head, and what else a setting puts between or beside them."""
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from torch import nn
 from trans4pass.errors import ConfigError
 from trans4pass.settings import Positive, checked, converted, nearest
 
+from .alignment import Alignment
 from .circular import is_circular, make_circular
 from .ecrm import ECRM
 from .encoders.mix_transformer import MIX_SIZES, MixTransformer
@@ -66,6 +68,8 @@ def create_model(
     ecrm: bool | Mapping[str, Any] = False,
     edges: bool | Mapping[str, Any] = False,
     wrap: bool = False,
+    align: float = 0.0,
+    statistics: Mapping[str, Sequence[float]] | None = None,
     allow_nonfinite: bool = False,
     **settings: Any,
 ) -> Segmentor:
@@ -81,6 +85,8 @@ def create_model(
         edges: put reverse edge supervision beside the head; True, or the settings that differ, {"levels": 1}.
         wrap: images are full panoramas: their left and right edges are neighbours for every layer. Widths must be
             multiples of 32; the published weights were trained without it.
+        align: how far each image's channel mean and deviation are moved towards the source's, 0 (off) to 1.
+        statistics: the source's {"mean": [r, g, b], "std": [r, g, b]}, of values in [0,1]; `align` needs them.
         allow_nonfinite: load weights that are NaN or infinite all the same.
         settings: of the encoder and of the head, each of which takes those that it has: `embed_dim` (the DMLP
             decoders' width, and the prototypes', 128), `deform` (which of the pyramid's four patch embeddings are
@@ -110,29 +116,44 @@ def create_model(
         )
     if edges is not False and make_head is CoarseToFineHead:
         raise ConfigError("head=coarse_to_fine predicts edges by itself: leave edges=false")
+    if align and statistics is None:
+        raise ConfigError(
+            f"align={align} needs the source's channel statistics, which a training stage counts on its domain `source` "
+            'and keeps in its checkpoints: start from one that has them, or give statistics={"mean": [...], "std": [...]}'
+        )
+    alignment = Alignment(align, **statistics) if align and statistics else None
     encoder: Any = assemble(make_encoder, "model", taken(make_encoder, settings))
     context = None if ecrm is False else assemble(ECRM, "model.ecrm", ecrm, encoder.channels, num_classes)
     edge_head = None if edges is False else assemble(ReverseEdgeHead, "model.edges", edges, encoder.channels)
     channels = encoder.channels if context is None else context.channels
     decoder = assemble(make_head, "model.head", {**taken(make_head, settings), **chosen}, channels, num_classes)
-    model = Segmentor(encoder, decoder, context, edge_head)
+    model = Segmentor(encoder, decoder, context, edge_head, alignment)
     if wrap:
         make_circular(model)
-        check_circular(model, name, chosen_head)
+        check_circular(model)
     if weights is not None:
         load_weights(model, weights, allow_nonfinite)
     return model
 
 
-def check_circular(model: Segmentor, name: str, head: str) -> None:
+def check_circular(model: Segmentor) -> None:
     """Raise ConfigError where a layer knows left from right, or pools over cells: no border can be taken away."""
     if not getattr(model.head, "circular", True):
-        raise ConfigError(f"wrap=true: the head {head} pools over cells with fixed borders; choose another")
+        raise ConfigError(f"wrap=true: {type(model.head).__name__} pools over cells with fixed borders; choose another")
     if isinstance(model.encoder, TimmEncoder) and not is_circular(model.encoder):
         raise ConfigError(
             f"wrap=true: {model.encoder.name} has layers that cannot be circular, such as windows, position embeddings "
             "or paddings of one side; choose a convolutional encoder or a Mix Transformer"
         )
+
+
+def circular_twin(model: Segmentor) -> Segmentor:
+    """The layers of `model` made circular, in eval mode and without weights, for `torch.func.functional_call`."""
+    twin = copy.deepcopy(model).requires_grad_(False).eval()
+    make_circular(twin)
+    if not twin.mean.is_meta:
+        check_circular(twin)
+    return twin.to("meta")
 
 
 def taken(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
 
+from .alignment import Alignment
 from .circular import MULTIPLE, resize
 from .output import SegOutput
 
@@ -25,6 +26,8 @@ class Segmentor(nn.Module):
     built from its `channels`. `edges` (reverse edge supervision) stands beside the head: from the encoder's maps to
     edge logits by name, `edge1` the finest.
 
+    `alignment` gives images the source's channel statistics before anything else.
+
     `wrap` tells whether images are full panoramas whose sides are neighbours (see models/circular.py).
     """
 
@@ -34,13 +37,19 @@ class Segmentor(nn.Module):
     std: Tensor
 
     def __init__(
-        self, encoder: nn.Module, head: nn.Module, context: nn.Module | None = None, edges: nn.Module | None = None
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        context: nn.Module | None = None,
+        edges: nn.Module | None = None,
+        alignment: Alignment | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.context = context
         self.head = head
         self.edges = edges
+        self.alignment = alignment
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -87,6 +96,8 @@ class Segmentor(nn.Module):
             image = image.to(self.mean.dtype) / 255
         elif image.dtype == torch.float64:  # numpy's default; narrower types are widened by the mean
             image = image.to(self.mean.dtype)
+        if self.alignment is not None:
+            image = self.alignment(image)
         return self.forward_normalised((image - self.mean) / self.std)
 
     def forward_normalised(self, x: Tensor) -> SegOutput:
@@ -105,3 +116,8 @@ def input_size(network: nn.Module, size: tuple[int, int], scale: float) -> tuple
     """(height, width) `size` of an image at `scale`, rounded to what `network` can take."""
     height, width = (max(SMALLEST, round(side * scale)) for side in size)
     return height, round(width / MULTIPLE) * MULTIPLE if getattr(network, "wrap", False) else width
+
+
+def as_float(image: Tensor) -> Tensor:
+    """Images in [0,1]: uint8 becomes float32, floating stays."""
+    return image.float() / 255 if image.dtype == torch.uint8 else image

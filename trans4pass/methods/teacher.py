@@ -1,0 +1,160 @@
+"""Self-training with the labels of a teacher, the average of the network over the steps.
+
+Mean Teacher (arXiv 1703.01780) as DAFormer (arXiv 2111.14887) uses it: the teacher labels what was loaded, a weak view,
+and the network learns these labels on what `derive` makes of it, strong views. The teacher is what is scored, kept as
+best, exported and handed on.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import compress
+from typing import Annotated, Literal, cast
+
+import torch
+from annotated_types import Ge, Interval, Lt
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from trans4pass import dist
+from trans4pass.errors import ConfigError
+from trans4pass.labels import IGNORE
+from trans4pass.models import MULTIPLE, Segmentor, circular_twin
+
+from .derived import Derivation
+from .method import Batch, DomainBatch
+from .term import SumOfTerms, Term
+
+
+class MeanTeacher(SumOfTerms):
+    """A sum of terms whose domains without labels are labelled by a teacher.
+
+    Args:
+        network, terms, derive: see `SumOfTerms`; the batches that `derive` reads have the teacher's labels.
+        teaches: the domains that the teacher labels.
+        momentum: of the average; in the first steps it is smaller, 1 - 1 / (step + 1).
+        threshold: of the teacher's confidence, the largest softmax probability.
+        weighting: `share`: every pixel weighs its image's share of confident pixels, as in DAFormer; `pixels`: only
+            confident pixels have a label.
+        balanced: lower a class's threshold to where its mean confidence stands below the most confident class's, so
+            that rare classes are learned, too (FreeMatch, arXiv 2205.07246).
+        views: the teacher averages its probabilities over this many turned panoramas, every second one mirrored; 1 is
+            the image as it is.
+        wrap: the teacher sees full panoramas, whose sides are neighbours, while the network sees crops.
+    """
+
+    confidence: Tensor
+
+    def __init__(
+        self,
+        network: Segmentor,
+        terms: Mapping[str, Term],
+        derive: Mapping[str, Derivation] | None = None,
+        teaches: Sequence[str] = ("target",),
+        momentum: Annotated[float, Ge(0), Lt(1)] = 0.999,
+        threshold: Annotated[float, Interval(ge=0, le=1)] = 0.968,
+        weighting: Literal["share", "pixels"] = "share",
+        balanced: bool = False,
+        views: Annotated[int, Ge(1)] = 1,
+        wrap: bool = False,
+    ):
+        super().__init__(network, terms, derive)
+        if missing := [domain for domain in teaches if domain not in self.domains]:
+            raise ConfigError(
+                f"the teacher is to label {', '.join(missing)}, and the terms and `derive` read "
+                f"{', '.join(self.domains)}: give a term that learns from labels that domain, or name another in `teaches`"
+            )
+        self.teaches, self.momentum, self.threshold = tuple(teaches), momentum, threshold
+        self.weighting, self.balanced, self.views = weighting, balanced, views
+        self.teacher = copy.deepcopy(network).requires_grad_(False).eval()
+        # Layers without weights: the teacher's are put in. In a list, so that it is no submodule.
+        self._circular = [circular_twin(network)] if wrap and not network.wrap else []
+        # Of the pixels predicted as a class, the mean confidence over the last steps; 1 until one was.
+        self.register_buffer("confidence", torch.ones(network.num_classes))
+        self._sums: list[Tensor] = []  # of the running step: a row of confidences by class, and one of pixels
+
+    def learns_labels_of(self, domain: str) -> bool:
+        return domain not in self.teaches and super().learns_labels_of(domain)
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {name: part for name, part in super().parts().items() if name != "teacher"}  # it starts as the network
+
+    def train(self, mode: bool = True) -> "MeanTeacher":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
+        self.teacher.load_state_dict(self.network.state_dict())
+        super().prepare({name: self._labelled(name, loader) for name, loader in loaders.items()})
+        self._sums.clear()
+
+    def _labelled(self, domain: str, loader: Iterable[DomainBatch]) -> Iterator[DomainBatch]:
+        for batch in loader:
+            yield self.label({domain: batch})[domain]
+
+    def label(self, batch: Batch) -> Batch:
+        return {**batch, **{name: self._taught(name, batch[name]) for name in self.teaches if name in batch}}
+
+    def _taught(self, domain: str, batch: DomainBatch) -> DomainBatch:
+        confidence, label = self.probabilities(batch["image"]).max(1)
+        if self.balanced:
+            counts = torch.stack([confidence.double().flatten(), torch.ones_like(confidence).double().flatten()])
+            sums = counts.new_zeros(2, len(self.confidence)).index_add_(1, label.flatten(), counts)
+            self._sums.append(sums)
+        confident = confidence >= self.thresholds()[label]
+        if self.weighting == "pixels":
+            return {**batch, "label": label.where(confident, IGNORE)}
+        share = confident.float().mean((1, 2), keepdim=True)
+        return {**batch, "label": label, "weight": share.expand(label.shape).contiguous()}
+
+    def thresholds(self) -> Tensor:
+        """(K,) by class."""
+        if not self.balanced:
+            return torch.full_like(self.confidence, self.threshold)
+        return self.threshold * self.confidence / self.confidence.max()
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """The teacher's softmax (B,K,H,W) of images (B,3,H,W), averaged over `views`."""
+        width, total = image.shape[-1], None
+        for number in range(self.views):
+            shift, mirrored = number * width // self.views, number % 2 == 1
+            view = image.roll(shift, -1)
+            found = self._logits(view.flip(-1) if mirrored else view).float().softmax(1)
+            found = (found.flip(-1) if mirrored else found).roll(-shift, -1)
+            total = found if total is None else total + found
+        return cast("Tensor", total) / self.views
+
+    def _logits(self, image: Tensor) -> Tensor:
+        if not self._circular:
+            return self.teacher(image).logits
+        if image.shape[-1] % MULTIPLE:
+            raise ConfigError(
+                f"the teacher's images are {image.shape[-1]} pixels wide; wrap=true takes whole panoramas, a multiple of "
+                f"{MULTIPLE} wide: set the domain's transform.size, or wrap=false"
+            )
+        state = {**dict(self.teacher.named_parameters()), **dict(self.teacher.named_buffers())}
+        return functional_call(self._circular[0], state, (image,)).logits
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        values = super().after_step(step)
+        momentum = min(self.momentum, 1 - 1 / (step + 1))
+        averages, news = list(self.teacher.state_dict().values()), list(self.network.state_dict().values())
+        floating = [average.is_floating_point() for average in averages]  # the others are BatchNorms' counts
+        get_ema_multi_avg_fn(momentum)(list(compress(averages, floating)), list(compress(news, floating)), 0)
+        if self._sums:
+            sums = dist.sum_(torch.stack(self._sums).sum(0))
+            self._sums.clear()
+            mean = (sums[0] / sums[1].clamp_min(1)).to(self.confidence)
+            moved = torch.lerp(mean, self.confidence, self.momentum)
+            self.confidence.copy_(moved.where(sums[1] > 0, self.confidence))
+        return values
+
+    def discard_step(self) -> None:
+        super().discard_step()
+        self._sums.clear()
+
+    def deployed(self) -> Segmentor:
+        return self.teacher
