@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.tiny_images import SIZE, label_map, picture, save
 
+from tests.data.tiny_images import SIZE, label_map, picture, save
 from trans4pass.data import Cityscapes, DensePASS, EvalTransform, Stanford2D3D, TrainTransform, train_loader
 from trans4pass.data import cache as cache_module
 from trans4pass.data.base import SegmentationDataset
