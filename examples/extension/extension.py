@@ -1,8 +1,12 @@
-"""One of everything that a package of your own can add to trans4pass, in the order in which a batch meets it."""
+"""One of everything that a package of your own can add to trans4pass, in the order in which a batch meets it.
+
+python tools/train.py --config-dir examples/extension/configs plugins=[extension] experiment=extension_toy
+"""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -26,7 +30,9 @@ class Unlabelled(SegmentationDataset):
 
     def __init__(self, root: str | Path, split: str, labels: LabelSpace, **common: Unpack[Common]):
         images = find_images(self.name, root, split, "**/*.png")
-        super().__init__([Item(path.stem, path) for path in images], labels, **{**common, "labelled": False})
+        names = [path.relative_to(root).with_suffix("").as_posix() for path in images]
+        common["labelled"] = False
+        super().__init__(map(Item, names, images), labels, **common)
 
 
 class Noise(View):
@@ -41,7 +47,7 @@ class Noise(View):
 
 
 class Strided(Sampler):
-    """A sampler: every `stride`-th image, again and again."""
+    """A sampler: every `stride`-th image, round and round."""
 
     def __init__(self, dataset: SegmentationDataset, seed: int, stride: Positive = 3):
         super().__init__(dataset, seed)
@@ -70,27 +76,28 @@ class PatchEncoder(nn.Module):
         return maps
 
 
-class FinestHead(nn.Module):
-    """A head: a 1x1 convolution of the finest map."""
+class StackHead(nn.Module):
+    """A head: a 1x1 convolution of all maps, at the finest one's size."""
 
     feature_level = 0
 
     def __init__(self, channels: Sequence[int], num_classes: int):
         super().__init__()
-        self.num_classes, self.feature_dim = num_classes, channels[0]
-        self.pred = nn.Conv2d(channels[0], num_classes, 1)
+        self.num_classes, self.feature_dim = num_classes, sum(channels)
+        self.pred = nn.Conv2d(self.feature_dim, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
-        return HeadOutput(maps[0], self.pred(maps[0]), {})
+        features = torch.cat([nn.functional.interpolate(x, maps[0].shape[2:]) for x in maps], 1)
+        return HeadOutput(features, self.pred(features), {})
 
 
-ENCODERS["patches"], HEADS["finest"] = PatchEncoder, FinestHead  # now model.name=patches model.head=finest
+ENCODERS["patches"], HEADS["stack"] = PatchEncoder, StackHead  # now model.name=patches model.head=stack
 
 
 class Entropy(Term):
-    """A loss term: the target's predictions are to be certain."""
+    """A loss term: the target's predictions are to be certain; the mean over all pixels, labelled or not."""
 
-    def __init__(self, network: Segmentor, weight: float, domain: str = "target"):
+    def __init__(self, network: Segmentor, weight: float = 0.01, domain: str = "target"):
         super().__init__([domain], weight)
 
     def forward(self, seen: ForwardPass, norms: Mapping[str, Tensor]) -> Losses:
@@ -99,20 +106,30 @@ class Entropy(Term):
 
 
 class MeanTeacher(SumOfTerms):
-    """A method: the network's moving average labels the target's images; the average is what is deployed."""
+    """A method: the network's moving average labels the target's images, and the network learns them on a strong view.
 
-    def __init__(self, network: Segmentor, terms: Mapping[str, Term], momentum: Share = 0.9, threshold: Share = 0.5):
+    The average, not the network, is scored, kept as best, exported and handed on.
+    """
+
+    def __init__(
+        self,
+        network: Segmentor,
+        terms: Mapping[str, Term],
+        strong: View,
+        momentum: Share = 0.9,
+        threshold: Share = 0.5,
+    ):
         super().__init__(network, terms)
         self.teacher = copy.deepcopy(network).requires_grad_(False)
-        self.momentum, self.threshold = momentum, threshold
+        self.strong, self.momentum, self.threshold = strong, momentum, threshold
 
     def train(self, mode: bool = True) -> "MeanTeacher":
         super().train(mode)
-        self.teacher.eval()
+        self.teacher.eval()  # always
         return self
 
     def learns_labels_of(self, domain: str) -> bool:
-        return domain != "target" and super().learns_labels_of(domain)
+        return domain != "target" and super().learns_labels_of(domain)  # those of the target are the teacher's
 
     def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
         super().prepare(loaders)
@@ -121,9 +138,15 @@ class MeanTeacher(SumOfTerms):
     def targets(self, phase: str, batch: Batch) -> Batch:
         if phase != "target":
             return batch
-        confidence, labels = self.teacher(batch["target"]["image"]).logits.softmax(1).max(1)
-        weight = (confidence > self.threshold).to(confidence.dtype)
-        return {**batch, "target": {**batch["target"], "label": labels, "weight": weight}}
+        images = batch["target"]["image"]
+        confidence, labels = self.teacher(images).logits.softmax(1).max(1)
+        weights = (confidence > self.threshold).to(confidence.dtype)
+        # torch's generator is seeded at every step, so that a resumed run draws the same.
+        seeds = torch.randint(2**31, (len(images),)).tolist()
+        view = self.strong(
+            {"image": images, "label": labels, "weight": weights}, [Generator().manual_seed(seed) for seed in seeds]
+        )
+        return {**batch, "target": {**batch["target"], **view}}
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         for old, new in zip(self.teacher.state_dict().values(), self.network.state_dict().values(), strict=True):
@@ -135,7 +158,7 @@ class MeanTeacher(SumOfTerms):
 
 
 class Lines(Tracker):
-    """A tracker: a text file."""
+    """A tracker: a text file, a line per number."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         with (self.folder / "lines.txt").open("a") as file:
@@ -154,11 +177,15 @@ class CountStage(Stage):
     """A stage kind: count the images of a data set."""
 
     Settings = CountSettings
+    RESULT = ("images",)  # what done.json holds at least
     settings: CountSettings
 
+    @cached_property
+    def dataset(self) -> SegmentationDataset:
+        return self.run.dataset(self.settings.data, self.settings.split, self.where)
+
     def check(self) -> None:
-        self.run.dataset(self.settings.data, self.settings.split, self.where, labelled=False)
+        _ = self.dataset
 
     def execute(self) -> dict[str, Any]:
-        dataset = self.run.dataset(self.settings.data, self.settings.split, self.where, labelled=False)
-        return {"images": len(dataset)}
+        return {"images": len(self.dataset)}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.tiny_images import SIZE, label_map, picture, save
 
+from tests.data.tiny_images import SIZE, label_map, picture, save
 from trans4pass.labels import LabelSpace
 
 LABELS = Path(__file__).parents[2] / "configs" / "labels"

@@ -9,12 +9,22 @@ from itertools import islice
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.tiny_images import SIZE, label_map, picture, save
 
-from trans4pass.data import Cityscapes, DensePASS, EvalTransform, Stanford2D3D, TrainTransform, train_loader
+from tests.data.tiny_images import SIZE, label_map, picture, save
+from trans4pass.data import (
+    Cityscapes,
+    DensePASS,
+    EvalTransform,
+    Shuffle,
+    Stanford2D3D,
+    TrainTransform,
+    View,
+    train_loader,
+)
 from trans4pass.data import cache as cache_module
 from trans4pass.data.base import SegmentationDataset
 from trans4pass.errors import ConfigError, DataError
+from trans4pass.settings import parse
 
 SMALL = (48, 32)
 
@@ -82,11 +92,12 @@ def test_holes_are_ignored_in_the_cache_too(stanford_root, indoor13, tmp_path):
 
 
 def test_what_a_transform_does_in_place_does_not_reach_the_cache(build):
-    def blacken(image, label):
-        return image.zero_(), label.zero_()
+    class Blacken(View):
+        def one(self, sample, generator):
+            return {key: x.zero_() for key, x in sample.items()}
 
     expected = build()[0]
-    assert (build(transform=blacken)[0]["image"] == 0).all()
+    assert (build(transform=Blacken())[0]["image"] == 0).all()
     assert same(build()[0], expected)
 
 
@@ -191,11 +202,12 @@ def test_the_space_it_takes_is_told_once(build, tmp_path, caplog):
         assert word in caplog.messages[0]
 
 
-def test_settings_that_cannot_work_are_refused(build, tmp_path):
+def test_settings_that_cannot_work_are_refused(build, tmp_path, outdoor13):
     with pytest.raises(ConfigError, match="has no effect without cache"):
         build(cache=None, cache_size=SMALL)
-    with pytest.raises(ConfigError, match="size="):
-        build(cache_size=(4, 4))
+    settings = {"root": tmp_path, "split": "train", "labels": outdoor13, "cache": tmp_path, "cache_size": [4, 4]}
+    with pytest.raises(ConfigError, match=r"cache_size.0 is 4: .*greater than or equal to 32"):
+        parse(Cityscapes, settings, "dataset")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be a folder"):
         build(cache=tmp_path / "file")
@@ -213,8 +225,9 @@ def test_several_readers_of_one_entry_agree(build, tmp_path):
 
 
 def test_worker_processes_fill_and_read_it(build, tmp_path):
-    batches = list(islice(train_loader(build(), 2, seed=0, num_workers=2), 3))
-    again = list(islice(train_loader(build(), 2, seed=0), 3))
-    plain = list(islice(train_loader(build(cache=None), 2, seed=0), 3))
+    dataset = build()
+    batches = list(islice(train_loader(dataset, Shuffle(dataset, 0), 2, num_workers=2), 3))
+    again = list(islice(train_loader(build(), Shuffle(dataset, 0), 2), 3))
+    plain = list(islice(train_loader(build(cache=None), Shuffle(dataset, 0), 2), 3))
     assert all(same(a, c) and same(b, c) for a, b, c in zip(batches, again, plain))
     assert len(entries(tmp_path)) == 3

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from tests.data.tiny_images import SIZE, label_map, picture, save
-from trans4pass.engine.check_data import check_data
-from trans4pass.engine.command import resolved
 
+from tests.data.tiny_images import SIZE, label_map, picture, save
 from trans4pass.data import Cityscapes, DensePASS, Stanford2D3D, check
 from trans4pass.errors import ConfigError, DataError
+from trans4pass.interrupts import Interrupts
+from trans4pass.pipeline.check_data import check_data as check_data_here
+from trans4pass.pipeline.launch import resolved
 
 ROOT = Path(__file__).parents[2]
 STEM = "aachen/aachen_{:06d}_000019"
@@ -24,6 +26,10 @@ def config(data_root: Path, *overrides: str) -> dict:
     plot = f"plot={data_root / 'plot.png'}"
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return resolved(compose("check_data", ["num_workers=0", f"data_root={data_root}", plot, *overrides]))
+
+
+def check_data(config: dict) -> bool:
+    return check_data_here(config, torch.device("cpu"), Interrupts()) == 0
 
 
 def printed(data_root: Path, capsys, *overrides: str) -> tuple[bool, str]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.data.tiny_images import SIZE, label_map, picture, save
 
+from tests.data.tiny_images import SIZE, label_map, picture, save
 from trans4pass.data import Cityscapes, DensePASS, EvalTransform, Item, SegmentationDataset, TrainTransform
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace

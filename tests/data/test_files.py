@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.data.tiny_images import SIZE, label_map, picture
 
+from tests.data.tiny_images import SIZE, label_map, picture
 from tests.mutations import mutated
 from trans4pass.data import Item, SegmentationDataset
 from trans4pass.data.files import files_below, image_size, read_colour_label, read_image, read_label

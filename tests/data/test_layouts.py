@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tests.data.tiny_images import SIZE, label_map, picture, save
 
 from tests.data.conftest import LABELS
+from tests.data.tiny_images import SIZE, label_map, picture, save
 from trans4pass.data import Folder, Stanford2D3D, Structured3D, SynPASS, TrainTransform
 from trans4pass.data.stanford2d3d import AREAS, CLASSES, FOLDS, decode_colours
 from trans4pass.errors import ConfigError, DataError

@@ -1,26 +1,48 @@
 """Loaders: batches follow from (seed, position) alone, whatever the ranks, workers and restarts."""
 
 import signal
+from collections.abc import Iterator
 from itertools import chain, islice
 
 import numpy as np
 import pytest
 import torch
-from tests.data.tiny_images import SIZE, picture, save
 
-from trans4pass.data import Cityscapes, EvalTransform, Item, SegmentationDataset, TrainTransform, eval_loader
-from trans4pass.data.loaders import PositionSampler, permutation, train_loader
-from trans4pass.errors import ConfigError, DataError
+from tests.data.tiny_images import SIZE, picture, save
+from trans4pass.data import (
+    Cityscapes,
+    EvalTransform,
+    Item,
+    Sample,
+    Sampler,
+    SegmentationDataset,
+    Shuffle,
+    TrainTransform,
+    View,
+    eval_loader,
+)
+from trans4pass.data import train_loader as loader_of
+from trans4pass.data.base import derive_seed
+from trans4pass.data.loaders import PositionBatches
+from trans4pass.errors import DataError
 
 AUGMENT = TrainTransform((48, 32), fit="cover_crop", flip=0.5, jitter=0.3)
 
 
-def batches(count: int, *args, **kwargs) -> list:
-    return list(islice(PositionSampler(*args, **kwargs), count))
+def batches(count: int, length: int, batch_size: int, seed: int = 0, **place) -> list:
+    return list(islice(PositionBatches(shuffle(length, seed), batch_size, **place), count))
+
+
+def shuffle(length: int, seed: int) -> Shuffle:
+    return Shuffle(range(length), seed)  # of a data set only its length counts
+
+
+def train_loader(dataset: SegmentationDataset, batch_size: int, seed: int, **settings) -> Iterator[dict]:
+    return loader_of(dataset, Shuffle(dataset, seed), batch_size, **settings)
 
 
 def same(a: dict, b: dict) -> bool:
-    return a["name"] == b["name"] and a["image"].equal(b["image"]) and a["label"].equal(b["label"])
+    return a["name"] == b["name"] and all(a[key].equal(b[key]) for key in ("image", "label", "seed"))
 
 
 @pytest.fixture
@@ -58,9 +80,9 @@ def test_a_batch_may_hold_several_epochs():
 
 
 def test_order_depends_on_the_seed():
-    assert permutation(20, 0, 0) == permutation(20, 0, 0)
-    assert permutation(20, 0, 0) != permutation(20, 1, 0)
-    assert permutation(20, 0, 0) != permutation(20, 0, 1)
+    first, again, other = ([shuffle(20, seed).index(i) for i in range(40)] for seed in (0, 0, 1))
+    assert first == again
+    assert first[:20] != other[:20] and first[:20] != first[20:]
 
 
 def test_start_batch_continues_exactly():
@@ -70,9 +92,25 @@ def test_start_batch_continues_exactly():
     )
 
 
-def test_batch_size_must_be_positive():
-    with pytest.raises(ConfigError, match="batch_size=0"):
-        PositionSampler(3, 0, seed=0)
+def test_a_sampler_jumps_to_any_position():
+    inorder = shuffle(7, 3)
+    expected = [inorder.index(position) for position in range(30)]
+    jumping = shuffle(7, 3)
+    assert {position: jumping.index(position) for position in (29, 3, 15, 0)} == {
+        position: expected[position] for position in (29, 3, 15, 0)
+    }
+
+
+class Backwards(Sampler):
+    """A sampler of one's own."""
+
+    def index(self, position: int) -> int:
+        return -position % len(self.dataset)
+
+
+def test_a_sampler_of_ones_own_decides_what_is_read(seven):
+    loader = loader_of(seven, Backwards(seven, 0), 4, start_batch=1, rank=1, world_size=2)
+    assert next(loader)["name"] == [str(-position % 7) for position in (12, 13, 14, 15)]
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -82,7 +120,26 @@ def test_batch_has_the_seams_types(dataset):
     batch = next(train_loader(dataset, 2, seed=0))
     assert batch["image"].shape == (2, 3, 32, 48) and batch["image"].dtype == torch.uint8
     assert batch["label"].shape == (2, 32, 48) and batch["label"].dtype == torch.int64
-    assert len(batch["name"]) == 2 and set(batch) == {"image", "label", "name"}
+    assert len(batch["name"]) == 2 and set(batch) == {"image", "label", "name", "seed"}
+
+
+def test_every_sample_has_a_seed_of_its_position(dataset):
+    """Methods draw their own views with it: never the seed that the data set's transform draws from, nor a rank's."""
+    one = next(train_loader(dataset, 4, seed=0, start_batch=2))["seed"]
+    halves = [next(train_loader(dataset, 2, seed=0, start_batch=2, rank=r, world_size=2)) for r in (0, 1)]
+    assert one.dtype == torch.int64 and one.min() >= 0 and len(set(one.tolist())) == 4
+    assert torch.cat([half["seed"] for half in halves]).equal(one)
+    assert set(one.tolist()).isdisjoint(derive_seed(5, position) for position in range(16))
+    assert one.tolist() != next(train_loader(dataset, 4, seed=0, start_batch=3))["seed"].tolist()
+
+
+def test_what_a_view_puts_into_a_sample_comes_along(dataset):
+    class Weighing(View):
+        def one(self, sample: Sample, generator: torch.Generator) -> Sample:
+            return {**sample, "weight": torch.rand(sample["label"].shape, generator=generator)}
+
+    batch = next(train_loader(dataset.with_transform(Weighing()), 2, seed=0))
+    assert batch["weight"].shape == batch["label"].shape and batch["weight"].dtype == torch.float32
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(dataset):
@@ -150,17 +207,19 @@ def test_a_bad_file_is_named_without_a_traceback(cityscapes_root, outdoor13, num
         assert "Traceback" not in text and "\n" not in text
 
 
-def worker_state(image, label):
-    """Stands in for a transform and reports the worker's threads and its handling of Ctrl-C as pixels."""
-    ignores = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    image[:] = torch.tensor([torch.get_num_threads(), ignores, 0], dtype=torch.uint8)[:, None, None]
-    return image, label
+class WorkerState(View):
+    """Reports the worker's threads and its handling of Ctrl-C as pixels."""
+
+    def one(self, sample: Sample, generator: torch.Generator) -> Sample:
+        ignores = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        sample["image"][:] = torch.tensor([torch.get_num_threads(), ignores, 0], dtype=torch.uint8)[:, None, None]
+        return sample
 
 
 def test_workers_have_one_thread_and_leave_ctrl_c_to_the_main_process(seven):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
     try:
-        image = next(iter(eval_loader(seven.with_transform(worker_state), num_workers=1)))["image"]
+        image = next(iter(eval_loader(seven.with_transform(WorkerState()), num_workers=1)))["image"]
         assert image[0, :2, 0, 0].tolist() == [1, 1]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
-from tests.data.tiny_images import SIZE, label_map, picture, save
-from trans4pass.engine.build import build
-from trans4pass.engine.check_data import check_data
-from trans4pass.engine.command import resolved
 
+from tests.data.tiny_images import SIZE, label_map, picture, save
+from trans4pass.build import build
+from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
+from trans4pass.pipeline.check_data import check_data
+from trans4pass.pipeline.launch import resolved
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "datasets_layout.md").read_text()
@@ -55,7 +57,7 @@ def test_images_of_your_own_are_one_yaml_file(configs, drone_root):
     expected = np.select([(raw == 1) | (raw == 2), raw == 10, raw == 20], [0, 1, 2], 255)
     assert [item.name for item in dataset.items] == ["f1/7"] and dataset.panorama
     assert np.array_equal(dataset[0]["label"], expected) and dataset[0]["image"].shape == (3, *SIZE[::-1])
-    assert check_data(config)
+    assert check_data(config, torch.device("cpu"), Interrupts()) == 0
 
 
 def test_predictions_map_into_the_label_space_of_the_recipe(configs):

@@ -1,13 +1,11 @@
-"""Views: image and label move together, in one sample or a batch; sizes and padding are right; bad settings are refused."""
+"""Views: image and label move together, alone or in a batch; sizes and padding are right; bad settings are refused."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from trans4pass.build import build
 from trans4pass.data import (
     ColorJitter,
     Compose,
@@ -35,14 +33,23 @@ def ramp(width: int = WIDTH, height: int = HEIGHT) -> tuple[Tensor, Tensor]:
     return torch.stack([label, torch.full_like(label, 90), torch.full_like(label, 160)]), label
 
 
-def seen(view: Callable[..., Sample], seed: int = 0, sample: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def seen(view: View, seed: int = 0, sample: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """What the view makes of one image (3,H,W) and its label (H,W), by default of `ramp()`."""
     image, label = sample or ramp()
-    result = view({"image": image[None], "label": label[None]}, [Generator().manual_seed(seed)])
+    result = view({"image": image[None], "label": label[None]}, generators(seed))
     return result["image"][0], result["label"][0]
 
 
-def offsets(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def generators(*seeds: int) -> list[Generator]:
+    return [Generator().manual_seed(seed) for seed in seeds]
+
+
+def of_settings(**settings: Any) -> TrainTransform:
+    """As a configuration makes it, with its values checked."""
+    return parse(TrainTransform, {"size": (WIDTH, HEIGHT)} | settings, "transform")
+
+
+def offsets(image: Tensor, label: Tensor) -> Tensor:
     """Red minus label inside the labelled region, a pixel away from its borders."""
     inside = label != 255
     difference = image[0].float() - label.float()
@@ -64,10 +71,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_image_and_label_stay_aligned(settings):
-    transform = TrainTransform(**settings)
+    transform = of_settings(**settings)
     for seed in range(8):
-        torch.manual_seed(seed)
-        image, label = transform(*ramp())
+        image, label = seen(transform, seed)
         width, height = settings["size"]
         assert image.shape == (3, height, width) and label.shape == (height, width)
         assert image.dtype == label.dtype == torch.uint8
@@ -76,30 +82,114 @@ def test_image_and_label_stay_aligned(settings):
         assert difference.abs().max() <= 1 and difference.mean().abs() <= 0.25
 
 
+# Every view, with settings that leave no sample as it was for all seeds.
+VIEWS = {
+    "yaw roll": YawRoll(),
+    "resize": Resize((40, 32)),
+    "cover crop": CoverCrop((64, 64)),
+    "scale crop": ScaleCrop((64, 64), 80),
+    "flip": HorizontalFlip(),
+    "jitter": ColorJitter(0.5),
+    "blur": GaussianBlur(0.5),
+    "evaluation": EvalTransform((40, 32)),
+    "evaluation at any size": EvalTransform(),
+    "several": Compose({"roll": YawRoll(), "crop": CoverCrop((64, 64)), "jitter": ColorJitter(0.5)}),
+    "a recipe": of_settings(size=(64, 64), fit="scale_crop", base=64, flip=0.5, blur=0.5, jitter=0.5, yaw_roll=True),
+}
+
+
+def noise(count: int) -> Sample:
+    """Images of noise, with labels, and with weights, which methods put into samples."""
+    draw = Generator().manual_seed(0)
+    return {
+        "image": torch.randint(256, (count, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=draw),
+        "label": torch.randint(19, (count, HEIGHT, WIDTH), dtype=torch.uint8, generator=draw),
+        "weight": torch.rand(count, HEIGHT, WIDTH, generator=draw),
+    }
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("floating", [False, True], ids=["uint8", "float"])
+def test_a_batch_is_seen_as_its_samples_are_one_by_one(view, floating):
+    batch, seeds = noise(5), [11, 12, 13, 11, 15]
+    batch["image"][3], batch["label"][3] = batch["image"][0], batch["label"][0]
+    if floating:
+        batch["image"] = batch["image"].float() / 255
+    whole = view(batch, generators(*seeds))
+    single = [view({key: x[i : i + 1] for key, x in batch.items()}, generators(seed)) for i, seed in enumerate(seeds)]
+    for key in batch:
+        assert whole[key].equal(torch.cat([sample[key] for sample in single])), key
+        assert whole[key].dtype == batch[key].dtype
+    assert whole["image"][3].equal(whole["image"][0])  # what was drawn follows from the generator, not from the place
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_draws_from_its_generators_only_and_changes_nothing_in_place(view):
+    batch = noise(2)
+    before = {key: x.clone() for key, x in batch.items()}
+    state = torch.get_rng_state()
+    first, other = view(batch, generators(1, 2)), view(batch, generators(1, 2))
+    assert torch.get_rng_state().equal(state)
+    assert all(first[key].equal(other[key]) for key in batch)
+    assert all(batch[key].equal(x) for key, x in before.items())
+
+
+@pytest.mark.parametrize("name", ["yaw roll", "cover crop", "scale crop", "flip", "jitter", "blur"])
+def test_each_sample_of_a_batch_draws_for_itself(name):
+    one = {key: x[:1].expand(8, *x.shape[1:]) for key, x in noise(1).items()}
+    images = VIEWS[name](one, generators(*range(8)))["image"]
+    assert len({image.numpy().tobytes() for image in images}) > 1
+
+
+def test_weights_go_where_the_labels_go():
+    weight = torch.rand(1, HEIGHT, WIDTH)
+    image, label = ramp()
+    for seed in range(4):
+        sample = {"image": image[None], "label": label[None], "weight": label[None].float()}
+        result = of_settings(size=(64, 64), fit="scale_crop", base=80, flip=0.5)(sample, generators(seed))
+        labelled = result["label"] != 255
+        assert result["weight"][labelled].equal(result["label"][labelled].float())
+        assert not result["weight"][~labelled].any()  # padding weighs nothing
+    assert GaussianBlur(1.0)({"image": image[None], "weight": weight}, generators(0))["weight"].equal(weight)
+
+
+def test_views_of_ones_own_come_first_in_a_recipe():
+    class Whitening(View):
+        def one(self, sample: Sample, generator: Generator) -> Sample:
+            return {**sample, "image": torch.full_like(sample["image"], 255)}
+
+    image, label = seen(TrainTransform((320, 320), "scale_crop", 80, (1.0, 1.0), views={"white": Whitening()}))
+    assert (image[:, label != 255] == 255).all() and (image[:, label == 255] == 0).all()
+
+
+def test_a_recipe_needs_panoramas_where_one_of_its_views_does():
+    assert of_settings(yaw_roll=True).needs_panorama and not of_settings().needs_panorama
+    assert Compose({"flip": HorizontalFlip(), "roll": YawRoll()}).needs_panorama
+
+
 def test_downscaled_label_takes_the_pixels_at_the_cells_centres():
-    label = torch.arange(WIDTH).expand(HEIGHT, WIDTH).to(torch.uint8)
-    image = tv_tensors.Image(label.expand(3, -1, -1))
-    _, small = resize(image, tv_tensors.Mask(label), (WIDTH // 4, HEIGHT))
-    assert small[0, :3].tolist() == [2, 6, 10]
+    label = torch.arange(WIDTH).expand(1, HEIGHT, WIDTH).to(torch.uint8)
+    small = resize({"image": label.expand(1, 3, -1, -1), "label": label}, (WIDTH // 4, HEIGHT))["label"]
+    assert small[0, 0, :3].tolist() == [2, 6, 10]
 
 
 def test_resizing_makes_no_new_label_values():
     label = torch.tensor([0, 18, 255], dtype=torch.uint8)[torch.randint(3, (HEIGHT, WIDTH))]
-    _, resized = EvalTransform((333, 77))(tv_tensors.Image(torch.zeros(3, HEIGHT, WIDTH)), tv_tensors.Mask(label))
+    _, resized = seen(EvalTransform((333, 77)), sample=(torch.zeros(3, HEIGHT, WIDTH), label))
     assert set(resized.unique().tolist()) == {0, 18, 255} and resized.shape == (77, 333)
 
 
 def test_eval_transform_without_a_size_changes_nothing():
     image, label = ramp()
-    same_image, same_label = EvalTransform(None)(image, label)
+    same_image, same_label = seen(EvalTransform(None))
     assert same_image.equal(image) and same_label.equal(label)
 
 
 def test_cover_crop_keeps_the_aspect_and_reaches_both_ends():
     lows, highs = set(), set()
     for seed in range(40):
-        torch.manual_seed(seed)
-        _, label = TrainTransform((80, 80), fit="cover_crop")(*ramp())  # as high as the image: only columns are chosen
+        # As high as the image: only columns are chosen.
+        _, label = seen(of_settings(size=(80, 80), fit="cover_crop"), seed)
         assert (label[:, 1:].int() - label[:, :-1].int() == 1).all()
         lows.add(int(label[0, 0]))
         highs.add(int(label[0, -1]))
@@ -107,74 +197,64 @@ def test_cover_crop_keeps_the_aspect_and_reaches_both_ends():
 
 
 def test_cover_crop_enlarges_a_smaller_image():
-    _, label = TrainTransform((320, 160), fit="cover_crop")(*ramp())
+    _, label = seen(of_settings(size=(320, 160), fit="cover_crop"))
     assert (label[0, 0], label[-1, -1]) == (0, WIDTH + HEIGHT - 2)
 
 
 def test_scale_crop_scales_the_short_side_within_its_range():
-    transform = TrainTransform((320, 320), fit="scale_crop", base=80, scale=(0.5, 2.0))
-    heights = []
-    for seed in range(60):
-        torch.manual_seed(seed)
-        _, label = transform(*ramp())
-        heights.append(int((label != 255).any(dim=1).sum()))
+    transform = of_settings(size=(320, 320), fit="scale_crop", base=80, scale=(0.5, 2.0))
+    heights = [int((seen(transform, seed)[1] != 255).any(dim=1).sum()) for seed in range(60)]
     assert 40 <= min(heights) < 50 and 150 < max(heights) <= 160
 
 
 def test_padding_is_black_and_ignored():
-    image, label = TrainTransform((320, 320), fit="scale_crop", base=80, scale=(1.0, 1.0))(*ramp())
+    image, label = seen(of_settings(size=(320, 320), fit="scale_crop", base=80, scale=(1.0, 1.0)))
     assert (label[HEIGHT:] == 255).all() and (label[:, WIDTH:] == 255).all()
     assert (image[:, HEIGHT:] == 0).all() and (image[:, :, WIDTH:] == 0).all()
     assert label[:HEIGHT, :WIDTH].equal(ramp()[1])
 
 
 def test_flip_and_blur_come_as_often_as_they_should():
-    torch.manual_seed(0)
-    transform = TrainTransform((WIDTH, HEIGHT), flip=0.25, blur=0.75)
-    noise = tv_tensors.Image(torch.randint(256, (3, HEIGHT, WIDTH), dtype=torch.uint8))
+    transform = of_settings(flip=0.25, blur=0.75)
+    image = torch.randint(256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
     flips = blurs = 0
-    for _ in range(200):
-        image, label = transform(noise, ramp()[1])
+    for seed in range(200):
+        result, label = seen(transform, seed, (image, ramp()[1]))
         flipped = bool(label[0, 0] > label[0, -1])
         flips += flipped
-        blurs += not image.equal(noise.flip(-1) if flipped else noise)
+        blurs += not result.equal(image.flip(-1) if flipped else image)
     assert 30 <= flips <= 70 and 100 <= blurs <= 160  # the weakest blurs change no byte
 
 
 def test_jitter_changes_colours_and_no_label():
-    torch.manual_seed(0)
-    image, label = TrainTransform((WIDTH, HEIGHT), jitter=0.5)(*ramp())
+    image, label = seen(of_settings(jitter=0.5))
     assert not image.equal(ramp()[0]) and label.equal(ramp()[1])
-    untouched, _ = TrainTransform((WIDTH, HEIGHT))(*ramp())
+    untouched, _ = seen(of_settings())
     assert untouched.equal(ramp()[0])
 
 
 def test_jitter_stays_within_its_strength():
-    grey = tv_tensors.Image(torch.full((3, 32, 32), 100, dtype=torch.uint8))  # grey has no contrast, saturation or hue
-    label = tv_tensors.Mask(torch.zeros(32, 32, dtype=torch.uint8))
-    transform = TrainTransform((32, 32), jitter=0.2)
-    values = {int(transform(grey, label)[0][0, 0, 0]) for _ in range(100)}
+    grey = torch.full((3, 32, 32), 100, dtype=torch.uint8)  # grey has no contrast, saturation or hue
+    label = torch.zeros(32, 32, dtype=torch.uint8)
+    transform = of_settings(size=(32, 32), jitter=0.2)
+    values = {int(seen(transform, seed, (grey, label))[0][0, 0, 0]) for seed in range(100)}
     assert 79 <= min(values) < 85 and 115 < max(values) <= 121
 
 
 def test_yaw_roll_moves_both_around_the_border():
-    image, label = roll(*ramp(), shift=3)
-    assert label[0, :4].tolist() == [157, 158, 159, 0]
-    assert image[0].equal(label)
     shifts = set()
     for seed in range(50):
-        torch.manual_seed(seed)
-        image, label = TrainTransform((WIDTH, HEIGHT), yaw_roll=True)(*ramp())
-        assert image[0].equal(label) and label[0].sort().values.equal(ramp()[1][0])
-        shifts.add(int(label[0].argmin()))
+        image, label = seen(of_settings(yaw_roll=True), seed)
+        shift = int(label[0].argmin())
+        assert image[0].equal(label) and label.equal(ramp()[1].roll(shift, -1))
+        shifts.add(shift)
     assert min(shifts) < 16 and max(shifts) > WIDTH - 16
 
 
 def test_yaw_roll_comes_before_the_crop():
     seams = 0
     for seed in range(40):
-        torch.manual_seed(seed)
-        _, label = TrainTransform((80, 80), fit="cover_crop", yaw_roll=True)(*ramp())
+        _, label = seen(of_settings(size=(80, 80), fit="cover_crop", yaw_roll=True), seed)
         seams += bool((label[0, 1:].int() - label[0, :-1].int() < 0).any())
     assert 8 <= seams <= 32  # a crop of half the width shows the seam about every other time
 
@@ -182,26 +262,27 @@ def test_yaw_roll_comes_before_the_crop():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"fit": "crop"}, "fit='crop' is none of resize, cover_crop, scale_crop"),
-        ({"flip": 1.5}, "flip=1.5 is not within 0..1"),
-        ({"blur": -0.1}, "blur=-0.1 is not within 0..1"),
-        ({"jitter": 2}, "jitter=2 is not within 0..1"),
-        ({"flip": float("nan")}, "flip=nan"),
-        ({"size": (31, 64)}, r"size=\(31, 64\) .*at least 32 pixels"),
-        ({"size": (64.5, 64)}, "size="),
-        ({"size": (64,)}, "size="),
+        ({"fit": "crop"}, "fit.*'crop'.*resize.*cover_crop.*scale_crop"),
+        ({"flip": 1.5}, "flip is 1.5: .*less than or equal to 1"),
+        ({"blur": -0.1}, "blur is -0.1: .*greater than or equal to 0"),
+        ({"jitter": 2}, "jitter is 2: .*less than or equal to 1"),
+        ({"flip": float("nan")}, "flip is nan: "),
+        ({"size": (31, 64)}, r"size.0 is 31: .*greater than or equal to 32"),
+        ({"size": (64.5, 64)}, r"size.0 is 64.5: "),
+        ({"size": (64,)}, "size"),
         ({"fit": "scale_crop"}, "base=None with fit=scale_crop"),
         ({"base": 512}, "base=512 with fit=resize"),
-        ({"fit": "scale_crop", "base": 8}, "base=8 is not at least 32"),
-        ({"scale": (2.0, 0.5)}, "scale="),
-        ({"scale": (0, 1)}, "scale="),
+        ({"fit": "scale_crop", "base": 8}, "base is 8: .*greater than or equal to 32"),
+        ({"scale": (2.0, 0.5)}, "scale is .*first number must be at most its second"),
+        ({"scale": (0, 1)}, "scale.0 is 0: .*greater than 0"),
+        ({"fit": "scale_crop", "base": 64, "scale": (2.0, 0.5)}, "scale is "),
     ],
 )
 def test_bad_settings_are_refused_with_their_range(settings, words):
     with pytest.raises(ConfigError, match=words):
-        TrainTransform(**({"size": (64, 64)} | settings))
+        of_settings(**settings)
 
 
 def test_bad_evaluation_size_is_refused():
-    with pytest.raises(ConfigError, match="at least 32 pixels"):
-        EvalTransform((2048, 0))
+    with pytest.raises(ConfigError, match=r"size.1 is 0: .*greater than or equal to 32"):
+        parse(EvalTransform, {"size": [2048, 0]}, "transform")

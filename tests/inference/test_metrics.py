@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from trans4pass.engine.metrics import Confusion, Regions, Scores
+
+from trans4pass.inference.metrics import Confusion, Regions, Scores
 
 LABELS = torch.tensor([[0, 0, 1], [1, 255, 1]])
 PREDICTIONS = torch.tensor([[0, 1, 1], [1, 0, 0]])

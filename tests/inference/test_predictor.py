@@ -1,247 +1,272 @@
-"""tools/eval.py, tools/predict.py and tools/export_weights.py on a trained checkpoint."""
+"""Test-time augmentation against exact identities and a loop written out; the score of a set against counting."""
 
-import json
-import operator
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from PIL import Image
-from trans4pass.engine import checkpoint
-from trans4pass.engine.apply import evaluate_checkpoint, export_weights, predict_images
-from trans4pass.engine.command import run_command
-from trans4pass.engine.evaluation import Predictor, TestTime
-from trans4pass.engine.stage import part
+from torch import Tensor, nn
+from trans4pass.engine.evaluation import Predictor, TestTime, evaluate, predict_all
+from trans4pass.engine.interrupt import Interrupted, Interrupts
 
 from trans4pass import create_model
-from trans4pass.labels import LabelSpace
-from trans4pass.models import wrap_sideways
+from trans4pass.errors import ConfigError, DataError, NonFinite
+from trans4pass.models import input_size
 
-from .engine.small import various_network
+from .small import InMemory, Neighbourhood, Pixelwise, label_space
 
-ROOT = Path(__file__).parents[1]
-SIZE = (64, 32)
-
-
-def save_checkpoint(path: Path, labels: str, **options: Any) -> Path:
-    space = LabelSpace.from_yaml(ROOT / "configs" / "labels" / f"{labels}.yaml")
-    noise = torch.randint(0, 256, (1, 3, *SIZE[::-1]), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    network = various_network(space.num_classes, noise, **options)
-    state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    model = {"_target_": "trans4pass.create_model", "name": "trans4pass_micro", "embed_dim": 16, **options}
-    checkpoint.save({"method": state, "model": model, "labels": space.to_dict()}, path)
-    return path
+CPU = torch.device("cpu")
+ALL = TestTime(scales=(0.5, 1.0, 1.5), flip=True, yaw_rolls=3)
+SPACE = label_space(["road", "sky", "car"])
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Two labelled panoramas in DensePASS's layout, with the values of Cityscapes' 19 classes."""
-    generator = np.random.RandomState(0)
-    for number in (1, 2):
-        image = tmp_path / f"DensePASS/leftImg8bit/val/a/{number}_.png"
-        label = tmp_path / f"DensePASS/gtFine/val/a/{number}_labelTrainIds.png"
-        for path, pixels in (
-            (image, generator.randint(0, 256, (SIZE[1], SIZE[0], 3))),
-            (label, generator.choice([0, 2, 10, 12, 16, 255], (SIZE[1], SIZE[0]))),
-        ):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return tmp_path
+def images(height: int = 64, width: int = 128, count: int = 1) -> Tensor:
+    return torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-def read(data: Path, number: int) -> tuple[torch.Tensor, np.ndarray]:
-    """A panorama (1,3,H,W) and its label (H,W)."""
-    image = np.array(Image.open(data / f"DensePASS/leftImg8bit/val/a/{number}_.png"))
-    truth = np.array(Image.open(data / f"DensePASS/gtFine/val/a/{number}_labelTrainIds.png"))
-    return torch.from_numpy(image).permute(2, 0, 1)[None], truth
+def plain(network: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network.eval()(images).logits
 
 
-def network_of(path: Path) -> torch.nn.Module:
-    network = create_model("trans4pass_micro", 19, embed_dim=16)
-    network.load_state_dict(part(checkpoint.load(path)["method"], "network"))
-    return network
+# ---- views that undo exactly ----
 
 
-def run(tool: str, function: Callable, *overrides: str) -> int:
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return run_command(function, compose(tool, ["device=cpu", *overrides]))
+@pytest.mark.parametrize("test_time", [TestTime(flip=True), TestTime(yaw_rolls=4), TestTime(flip=True, yaw_rolls=3)])
+def test_mirrored_and_rolled_views_of_a_pixelwise_network_are_undone(test_time: TestTime) -> None:
+    """Width 128 in 3 and 4 rolls: neither a roll nor twice a roll is a whole turn."""
+    network, picture = Pixelwise(), images(count=2)
+    assert (Predictor(network, CPU, test_time)(picture) - plain(network, picture)).abs().max() < 1e-6
 
 
-def evaluate(data: Path, checkpoint_path: Path, *overrides: str) -> int:
-    fixed = [f"checkpoint={checkpoint_path}", "data=densepass", f"data_root={data}", "size=[64,32]", "num_workers=0"]
-    return run("eval", evaluate_checkpoint, *fixed, f"output={data / 'out'}", *overrides)
+def test_scaled_views_of_a_ramp_are_undone() -> None:
+    """Bilinear resizing keeps what is linear in both directions."""
+    network = Pixelwise()
+    ramp = (torch.arange(64)[:, None] + torch.arange(128)).to(torch.uint8).expand(1, 3, -1, -1)
+    result = Predictor(network, CPU, TestTime(scales=(0.5, 0.75, 1.75), flip=True))(ramp)
+    assert (result - plain(network, ramp)).abs().max() < 1e-5
 
 
-def test_metrics_and_predictions(data: Path) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    assert evaluate(data, path, "save_predictions=true", "flip=true", "scales=[1.0,1.5]", "yaw_rolls=2") == 0
-    metrics = json.loads((data / "out/metrics.json").read_text())
-    views = TestTime((1.0, 1.5), flip=True, yaw_rolls=2)
-    pairs, differs = [], False
-    for number in (1, 2):
-        image, truth = read(data, number)
-        predicted = Predictor(network_of(path), torch.device("cpu"), views)(image).argmax(1)[0].numpy()
-        assert np.array_equal(np.asarray(Image.open(data / f"out/labels/a/{number}.png")), predicted)
-        differs |= (Predictor(network_of(path), torch.device("cpu"))(image).argmax(1)[0].numpy() != predicted).any()
-        pairs += [(a, b) for a, b in zip(truth.ravel(), predicted.ravel()) if a != 255]
-    assert differs, "the views change nothing"
-    for name, number in zip(metrics["IoU"], range(19), strict=True):
-        both, either = (sum(test(a == number, b == number) for a, b in pairs) for test in (operator.and_, operator.or_))
-        assert metrics["IoU"][name] == (pytest.approx(100 * both / either) if either else None)
-    occurring = [value for value in metrics["IoU"].values() if value is not None]
-    assert metrics["mIoU"] == pytest.approx(sum(occurring) / len(occurring))
-    assert metrics["pixel_accuracy"] == pytest.approx(100 * sum(a == b for a, b in pairs) / len(pairs))
-    assert metrics["classes_in_mean"] == len(occurring) < 19
-    assert metrics["images"] == 2
-    assert metrics["settings"]["scales"] == [1.0, 1.5]
-    assert set(metrics["regions"]) == {"seam", *(f"latitude {band}/5" for band in range(1, 6))}
-    label = Image.open(data / "out/labels/a/1.png")
-    assert (label.mode, label.size) == ("L", SIZE)
-    assert Image.open(data / "out/colour/a/2.png").mode == "RGB"
+# ---- against the loop written out ----
 
 
-def test_a_reverse_edge_head_of_the_first_release_is_refused_by_name(data: Path, capsys: pytest.CaptureFixture) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19", edges=True)
-    state = checkpoint.load(path)
-    state["method"] = {key.replace("laterals.0.0.", "laterals.0."): value for key, value in state["method"].items()}
-    checkpoint.save(state, path)
-    assert evaluate(data, path) == 2
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "a head of release 0.1.0" in shown and "train that model again" in shown
+def resized(x: Tensor, height: int, width: int, wrap: bool) -> Tensor:
+    """Bilinear, by its definition: corners aligned; with `wrap`, columns are cells of a ring."""
+    rows, columns = x.shape[2:]
+    y = torch.arange(height) * (rows - 1) / (height - 1)
+    x_ = (
+        (torch.arange(width) + 0.5) * columns / width - 0.5
+        if wrap
+        else torch.arange(width) * (columns - 1) / (width - 1)
+    )
+    for axis, place, size, ring in ((2, y, rows, False), (3, x_, columns, wrap)):
+        low, share = place.floor().long(), place - place.floor()
+        first, second = (index % size if ring else index.clamp(max=size - 1) for index in (low, low + 1))
+        share = share.view(-1, 1) if axis == 2 else share
+        x = x.index_select(axis, first) * (1 - share) + x.index_select(axis, second) * share
+    return x
 
 
-def test_the_default_number_of_workers_suits_the_machine(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch warns of more workers than cores, once per loader."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "This DataLoader will create")
-        with pytest.raises(UserWarning):
-            evaluate(data, path, "num_workers=2")
-        assert evaluate(data, path, "num_workers=null") == 0
+def mean_over_views(network: nn.Module, images: Tensor, test_time: TestTime) -> Tensor:
+    height, width = images.shape[2:]
+    results = []
+    for roll in range(test_time.yaw_rolls):
+        shift = width * roll // test_time.yaw_rolls
+        there = [(column - shift) % width for column in range(width)]  # the view's column is the image's
+        back = [(column + shift) % width for column in range(width)]
+        for scale in test_time.scales:
+            columns = round(width * scale / 32) * 32 if network.wrap else round(width * scale)
+            view = resized(images[..., there] / 255, round(height * scale), columns, network.wrap)
+            logits = resized(plain(network, view), height, width, network.wrap)
+            results.append(logits[..., back])
+            if test_time.flip:
+                mirror = range(columns - 1, -1, -1)
+                logits = resized(plain(network, view[..., mirror]), height, width, network.wrap)
+                results.append(logits[..., range(width - 1, -1, -1)][..., back])
+    return torch.stack(results).mean(0)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("wrap", [False, True])
-def test_precision_and_wrap_reach_the_network(precision: str, wrap: bool, data: Path) -> None:
-    """What is saved is what the network itself says, in that precision and with those edges."""
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    settings = [f"precision={precision}", f"wrap={str(wrap).lower()}", "save_predictions=true"]
-    assert evaluate(data, path, *settings) == 0
-    network, image = network_of(path).eval(), read(data, 1)[0]
-    if wrap:
-        wrap_sideways(network)
-    kind = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    with torch.inference_mode(), torch.autocast("cpu", kind, enabled=kind is not None):
-        logits = network(image).logits
-    saved = np.asarray(Image.open(data / "out/labels/a/1.png"))
-    assert np.array_equal(saved, logits.float().argmax(1)[0].numpy())
+@pytest.mark.parametrize(
+    "test_time",
+    [TestTime(), TestTime(flip=True), TestTime(yaw_rolls=3), TestTime((0.6,)), TestTime((1.6, 0.6)), ALL],
+    ids=str,
+)
+def test_the_mean_over_views_is_the_loop(test_time: TestTime, wrap: bool) -> None:
+    network, picture = Neighbourhood(wrap=wrap), images(count=2)
+    result = Predictor(network, CPU, test_time)(picture)
+    assert (result - mean_over_views(network, picture, test_time)).abs().max() < 1e-4
+    if test_time != TestTime():
+        assert (result - plain(network, picture)).abs().max() > 1e-2, "the views change nothing"
 
 
-def test_19_classes_scored_in_13(data: Path) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    assert evaluate(data, path, "labels=outdoor13") == 0
-    metrics = json.loads((data / "out/metrics.json").read_text())
-    assert list(metrics["IoU"])[-1] == "car"
-    assert len(metrics["IoU"]) == 13
+def test_a_network_that_does_not_tell_does_not_wrap() -> None:
+    silent, picture = Neighbourhood(), images()
+    del silent.wrap
+    assert torch.equal(Predictor(silent, CPU, ALL)(picture), Predictor(Neighbourhood(), CPU, ALL)(picture))
 
 
-def test_label_spaces_without_a_mapping_are_refused(data: Path, capsys: pytest.CaptureFixture) -> None:
-    path = save_checkpoint(data / "last.pt", "outdoor13")
-    assert evaluate(data, path, "labels=cityscapes19") == 2
-    assert "cannot be mapped" in capsys.readouterr().out
-
-
-def test_published_weights_need_their_label_space_named(data: Path, capsys: pytest.CaptureFixture) -> None:
-    network = create_model("trans4pass_micro", 19, embed_dim=16, deform=(True, True, False, False))
-    official = {key.replace("head.", "dede_head.", 1): value for key, value in network.state_dict().items()}
-    torch.save({"state_dict": official}, data / "official.pth")
-    assert evaluate(data, data / "official.pth") == 2
-    assert "trans4pass_micro with 19 classes" in " ".join(capsys.readouterr().out.split())
-    assert evaluate(data, data / "official.pth", "labels@model_labels=cityscapes19") == 0
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("yaw_rolls", [1, 3])
+def test_the_network_sees_each_view_once(flip: bool, yaw_rolls: int) -> None:
+    network, seen = Pixelwise(), []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+    Predictor(network, CPU, TestTime((0.5, 1.0), flip, yaw_rolls))(images())
+    assert sorted(seen) == sorted([(1, 3, 32, 64), (1, 3, 64, 128)] * yaw_rolls * (1 + flip))
 
 
 @pytest.mark.parametrize(
-    ("override", "word"),
-    [("split=test", "leftImg8bit"), ("scales=[]", "scales"), ("yaw_rolls=0", "yaw_rolls"), ("precision=fp8", "fp8")],
+    ("size", "scale", "wrap", "expected"),
+    [
+        ((64, 128), 1.0, False, (64, 128)),
+        ((64, 100), 0.77, False, (49, 77)),
+        ((65, 100), 0.5, False, (32, 50)),  # 32.5 rounds to even
+        ((67, 100), 0.5, False, (34, 50)),
+        ((64, 128), 0.25, False, (32, 32)),  # no side below 32
+        ((64, 128), 0.7, True, (45, 96)),  # 89.6 to a multiple of 32
+        ((64, 128), 0.9, True, (58, 128)),
+        ((64, 128), 0.1, True, (32, 32)),
+    ],
 )
-def test_bad_settings_are_named(override: str, word: str, data: Path, capsys: pytest.CaptureFixture) -> None:
-    assert evaluate(data, save_checkpoint(data / "last.pt", "cityscapes19"), override) == 2
-    assert word in capsys.readouterr().out
+def test_input_sizes(size: tuple, scale: float, wrap: bool, expected: tuple) -> None:
+    assert input_size(Pixelwise(wrap=wrap), size, scale) == expected
 
 
-def test_missing_choices_are_asked_for(capsys: pytest.CaptureFixture) -> None:
-    assert run("eval", evaluate_checkpoint, "checkpoint=nowhere.pt") == 2
-    assert "data=" in capsys.readouterr().out
-    assert run("eval", evaluate_checkpoint, "data=densepass") == 2
-    assert "checkpoint" in capsys.readouterr().out
+# ---- precision, mode, gradients ----
 
 
-def test_predict_a_folder_and_an_image(data: Path) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    images = data / "DensePASS/leftImg8bit/val"
-    fixed = [f"checkpoint={path}", "num_workers=0"]
-    assert run("predict", predict_images, *fixed, f"input={images}", f"output={data / 'folder'}") == 0
-    assert sorted(str(p.relative_to(data / "folder")) for p in (data / "folder").rglob("*.png")) == [
-        f"{kind}/a/{number}_.png" for kind in ("colour", "labels", "overlay") for number in (1, 2)
-    ]
-    assert run("predict", predict_images, *fixed, f"input={images / 'a/1_.png'}", f"output={data / 'one'}") == 0
-    assert Image.open(data / "one/overlay/1_.png").size == SIZE
-    folder = np.asarray(Image.open(data / "folder/labels/a/1_.png"))
-    assert np.array_equal(folder, np.asarray(Image.open(data / "one/labels/1_.png")))
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_the_network_computes_in_the_precision_asked_for(precision: torch.dtype) -> None:
+    """Each view in half precision; resized and averaged in float32."""
+    network, seen = Neighbourhood(), set()
+    network.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    picture, views = images(), TestTime((1.0, 1.5), flip=True)
+    single, half = (Predictor(network, CPU, views, kind)(picture) for kind in (None, precision))
+    assert seen == {torch.float32, precision}
+    assert half.dtype == torch.float32
+    assert 0 < (single - half).abs().max() < 0.02
+    rounded = half.to(precision).float()
+    assert (half != rounded).float().mean() > 0.5, "the mean itself was taken in half precision"
+    network.head.half() if precision == torch.float16 else network.head.bfloat16()
+    wide = resized(network(picture).logits.float(), 64, 128, False)
+    assert torch.equal(Predictor(network, CPU, None, precision)(picture), wide)
 
 
-def test_predict_says_what_is_wrong_with_its_input(data: Path, capsys: pytest.CaptureFixture) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    (data / "empty").mkdir()
-    for folder, word in ((data / "nowhere", "neither"), (data / "empty", "no image")):
-        assert run("predict", predict_images, f"checkpoint={path}", f"input={folder}") == 2
-        assert word in capsys.readouterr().out
+def test_a_real_network_in_bf16_predicts_almost_the_same() -> None:
+    torch.manual_seed(0)
+    network = create_model("trans4pass_micro", 4, embed_dim=16)
+    picture = images(32, 64)
+    single, half = (Predictor(network, CPU, None, kind)(picture) for kind in (None, torch.bfloat16))
+    difference = (single - half).abs().max() / single.std()
+    assert 1e-4 < difference < 0.2
 
 
-def test_exported_weights_are_scored_alike_and_load_into_a_model(data: Path) -> None:
-    path, exported = save_checkpoint(data / "last.pt", "cityscapes19"), data / "out.safetensors"
-    assert run("export_weights", export_weights, f"checkpoint={path}", f"output={exported}") == 0
-    scores = []
-    for file in (path, exported):
-        assert evaluate(data, file) == 0
-        scores.append(json.loads((data / "out/metrics.json").read_text())["IoU"])
-    assert scores[0] == scores[1]
-    network = create_model("trans4pass_micro", 19, embed_dim=16, weights=exported)
-    saved = checkpoint.load(path)["method"]
-    assert all(torch.equal(saved[f"network.{key}"], value) for key, value in network.state_dict().items())
-    assert run("export_weights", export_weights, f"checkpoint={path}", f"output={data / 'out.pth'}") == 2
+def test_prediction_is_in_eval_mode_and_keeps_no_graph() -> None:
+    network = Pixelwise()
+    network.encoder = nn.Dropout(0.5)
+    network.train()
+    predictor, picture = Predictor(network, CPU), images()
+    assert torch.equal(predictor(picture), predictor(picture))
+    assert not predictor(picture).requires_grad
 
 
-def test_damaged_safetensors_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:
-    (data / "bad.safetensors").write_bytes(b"12345678 no header")
-    assert evaluate(data, data / "bad.safetensors") == 2
-    assert "bad.safetensors" in " ".join(capsys.readouterr().out.split())
+# ---- a whole set ----
 
 
-def test_the_overlay_of_16_bits_shows_the_image(data: Path) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    Image.fromarray(np.full((32, 64), 128 * 256, np.uint16)).save(data / "grey.png")
-    fixed = [f"checkpoint={path}", "num_workers=0", "opacity=0.0"]
-    assert run("predict", predict_images, *fixed, f"input={data / 'grey.png'}", f"output={data / 'out'}") == 0
-    assert np.unique(np.asarray(Image.open(data / "out/overlay/grey.png"))).tolist() == [128]
+class Broken(Pixelwise):
+    """One logit of one image is not a number."""
+
+    def forward(self, images: Tensor) -> Any:
+        output = super().forward(images)
+        if torch.equal(images[0], InMemory(SPACE, 3)[1]["image"]):
+            output.logits[0, 0, 0, 0] = torch.nan
+        return output
 
 
-def test_a_checkpoints_own_classes_are_not_overruled(data: Path, capsys: pytest.CaptureFixture) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    assert evaluate(data, path, "labels@model_labels=outdoor13") == 2
-    assert "leave labels@model_labels out" in " ".join(capsys.readouterr().out.split())
-    assert evaluate(data, path, "labels@model_labels=cityscapes19") == 0
+def test_a_prediction_that_is_not_finite_is_named() -> None:
+    dataset = InMemory(SPACE, 3)
+    with pytest.raises(NonFinite, match=r"prediction of image1 is not finite"):
+        list(predict_all(Predictor(Broken(), CPU), dataset))
+    assert len(list(predict_all(Predictor(Pixelwise(), CPU), dataset))) == 3
 
 
-def test_a_full_or_forbidden_folder_is_told_in_a_line(data: Path, capsys: pytest.CaptureFixture) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    (data / "file").write_text("")
-    fixed = [f"checkpoint={path}", "num_workers=0", f"input={data / 'DensePASS/leftImg8bit/val'}"]
-    assert run("predict", predict_images, *fixed, f"output={data / 'file' / 'out'}") == 2
-    assert "Not a directory" in " ".join(capsys.readouterr().out.split())
+def test_a_signal_stops_between_two_images() -> None:
+    interrupts, seen = Interrupts(), []
+    with pytest.raises(Interrupted):
+        for batch, _ in predict_all(Predictor(Pixelwise(), CPU), InMemory(SPACE, 3), interrupts=interrupts):
+            seen += batch["name"]
+            interrupts.number = 15
+    assert seen == ["image0"]
+
+
+class Unreadable(InMemory):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 1:
+            raise DataError("image1 is cut off")
+        return super().__getitem__(index)
+
+
+def test_bad_samples_stop_or_are_left_out_and_told() -> None:
+    predictor, told = Predictor(Pixelwise(), CPU), []
+    with pytest.raises(DataError, match="cut off"):
+        list(predict_all(predictor, Unreadable(SPACE, 3)))
+    results = predict_all(predictor, Unreadable(SPACE, 3), on_bad=lambda *sample: told.append(sample))
+    assert [batch["name"] for batch, _ in results] == [["image0"], ["image2"]]
+    assert told == [("image1", "image1 is cut off")]
+
+
+def test_the_score_of_a_set_is_that_of_its_predictions() -> None:
+    dataset, network, kept = InMemory(SPACE, 3), Pixelwise(), []
+    confusion = evaluate(Predictor(network, CPU), dataset, SPACE, keep=lambda *values: kept.append(values))
+    counts = np.zeros((3, 4), int)
+    for number, (name, image, label, prediction) in enumerate(kept):
+        sample = dataset[number]
+        assert name == f"image{number}"
+        assert torch.equal(image, sample["image"]) and torch.equal(label, sample["label"])
+        assert torch.equal(prediction, plain(network, image[None]).argmax(1)[0])
+        for truth, predicted in zip(label.flatten().tolist(), prediction.flatten().tolist()):
+            if truth != 255:
+                counts[truth, predicted] += 1
+    assert len(kept) == 3
+    assert confusion.counts.tolist() == counts.tolist()
+    assert 0 < counts.trace() < counts.sum()
+
+
+def test_predictions_are_mapped_into_the_sets_label_space() -> None:
+    """Model road, sky, car; set sky, vehicle: road is ignored there, and 0 and 1 change places."""
+    coarse = label_space(["sky", "vehicle"], "coarse", small={"sky": (1,), "vehicle": (2,), "ignored": (0, 255)})
+    fine, mapped = InMemory(SPACE, 2), InMemory(coarse, 2)
+    network = Pixelwise()
+    counts = evaluate(Predictor(network, CPU), mapped, SPACE).counts
+    expected = torch.zeros(2, 3, dtype=torch.long)
+    for sample in mapped.samples:
+        predicted = torch.tensor([2, 0, 1])[plain(network, sample["image"][None]).argmax(1)[0]]  # 2: ignored
+        for truth in (0, 1):
+            expected[truth] += torch.bincount(predicted[sample["label"] == truth], minlength=3)
+    assert torch.equal(counts, expected)
+    with pytest.raises(ConfigError, match="cannot be mapped"):
+        evaluate(Predictor(network, CPU), fine, coarse)
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"scales": []}, "scales"),
+        ({"scales": [0.0]}, "scales"),
+        ({"scales": ["1"]}, "scales"),
+        ({"scales": 1.0}, "scales"),
+        ({"flip": "no"}, "flip"),
+        ({"yaw_rolls": 0}, "yaw_rolls"),
+        ({"yaw_rolls": 1.5}, "yaw_rolls"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        TestTime(**settings)
+
+
+def test_settings_are_plain_values() -> None:
+    assert TestTime((0.5, 1.0), True, 2).settings() == {"scales": [0.5, 1.0], "flip": True, "yaw_rolls": 2}

@@ -4,9 +4,11 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 import torch
-from trans4pass.engine import pseudo_labels
 
 from trans4pass.errors import ConfigError
+from trans4pass.inference import pseudo_labels
+from trans4pass.pipeline.label_stage import LabelStage
+from trans4pass.settings import checked
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pseudo_labels.npz"
 
@@ -78,5 +80,6 @@ def test_a_spill_that_fails_leaves_no_map(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("share", [{"keep": 1.2}, {"keep": -0.1}, {"cap": 1.2}, {"cap": -0.1}])
 def test_bad_shares_are_refused(share: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=str(*share.values())):
-        pseudo_labels.thresholds(np.zeros((1, pseudo_labels.BINS), np.int64), **share)
+    (name,) = share
+    with pytest.raises(ConfigError, match=rf"stages\.labels\.{name} is {share[name]}"):
+        checked(LabelStage.Settings, share, "stages.labels", partial=True)

@@ -52,13 +52,13 @@ class Common(TypedDict, total=False):
 
 
 class SegmentationDataset(Dataset):
-    """Items read as {"image": uint8 (3,H,W), "label": uint8 (H,W) with 255 = ignored, "name": str}.
+    """Items read as {"image": uint8 (3,H,W), "label": uint8 (H,W) with 255 = ignored, "name": str, "seed": int}.
 
     A family finds its items, each with the label file that it should have, and hands them to this constructor. With
-    `labelled` false every label is all 255 and no label file is opened. The randomness of `transform` depends on
-    (`seed`, position) only. Raises DataError where items are missing, doubled or lack a label, ConfigError where
-    `labels` lacks one of the items' encodings, the transform needs a panorama and `panorama` is false, or the cache
-    cannot be.
+    `labelled` false every label is all 255 and no label file is opened. The randomness of `transform`, and the sample's
+    "seed" (63 bits, for who draws further views of it), depend on (`seed`, position) only. Raises DataError where items
+    are missing, doubled or lack a label, ConfigError where `labels` lacks one of the items' encodings, the transform
+    needs a panorama and `panorama` is false, or the cache cannot be.
     """
 
     name = "dataset"
@@ -100,7 +100,10 @@ class SegmentationDataset(Dataset):
         sample = {"image": image[None], "label": label[None]}
         if self.transform is not None:
             sample = self.transform(sample, [torch.Generator().manual_seed(derive_seed(self.seed, position))])
-        return {**{key: x[0] for key, x in sample.items()}, "name": item.name}
+        return {key: x[0] for key, x in sample.items()} | {
+            "name": item.name,
+            "seed": derive_seed(self.seed, position, 1) >> 1,
+        }
 
     def load(self, item: Item) -> tuple[Tensor, Tensor]:
         """The untransformed image and its decoded label, both at the file's size, from the files."""

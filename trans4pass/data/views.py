@@ -7,23 +7,32 @@ a data worker; a method with a whole batch, on the device. What it draws comes f
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Interval, Len
+from annotated_types import Ge
+from pydantic import AfterValidator, PositiveFloat
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
+from trans4pass.settings import Share
 
 Sample = dict[str, Tensor]
 MIN_SIDE = 32  # pixels, the encoders' coarsest stride
 Side = Annotated[int, Ge(MIN_SIDE)]
 Size = tuple[Side, Side]  # width, height in pixels
-Probability = Annotated[float, Interval(ge=0, le=1)]
-Range = Annotated[tuple[float, float], Len(2, 2)]
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("its first number must be at most its second")
+    return bounds
+
+
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]  # lowest, highest
 
 
 class View(ABC):
@@ -96,8 +105,6 @@ class ScaleCrop(View):
     """Scale the short side to `base` pixels times a random factor in `scale`, pad to `size` = (W,H), crop at random."""
 
     def __init__(self, size: Size, base: Side, scale: Range = (0.5, 2.0)):
-        if not 0 < scale[0] <= scale[1]:
-            raise ConfigError(f"scale={list(scale)} is not [low, high] with 0 < low <= high")
         self.size, self.base, self.scale = size, base, scale
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
@@ -117,7 +124,7 @@ class ScaleCrop(View):
 class HorizontalFlip(View):
     """Mirror with a probability."""
 
-    def __init__(self, probability: Probability = 0.5):
+    def __init__(self, probability: Share = 0.5):
         self.probability = probability
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
@@ -130,7 +137,7 @@ class ColorJitter(View):
     In random order, as torchvision's; the hue in turns.
     """
 
-    def __init__(self, strength: Probability):
+    def __init__(self, strength: Share):
         self.strength = strength
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
@@ -148,7 +155,7 @@ class ColorJitter(View):
 class GaussianBlur(View):
     """Blur with a probability, with a sigma of 0.1 to 1 pixel."""
 
-    def __init__(self, probability: Probability = 0.1):
+    def __init__(self, probability: Share = 0.1):
         self.probability = probability
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
@@ -161,7 +168,7 @@ class GaussianBlur(View):
 class GaussianNoise(View):
     """Add noise of a random deviation, up to `strength` of the range of values."""
 
-    def __init__(self, strength: Probability = 0.06):
+    def __init__(self, strength: Share = 0.06):
         self.strength = strength
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
@@ -180,7 +187,7 @@ class MaskedPatches(View):
         patch: side in pixels.
     """
 
-    def __init__(self, ratio: Probability = 0.7, patch: Annotated[int, Ge(1)] = 64):
+    def __init__(self, ratio: Share = 0.7, patch: Annotated[int, Ge(1)] = 64):
         self.ratio, self.patch = ratio, patch
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
@@ -205,20 +212,18 @@ class TrainTransform(Compose):
     def __init__(
         self,
         size: Size,
-        fit: str = "resize",
+        fit: Literal["resize", "cover_crop", "scale_crop"] = "resize",
         base: Side | None = None,
         scale: Range = (0.5, 2.0),
-        flip: Probability = 0.0,
-        blur: Probability = 0.0,
-        jitter: Probability = 0.0,
-        noise: Probability = 0.0,
+        flip: Share = 0.0,
+        blur: Share = 0.0,
+        jitter: Share = 0.0,
+        noise: Share = 0.0,
         yaw_roll: bool = False,
         views: Mapping[str, View] | None = None,
     ):
         if (fit == "scale_crop") != (base is not None):
             raise ConfigError(f"base={base} with fit={fit}: base, in pixels, belongs to fit=scale_crop and only to it")
-        if fit not in ("resize", "cover_crop", "scale_crop"):
-            raise ConfigError(f"fit={fit!r} is none of resize, cover_crop, scale_crop")
         fitting = ScaleCrop(size, base, scale) if base else CoverCrop(size) if fit == "cover_crop" else Resize(size)
         chosen = {
             "yaw_roll": YawRoll() if yaw_roll else None,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Gt, Interval
+from annotated_types import Gt
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -17,10 +17,10 @@ from trans4pass.data import View
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 from trans4pass.models import align_channels, as_float, channel_statistics
+from trans4pass.settings import Share
 
 from .method import Batch, DomainBatch
 
-Share = Annotated[float, Interval(ge=0, le=1)]
 TENSORS = ("image", "label", "weight")
 
 

@@ -62,7 +62,7 @@ class MeanTeacher(SumOfTerms):
         if missing := [domain for domain in teaches if domain not in self.domains]:
             raise ConfigError(
                 f"the teacher is to label {', '.join(missing)}, and the terms and `derive` read "
-                f"{', '.join(self.domains)}: give a term that learns from labels that domain, or name another in `teaches`"
+                f"{', '.join(self.domains)}: let a term learn from it, or name another in `teaches`"
             )
         self.teaches, self.momentum, self.threshold = tuple(teaches), momentum, threshold
         self.weighting, self.balanced, self.views = weighting, balanced, views
@@ -131,7 +131,7 @@ class MeanTeacher(SumOfTerms):
             return self.teacher(image).logits
         if image.shape[-1] % MULTIPLE:
             raise ConfigError(
-                f"the teacher's images are {image.shape[-1]} pixels wide; wrap=true takes whole panoramas, a multiple of "
+                f"the teacher's images are {image.shape[-1]} pixels wide; wrap=true takes panoramas a multiple of "
                 f"{MULTIPLE} wide: set the domain's transform.size, or wrap=false"
             )
         state = {**dict(self.teacher.named_parameters()), **dict(self.teacher.named_buffers())}

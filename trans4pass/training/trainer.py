@@ -392,10 +392,10 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device."""
+    """The batch with its tensors on the device, but for the seeds, which generators on the CPU are made of."""
     return {
         domain: {
-            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) and key != "seed" else value
             for key, value in values.items()
         }
         for domain, values in batch.items()
