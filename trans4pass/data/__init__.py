@@ -5,7 +5,8 @@ from .cityscapes import Cityscapes
 from .densepass import DensePASS
 from .folder import Folder
 from .loaders import OnBad, eval_loader, train_loader
-from .samplers import Sampler, Shuffle
+from .mixture import Mixture
+from .samplers import Mixed, RareClasses, Sampler, Shuffle
 from .stanford2d3d import Stanford2D3D
 from .structured3d import Structured3D
 from .synpass import SynPASS
@@ -29,7 +30,7 @@ from .views import (
 
 __all__ = [
     "Cityscapes", "ColorJitter", "Common", "Compose", "CoverCrop", "DensePASS", "EvalTransform", "Folder",
-    "GaussianBlur", "GaussianNoise", "HorizontalFlip", "Item", "MaskedPatches", "OnBad", "Resize", "Sample",
+    "GaussianBlur", "GaussianNoise", "HorizontalFlip", "Item", "MaskedPatches", "Mixed", "Mixture", "OnBad", "RareClasses", "Resize", "Sample",
     "Sampler", "ScaleCrop", "SegmentationDataset", "Shuffle", "Size", "Stanford2D3D", "Structured3D", "SynPASS",
     "TrainTransform", "View", "YawRoll", "derive_seed", "eval_loader", "train_loader",
 ]  # fmt: skip

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trans4pass import dist
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE, LabelSpace
+from trans4pass.storage import recall_json, write_json
 
 from .cache import DecodeCache
 from .files import HELP, read_image, read_label
@@ -63,6 +65,7 @@ class SegmentationDataset(Dataset):
 
     name = "dataset"
     panorama = False  # the image's left and right borders meet
+    notes: Path | None = None  # where what was counted once is kept
     black_is_ignored = False  # all-black pixels of an image are holes, whatever their label says
 
     def __init__(
@@ -148,6 +151,22 @@ class SegmentationDataset(Dataset):
         other._set_transform(transform)
         return other
 
+    def only(self, names: Collection[str], labelled: bool) -> "SegmentationDataset":
+        """A copy with the images of these names, whose labels alone must exist; ConfigError for names it lacks."""
+        known, kept = {item.name for item in self.items}, set(names)
+        if not kept or kept - known:
+            raise ConfigError(
+                f"{self.name}: of the {len(kept)} images chosen, {len(kept - known)} are not there"
+                f"{', such as ' + min(kept - known) if kept - known else ''}; names are like {self.items[0].name}"
+            )
+        other = copy.copy(self)
+        other.labelled = labelled
+        items = [item for item in self.found if item.name in kept]
+        other.items = other._checked(items if labelled else [item.without_label() for item in items])
+        if labelled:
+            other.prepare_labels()
+        return other
+
     def relabelled(self, folder: str | Path, without: Collection[str] = ()) -> "SegmentationDataset":
         """A copy whose labels are `<folder>/<name>_labelTrainIds.png`, train ids of its label space, image-sized.
 
@@ -162,11 +181,29 @@ class SegmentationDataset(Dataset):
         return other
 
     def class_counts(self) -> Tensor:
-        """Number of labelled pixels per class over the whole set, at the files' size: (K,) int64; reads every label."""
+        """Number of labelled pixels per class over the whole set: (K,) int64; see `class_counts_by_image`."""
+        return self.class_counts_by_image().sum(0)
+
+    def class_counts_by_image(self) -> Tensor:
+        """Number of labelled pixels per image and class, at the files' size: (N,K) int64; reads every label.
+
+        All ranks must call it; rank 0 reads, and keeps what it counted in the folder `notes`, if there is one.
+        """
         if not self.labelled:
             raise DataError(f"{self.name}: class counts need labels, and this data set was made with labelled=False")
+        return torch.tensor(dist.broadcast_object(self._counts() if dist.is_main() else None))
+
+    def _counts(self) -> list[list[int]]:
+        names = [item.name for item in self.items]
+        path = None if self.notes is None else self.notes / "class_counts.json"
+        known = recall_json(path, ("counts", "classes"), "the classes are counted again") if path else None
+        if known is not None and list(known["counts"]) == names and known["classes"] == self.labels.classes:
+            return list(known["counts"].values())
         with ThreadPoolExecutor() as pool:
-            return sum(pool.map(self._count_classes, self.items))
+            counts = [found.tolist() for found in pool.map(self._count_classes, self.items)]
+        if path is not None:
+            write_json(path, {"classes": self.labels.classes, "counts": dict(zip(names, counts))})
+        return counts
 
     def _count_classes(self, item: Item) -> Tensor:
         label = self.load(item)[1] if self.black_is_ignored else self.load_label(item)

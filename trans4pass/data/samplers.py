@@ -6,8 +6,13 @@ A sampler is a function of the position alone, so that a run resumes exactly and
 from abc import ABC, abstractmethod
 
 import torch
+from pydantic import PositiveFloat
+
+from trans4pass.errors import ConfigError
+from trans4pass.settings import Positive
 
 from .base import SegmentationDataset, derive_seed
+from .mixture import Mixture
 
 
 class Sampler(ABC):
@@ -34,3 +39,53 @@ class Shuffle(Sampler):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
             self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator).tolist()
         return self._order[position % len(self.dataset)]
+
+
+class Mixed(Sampler):
+    """A `Mixture`'s data sets in proportion to their weights, each data set's images at random."""
+
+    def __init__(self, dataset: Mixture, seed: int):
+        super().__init__(dataset, seed)
+        if not isinstance(dataset, Mixture):
+            raise ConfigError("sampler Mixed draws from several data sets: give the domain data: {name: weight, ...}")
+        sizes = torch.tensor([len(part) for part in dataset.parts.values()])
+        self.starts, self.sizes = (sizes.cumsum(0) - sizes).tolist(), sizes.tolist()
+        self.weights = torch.tensor(dataset.weights)
+
+    def index(self, position: int) -> int:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, position))
+        part = int(torch.multinomial(self.weights, 1, generator=generator))
+        return self.starts[part] + int(torch.randint(self.sizes[part], (), generator=generator))
+
+
+class RareClasses(Sampler):
+    """Images with rare classes more often (rare class sampling of DAFormer, arXiv 2111.14887, equation 5).
+
+    A class is drawn with probability softmax((1 - its share of the labelled pixels) / temperature), then an image that
+    shows it. The classes of every label are counted once, and kept in the stage's folder.
+
+    Args:
+        temperature: small ones prefer the rarest classes.
+        pixels: how many of a class an image must have to show it.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        seed: int,
+        temperature: PositiveFloat = 0.01,
+        pixels: Positive = 3000,
+    ):
+        super().__init__(dataset, seed)
+        counts = dataset.class_counts_by_image()
+        shown = counts >= pixels
+        self.images = [column.nonzero().flatten().tolist() for column in shown.T]
+        share = counts.sum(0) / counts.sum()
+        self.probabilities = ((1 - share) / temperature).where(shown.any(0), -torch.inf).softmax(0)
+        if not shown.any():
+            raise ConfigError(f"sampler RareClasses: no image of {dataset.name} has {pixels} pixels of any class")
+
+    def index(self, position: int) -> int:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, position))
+        images = self.images[int(torch.multinomial(self.probabilities, 1, generator=generator))]
+        return images[int(torch.randint(len(images), (), generator=generator))]

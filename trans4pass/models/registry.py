@@ -118,8 +118,8 @@ def create_model(
         raise ConfigError("head=coarse_to_fine predicts edges by itself: leave edges=false")
     if align and statistics is None:
         raise ConfigError(
-            f"align={align} needs the source's channel statistics, which a stage counts on its domain `source` and keeps "
-            "in its checkpoints: start from one of those, or give statistics={mean: [r, g, b], std: [r, g, b]}"
+            f"align={align} needs the source's channel statistics, which a stage counts on its domain `source` and "
+            "keeps in its checkpoints: start from one of those, or give statistics={mean: [r, g, b], std: [r, g, b]}"
         )
     alignment = Alignment(align, **statistics) if align and statistics else None
     encoder: Any = assemble(make_encoder, "model", taken(make_encoder, settings))

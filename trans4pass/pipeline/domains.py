@@ -9,13 +9,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import PositiveFloat
+from torch.utils.data import Subset
+
 from trans4pass import dist
 from trans4pass.build import build
 from trans4pass.console import track
-from trans4pass.data import EvalTransform, SegmentationDataset, TrainTransform, View, eval_loader, train_loader
+from trans4pass.data import (
+    EvalTransform,
+    Mixture,
+    SegmentationDataset,
+    TrainTransform,
+    View,
+    eval_loader,
+    train_loader,
+)
 from trans4pass.errors import ConfigError
 from trans4pass.methods import Batch, DomainBatch
-from trans4pass.models import MULTIPLE
+from trans4pass.models import MULTIPLE, as_float, channel_statistics
 from trans4pass.settings import Positive, parse
 from trans4pass.storage import recall_json, write_json
 from trans4pass.training import to_device
@@ -26,18 +38,20 @@ from .stage import Stage
 log = logging.getLogger(__name__)
 
 TRUTH, NO_LABELS = "truth", "none"
+STATISTICS_IMAGES = 256
 
 
 @dataclass(frozen=True)
 class DomainSettings:
     """See configs/domain/domain.yaml."""
 
-    data: str
+    data: str | Mapping[str, PositiveFloat]
     split: str
     labels: str
     batch_size: Positive
     sampler: Mapping[str, Any]
     transform: Mapping[str, Any]
+    images: str | Positive | None = None
 
 
 class Domain:
@@ -72,8 +86,36 @@ class Domain:
         """The training set as it lies on disk, with its view, without pseudo-labels, which may not exist yet."""
         labelled = self.settings.labels == TRUTH
         seed = self.run.seed(self.stage.name, self.name, "augmentation")
-        dataset = self.run.dataset(self.settings.data, self.settings.split, self.where, labelled=labelled, seed=seed)
+        sides = self.settings.data
+        weights = {sides: 1.0} if isinstance(sides, str) else sides
+        found = [
+            self.run.dataset(
+                side, self.settings.split, self.where, labelled=labelled and not self.settings.images, seed=seed
+            )
+            for side in weights
+        ]
+        dataset = found[0] if isinstance(sides, str) else Mixture(dict(zip(weights, found)), list(weights.values()))
+        if self.settings.images is not None:
+            dataset = dataset.only(self.chosen_images(dataset), labelled)
+        dataset.notes = self.stage.folder / f"notes_{self.name}"
         return dataset.with_transform(self.view)
+
+    def chosen_images(self, dataset: SegmentationDataset) -> list[str]:
+        """The names that `images` means: those of a text file, or that many, drawn by the run's seed."""
+        chosen = self.settings.images
+        if isinstance(chosen, int):
+            if chosen > len(dataset):
+                raise ConfigError(f"{self.where}.images={chosen}, and there are {len(dataset)} in {dataset.name}")
+            generator = torch.Generator().manual_seed(self.run.seed("images"))
+            drawn = torch.randperm(len(dataset), generator=generator)[:chosen].tolist()
+            return [dataset.items[index].name for index in sorted(drawn)]
+        try:
+            return Path(str(chosen)).read_text("utf-8").split()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.where}.images={chosen} cannot be read ({error.strerror}): give a text file with the name of an "
+                "image on each line (as tools/check_data.py lists them), or how many are to be drawn"
+            ) from error
 
     @cached_property
     def dataset(self) -> SegmentationDataset:
@@ -175,3 +217,19 @@ def counted_class_weights(domain: Domain) -> list[float]:
     if dist.is_main():
         write_json(path, dict(zip(domain.run.labels.classes, weights, strict=True)))
     return weights
+
+
+def counted_channel_statistics(domain: Domain) -> dict[str, list[float]]:
+    """Mean over up to 256 images of their channels' means and deviations, in [0,1], kept in the stage's folder."""
+    path = domain.stage.folder / "channel_statistics.json"
+    known = recall_json(path, ("mean", "std"), "the channels' statistics are counted again")
+    if known is None and dist.is_main():
+        dataset = domain.files.with_transform(None)
+        spread = Subset(dataset, range(0, len(dataset), -(-len(dataset) // STATISTICS_IMAGES)))
+        loader = eval_loader(spread, domain.run.num_workers, rank=0, world_size=1, on_bad=domain.stage.bad)
+        batches = domain.run.interrupts.between(loader, len(spread))
+        pairs = [torch.stack(channel_statistics(as_float(batch["image"]))).flatten(1) for batch in batches]
+        mean, std = torch.stack(pairs).double().mean(0).tolist()
+        known = {"mean": [round(x, 5) for x in mean], "std": [round(x, 5) for x in std]}
+        write_json(path, known)
+    return dist.broadcast_object(known)

@@ -93,7 +93,7 @@ class LabelStage(Stage):
         if not left:
             return
         log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
-        network = self.run.network({})
+        network = self.run.network({} if self.start is None else self.start.model)
         if self.start is not None:
             self.start.load_network(network)
         self.forget_start()

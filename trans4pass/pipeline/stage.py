@@ -100,7 +100,9 @@ class Stage(ABC):
         allow_nonfinite = bool(model.get("allow_nonfinite"))
         if isinstance(self.init, Stage):
             content = self.init.last_content()
-            return start_of_method(self.init.last_path, content["method"], content["deployed"], allow_nonfinite)
+            return start_of_method(
+                self.init.last_path, content["model"], content["method"], content["deployed"], allow_nonfinite
+            )
         path = self.init or model.get("weights")
         if path is None:
             return None

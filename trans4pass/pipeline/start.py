@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,11 +21,13 @@ class Start(NamedTuple):
 
     Attributes:
         weights: of the network.
+        model: the settings of the model that the weights were trained as; empty for published weights.
         method: the tensors, by name, of the method that the network comes from; empty for published weights.
         allow_nonfinite: whether NaN and infinity are taken over, too.
     """
 
     weights: Weights
+    model: Mapping[str, Any]
     method: Mapping[str, Tensor]
     allow_nonfinite: bool
 
@@ -54,9 +56,11 @@ class Start(NamedTuple):
             log.info("%s comes along from %s", name, self.weights.path)
 
 
-def start_of_method(path: Path, method: Mapping[str, Tensor], deployed: str, allow_nonfinite: bool) -> Start:
+def start_of_method(
+    path: Path, model: Mapping[str, Any], method: Mapping[str, Tensor], deployed: str, allow_nonfinite: bool
+) -> Start:
     """From a method's tensors, of which those of the submodule `deployed` are the network to go on with."""
-    return Start(Weights(path, "Trans4PASS", submodule_state(method, deployed), []), method, allow_nonfinite)
+    return Start(Weights(path, "Trans4PASS", submodule_state(method, deployed), []), model, method, allow_nonfinite)
 
 
 def read_start(path: Path, labels: LabelSpace, plugins: Collection[str], allow_nonfinite: bool, where: str) -> Start:
@@ -69,11 +73,11 @@ def read_start(path: Path, labels: LabelSpace, plugins: Collection[str], allow_n
     """
     held = read_checkpoint(path, plugins)
     if not isinstance(held, Described):
-        return Start(held, {}, allow_nonfinite)
+        return Start(held, {}, {}, allow_nonfinite)
     if held.labels.classes != labels.classes:
         raise ConfigError(
             f"{where}.init={path} was trained on labels/{held.labels.name} ({', '.join(held.labels.classes)}), and "
             f"this run's are labels/{labels.name} ({', '.join(labels.classes)}): set labels={held.labels.name}, or "
             "start from another checkpoint"
         )
-    return start_of_method(path, held.method, held.deployed, allow_nonfinite)
+    return start_of_method(path, held.model, held.method, held.deployed, allow_nonfinite)

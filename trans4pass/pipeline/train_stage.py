@@ -20,11 +20,13 @@ from trans4pass.storage import recall_json, write_json
 from trans4pass.training import Monitor, Trackers, Trainer, TrainerSettings, build_optimizers, checkpoint, make_schedule
 from trans4pass.training.schedules import Schedule
 
-from .domains import NO_LABELS, Domain, StageData, with_class_weights
+from .domains import NO_LABELS, Domain, StageData, counted_channel_statistics, with_class_weights
 from .evaluator import ValidationSets
 from .stage import Stage
 
 log = logging.getLogger(__name__)
+
+UNKNOWN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # statistics for a check before they are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ class TrainStage(Stage):
         evaluator = ValidationSets(self.run, self.name, settings.precision, self.data, self.judge)
         monitor = Monitor(self.build_tracker(), self.name, settings.steps, self.settings.log_every, device)
         optimizers, schedule = self.build_optimizers(method), self.build_schedule()
-        meta = {**self.run.meta(self.settings.model), "stage": self.name}
+        meta = {**self.run.meta(self.model()), "stage": self.name}
         return Trainer(
             self.name, method, optimizers, schedule, self.data, evaluator, monitor, settings, self.folder, device,
             self.run.interrupts, meta,
@@ -153,7 +155,7 @@ class TrainStage(Stage):
 
     def build_method(self, ahead: bool = False) -> Method:
         """The method with a fresh network; `ahead` of the stages before it, nothing is counted on their labels."""
-        where, network = f"{self.where}.method", self.run.network(self.settings.model)
+        where, network = f"{self.where}.method", self.run.network(self.model(ahead))
         config = without_optimizers(with_class_weights(self.settings.method, where, self.data.domains, "source", ahead))
         torch.manual_seed(self.run.seed(self.name, "method"))
         method: Method = build(config, where, network=network)
@@ -168,6 +170,21 @@ class TrainStage(Stage):
                     f"labelling stage or truth, or leave out the terms that do"
                 )
         return method
+
+    def model(self, ahead: bool = False) -> dict[str, Any]:
+        """The model's settings of this stage, with the source's channel statistics: its start's, or counted here."""
+        model = {**self.run.settings.model, **self.settings.model}
+        if model.get("statistics") is None:
+            source = self.data.domains.get("source")
+            # `ahead`, a start may be a stage that has not been run.
+            described = {} if ahead or self.start is None else self.start.model
+            if ahead:
+                model["statistics"] = UNKNOWN
+            elif described.get("statistics") is not None:
+                model["statistics"] = described["statistics"]
+            elif source is not None:
+                model["statistics"] = counted_channel_statistics(source)
+        return model
 
     def build_optimizers(self, method: Method) -> dict[str, torch.optim.Optimizer]:
         terms = self.settings.method.get("terms", {})

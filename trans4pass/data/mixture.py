@@ -1,0 +1,90 @@
+"""Several data sets as one, each with its share of what is drawn."""
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from trans4pass.errors import ConfigError
+
+from .base import Item, SegmentationDataset
+from .views import View
+
+
+class Mixture(SegmentationDataset):
+    """Data sets of one label space side by side; an image's name begins with its data set's.
+
+    The sampler `Mixed` draws from each in proportion to its weight, whatever its size.
+
+    Args:
+        parts: by name; each maps its own label files to the common label space.
+        weights: > 0, one for each part.
+    """
+
+    name = "mixture"
+
+    def __init__(self, parts: Mapping[str, SegmentationDataset], weights: Sequence[float]):
+        self.parts, self.weights = dict(parts), list(weights)
+        first = next(iter(self.parts.values()))
+        self.labels, self.seed = first.labels, first.seed
+        self.labelled = all(part.labelled for part in self.parts.values())
+        self.panorama = all(part.panorama for part in self.parts.values())
+        self._collect()
+
+    def _collect(self) -> None:
+        pairs = [(name, index) for name, part in self.parts.items() for index in range(len(part))]
+        self.places = pairs
+        self.items = [
+            replace(self.parts[name].items[index], name=f"{name}/{self.parts[name].items[index].name}")
+            for name, index in pairs
+        ]
+        self.found = [item for part in self.parts.values() for item in part.found]
+        self.transform = next(iter(self.parts.values())).transform
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index, position = key if isinstance(key, tuple) else (key, key)
+        name, place = self.places[index]
+        return {**self.parts[name][place, position], "name": self.items[index].name}
+
+    def load(self, item: Item) -> tuple[Tensor, Tensor]:
+        name, _, rest = item.name.partition("/")
+        return self.parts[name].load(replace(item, name=rest))
+
+    def load_label(self, item: Item) -> Tensor:
+        name, _, rest = item.name.partition("/")
+        return self.parts[name].load_label(replace(item, name=rest))
+
+    def with_transform(self, transform: View | None) -> "Mixture":
+        return self._changed({name: part.with_transform(transform) for name, part in self.parts.items()})
+
+    def only(self, names: Collection[str], labelled: bool) -> "Mixture":
+        split = self._by_part(names)
+        if unknown := split.keys() - self.parts.keys():
+            raise ConfigError(f"images of {', '.join(unknown)} are chosen, and there are {', '.join(self.parts)}")
+        return self._changed({part: self.parts[part].only(kept, labelled) for part, kept in split.items()})
+
+    def relabelled(self, folder: str | Path, without: Collection[str] = ()) -> "Mixture":
+        left = self._by_part(without, all_parts=True)
+        return self._changed(
+            {name: part.relabelled(Path(folder) / name, left[name]) for name, part in self.parts.items()}
+        )
+
+    def label_files(self) -> Iterator[Path]:
+        return (path for part in self.parts.values() for path in part.label_files())
+
+    def _by_part(self, names: Collection[str], all_parts: bool = False) -> dict[str, list[str]]:
+        split: dict[str, list[str]] = {part: [] for part in self.parts} if all_parts else {}
+        for name in names:
+            part, _, rest = name.partition("/")
+            split.setdefault(part, []).append(rest)
+        return split
+
+    def _changed(self, parts: Mapping[str, SegmentationDataset]) -> "Mixture":
+        other = copy.copy(self)
+        other.labelled = all(part.labelled for part in parts.values())
+        weights = dict(zip(self.parts, self.weights, strict=True))
+        other.parts, other.weights = dict(parts), [weights[name] for name in parts]
+        other._collect()
+        return other

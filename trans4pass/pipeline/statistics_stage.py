@@ -1,0 +1,81 @@
+"""A stage that adapts a network's BatchNorm statistics to images without labels, and trains nothing (AdaBN)."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trans4pass import dist
+from trans4pass.console import track
+from trans4pass.data import EvalTransform, Size, eval_loader
+from trans4pass.errors import ConfigError
+from trans4pass.inference import Predictor, evaluate
+from trans4pass.inference.adapt import adapt_batchnorms
+from trans4pass.precision import Precision
+from trans4pass.training import checkpoint
+
+from .stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsStageSettings:
+    """See configs/stage/adabn.yaml."""
+
+    data: str
+    split: str
+    size: Size | None
+    precision: Precision = "fp32"
+    model: Mapping[str, Any]
+    enabled: bool = True
+    init: str | None = None
+
+
+class StatisticsStage(Stage):
+    """Leaves `last.pt`: the network that it starts from, with the statistics of a data set's images."""
+
+    Settings = StatisticsStageSettings
+    settings: StatisticsStageSettings
+    RESULT = ("seconds", "last")
+    trains = True
+
+    def check(self) -> None:
+        if self.init is None:
+            raise ConfigError(f"{self.where}.init is null: statistics are those of a trained network, a stage's or a path")
+        _ = self.dataset
+
+    @property
+    def dataset(self):
+        transform = EvalTransform(self.settings.size)
+        return self.run.dataset(
+            self.settings.data, self.settings.split, self.where, labelled=False, transform=transform
+        )
+
+    def execute(self) -> dict[str, Any]:
+        started, run = time.perf_counter(), self.run
+        if self.start is None:
+            raise ConfigError(f"{self.where}.init is null")
+        model = {**self.start.model, **self.settings.model}
+        network = run.network(model)
+        self.start.load_network(network)
+        self.forget_start()
+        network.to(run.device)
+        loader = eval_loader(self.dataset, run.num_workers, on_bad=self.bad)
+        batches = run.interrupts.between(track(loader, len(loader), self.name), dist.largest_share(len(self.dataset)))
+        count = adapt_batchnorms(network, (batch["image"].to(run.device) for batch in batches))
+        log.info("%s: %d BatchNorms have the statistics of %d images", self.name, count, len(self.dataset))
+        predictor = Predictor(network, run.device, precision=self.settings.precision)
+        scores, in_mean = {}, {}
+        for side, dataset in run.validation.items():
+            title = f"{self.name}: evaluate {side}"
+            found = evaluate(predictor, dataset, run.labels, run.num_workers, title, run.interrupts).scores()
+            scores[side], in_mean[side] = found.miou, f"{found.classes_in_mean} of {len(found.iou)}"
+        if dist.is_main():
+            state = {f"network.{key}": value for key, value in network.state_dict().items()}
+            meta = {**run.meta(model), "stage": self.name}
+            checkpoint.save({"method": state, "deployed": "network", "step": 0, **meta}, self.last_path)
+        seconds = round(time.perf_counter() - started, 1)
+        return {"initial": {}, "last": scores, "best": scores, "judge": None, "steps": 0, "skipped": 0,
+                "seconds": seconds, "seconds_per_step": None, "classes_in_mean": in_mean}  # fmt: skip
