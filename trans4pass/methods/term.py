@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trans4pass import dist
 from trans4pass.errors import ConfigError
-from trans4pass.models import Segmentor, SegOutput
+from trans4pass.models import Segmentor, SegOutput, make_circular
 
 from .method import Batch, DomainBatch, Losses, Method, untouched
 
@@ -48,7 +48,7 @@ class Term(nn.Module):
 
     Args:
         domains: whose forward passes it is computed on.
-        weight: factor on its loss, > 0.
+        weight: factor on its loss.
     """
 
     learns_labels = False  # whether the domains must have labels
@@ -56,8 +56,6 @@ class Term(nn.Module):
     def __init__(self, domains: Iterable[str], weight: float):
         super().__init__()
         self.domains, self.weight = tuple(domains), weight
-        if not weight > 0:
-            raise ConfigError(f"the weight of a term must be > 0, got {weight}: leave the term out")
 
     def prepare(self, network: Segmentor, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
         """See `Method.prepare`; the network is in eval mode."""
@@ -85,7 +83,7 @@ class SumOfTerms(Method):
     """Each phase is one domain's forward pass, and the sum of the terms that are computed on it.
 
     Args:
-        network: see `Segmentor`.
+        network: see `Segmentor`; where it takes full panoramas, the terms' layers and losses become circular too.
         terms: by name; losses, optimisers and checkpoints use these names.
     """
 
@@ -95,6 +93,9 @@ class SumOfTerms(Method):
         if not terms or wrong:
             raise ConfigError(f"a method needs a term or more, and terms cannot be called {wrong or 'nothing'}")
         self.terms = cast("Mapping[str, Term]", nn.ModuleDict(terms))
+        if network.wrap:
+            for term in terms.values():
+                make_circular(term)
         self.phases = self.domains = tuple(dict.fromkeys(domain for term in terms.values() for domain in term.domains))
 
     def learns_labels_of(self, domain: str) -> bool:
