@@ -106,7 +106,7 @@ def test_every_piece_takes_part(run: SimpleNamespace) -> None:
     target = settings["stage"]["domains"]["target"]
     assert target["sampler"]["_target_"] == "extension.Strided"
     assert target["transform"]["views"]["noise"]["_target_"] == "extension.Noise"
-    assert settings["data"]["photos"]["dataset"]["_target_"] == "extension.Unlabelled"
+    assert settings["data"]["photos"]["_target_"] == "extension.Unlabelled"
 
 
 def test_the_average_is_scored(run: SimpleNamespace, plugin: None) -> None:
@@ -162,5 +162,5 @@ def test_a_checkpoint_imports_nothing_by_itself(run: SimpleNamespace) -> None:
 
 def test_a_plugin_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(ConfigError, match="no package 'nowhere'.*--config-dir"):
+    with pytest.raises(ConfigError, match=r"no package 'nowhere'.*--config-dir"):
         build.allow_plugins(["nowhere"], str(EXTENSION / "configs"))

@@ -9,6 +9,7 @@ TOOLS = {
     "eval": ("eval", "inference.evaluation", "evaluate_checkpoint"),
     "predict": ("predict", "inference.images", "predict_images"),
     "export-weights": ("export_weights", "inference.export", "export_weights"),
+    "adapt": ("adapt", "inference.adapt", "adapt"),
     "compare": ("compare", "report.compare", "compare_runs"),
     "check-data": ("check_data", "pipeline.check_data", "check_data"),
     "toy-world": ("make_toy_world", "pipeline.make_toy_world", "make_toy_world"),

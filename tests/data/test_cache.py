@@ -24,7 +24,6 @@ from trans4pass.data import (
 from trans4pass.data import cache as cache_module
 from trans4pass.data.base import SegmentationDataset
 from trans4pass.errors import ConfigError, DataError
-from trans4pass.settings import parse
 
 SMALL = (48, 32)
 
@@ -205,9 +204,9 @@ def test_the_space_it_takes_is_told_once(build, tmp_path, caplog):
 def test_settings_that_cannot_work_are_refused(build, tmp_path, outdoor13):
     with pytest.raises(ConfigError, match="has no effect without cache"):
         build(cache=None, cache_size=SMALL)
-    settings = {"root": tmp_path, "split": "train", "labels": outdoor13, "cache": tmp_path, "cache_size": [4, 4]}
+    settings = {"_target_": "trans4pass.data.Cityscapes", "root": tmp_path, "split": "train", "cache_size": [4, 4]}
     with pytest.raises(ConfigError, match=r"cache_size.0 is 4: .*greater than or equal to 32"):
-        parse(Cityscapes, settings, "dataset")
+        build_from(settings, "dataset", labels=outdoor13)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be a folder"):
         build(cache=tmp_path / "file")

@@ -12,19 +12,19 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from trans4pass.engine import checkpoint
-from trans4pass.engine.apply import evaluate_checkpoint, export_weights, predict_images
-from trans4pass.engine.command import run_command
-from trans4pass.engine.evaluation import Predictor, TestTime
-from trans4pass.engine.stage import part
 
+from tests.small import various_network
 from trans4pass import create_model
+from trans4pass.inference import TTA, Described, Predictor, read_checkpoint, submodule_state
+from trans4pass.inference.evaluation import evaluate_checkpoint
+from trans4pass.inference.export import export_weights
+from trans4pass.inference.images import predict_images
 from trans4pass.labels import LabelSpace
-from trans4pass.models import wrap_sideways
+from trans4pass.models import make_circular
+from trans4pass.pipeline.launch import launch
+from trans4pass.training import checkpoint
 
-from .engine.small import various_network
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZE = (64, 32)
 
 
@@ -63,13 +63,13 @@ def read(data: Path, number: int) -> tuple[torch.Tensor, np.ndarray]:
 
 def network_of(path: Path) -> torch.nn.Module:
     network = create_model("trans4pass_micro", 19, embed_dim=16)
-    network.load_state_dict(part(checkpoint.load(path)["method"], "network"))
+    network.load_state_dict(submodule_state(checkpoint.load(path)["method"], "network"))
     return network
 
 
 def run(tool: str, function: Callable, *overrides: str) -> int:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return run_command(function, compose(tool, ["device=cpu", *overrides]))
+        return launch(function, compose(tool, ["device=cpu", *overrides]))
 
 
 def evaluate(data: Path, checkpoint_path: Path, *overrides: str) -> int:
@@ -81,7 +81,7 @@ def test_metrics_and_predictions(data: Path) -> None:
     path = save_checkpoint(data / "last.pt", "cityscapes19")
     assert evaluate(data, path, "save_predictions=true", "flip=true", "scales=[1.0,1.5]", "yaw_rolls=2") == 0
     metrics = json.loads((data / "out/metrics.json").read_text())
-    views = TestTime((1.0, 1.5), flip=True, yaw_rolls=2)
+    views = TTA((1.0, 1.5), flip=True, yaw_rolls=2)
     pairs, differs = [], False
     for number in (1, 2):
         image, truth = read(data, number)
@@ -135,7 +135,7 @@ def test_precision_and_wrap_reach_the_network(precision: str, wrap: bool, data: 
     assert evaluate(data, path, *settings) == 0
     network, image = network_of(path).eval(), read(data, 1)[0]
     if wrap:
-        wrap_sideways(network)
+        make_circular(network)
     kind = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with torch.inference_mode(), torch.autocast("cpu", kind, enabled=kind is not None):
         logits = network(image).logits
@@ -216,6 +216,44 @@ def test_exported_weights_are_scored_alike_and_load_into_a_model(data: Path) -> 
     saved = checkpoint.load(path)["method"]
     assert all(torch.equal(saved[f"network.{key}"], value) for key, value in network.state_dict().items())
     assert run("export_weights", export_weights, f"checkpoint={path}", f"output={data / 'out.pth'}") == 2
+
+
+def as_first_released(path: Path) -> Path:
+    """A checkpoint as release 0.1.0 wrote them after adaptation: with parts of methods under the names of then."""
+    state = checkpoint.load(path)
+    model = {"deform": [True, False, False, False], "deform_backend": "auto", "drop_path": 0.1, "wrap": False}
+    state["model"] |= {**model, "head": None, "ecrm": False, "edges": False}
+    others = {"discriminator.0.weight": (4, 19, 4, 4), "bank.prototypes": (19, 16), "bank.collections": (19,)}
+    state["method"] |= {name: torch.ones(shape) for name, shape in others.items()}
+    training = {"optimizers": {"network": {"state": {}}}, "schedulers": {"network": {"lr_lambdas": [None]}}, "best": {}}
+    checkpoint.save({**state, **training, "scaler": {}, "step": 3, "evaluated": 3, "history": [], "stage": "mpa"}, path)
+    return path
+
+
+def test_a_checkpoint_of_the_first_release_is_scored_predicted_and_exported(data: Path) -> None:
+    """As one of today with the same network."""
+    today, then = (save_checkpoint(data / f"{name}.pt", "cityscapes19") for name in ("today", "then"))
+    exported = data / "then.safetensors"
+    assert run("export_weights", export_weights, f"checkpoint={as_first_released(then)}", f"output={exported}") == 0
+    scores, predictions = [], []
+    for file in (today, then, exported):
+        assert evaluate(data, file) == 0
+        scores.append(json.loads((data / "out/metrics.json").read_text())["IoU"])
+        images, output = data / "DensePASS/leftImg8bit/val", data / f"{file.name}_out"
+        settings = [f"checkpoint={file}", f"input={images}", f"output={output}", "num_workers=0"]
+        assert run("predict", predict_images, *settings) == 0
+        predictions.append(np.asarray(Image.open(output / "labels/a/1_.png")))
+    assert scores[0] == scores[1] == scores[2]
+    assert np.array_equal(predictions[0], predictions[1]) and np.array_equal(predictions[0], predictions[2])
+
+
+def test_parts_of_methods_of_the_first_release_get_the_names_of_today(data: Path) -> None:
+    held = read_checkpoint(as_first_released(save_checkpoint(data / "last.pt", "cityscapes19")))
+    assert isinstance(held, Described)
+    others = {"terms.adversarial.discriminator.0.weight", "terms.prototypes.bank.prototypes"}
+    assert {key for key in held.method if not key.startswith("network.")} == {
+        *others, "terms.prototypes.bank.collections"
+    }  # fmt: skip
 
 
 def test_damaged_safetensors_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:

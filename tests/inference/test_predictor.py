@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from trans4pass.engine.evaluation import Predictor, TestTime, evaluate, predict_all
-from trans4pass.engine.interrupt import Interrupted, Interrupts
 
+from tests.small import InMemory, Neighbourhood, Pixelwise, label_space
 from trans4pass import create_model
 from trans4pass.errors import ConfigError, DataError, NonFinite
+from trans4pass.inference import TTA, Predictor, evaluate, predict_all
+from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.models import input_size
-
-from .small import InMemory, Neighbourhood, Pixelwise, label_space
+from trans4pass.precision import Precision
+from trans4pass.settings import parse
 
 CPU = torch.device("cpu")
-ALL = TestTime(scales=(0.5, 1.0, 1.5), flip=True, yaw_rolls=3)
+ALL = TTA(scales=(0.5, 1.0, 1.5), flip=True, yaw_rolls=3)
 SPACE = label_space(["road", "sky", "car"])
 
 
@@ -32,18 +33,18 @@ def plain(network: nn.Module, images: Tensor) -> Tensor:
 # ---- views that undo exactly ----
 
 
-@pytest.mark.parametrize("test_time", [TestTime(flip=True), TestTime(yaw_rolls=4), TestTime(flip=True, yaw_rolls=3)])
-def test_mirrored_and_rolled_views_of_a_pixelwise_network_are_undone(test_time: TestTime) -> None:
+@pytest.mark.parametrize("tta", [TTA(flip=True), TTA(yaw_rolls=4), TTA(flip=True, yaw_rolls=3)])
+def test_mirrored_and_rolled_views_of_a_pixelwise_network_are_undone(tta: TTA) -> None:
     """Width 128 in 3 and 4 rolls: neither a roll nor twice a roll is a whole turn."""
     network, picture = Pixelwise(), images(count=2)
-    assert (Predictor(network, CPU, test_time)(picture) - plain(network, picture)).abs().max() < 1e-6
+    assert (Predictor(network, CPU, tta)(picture) - plain(network, picture)).abs().max() < 1e-6
 
 
 def test_scaled_views_of_a_ramp_are_undone() -> None:
     """Bilinear resizing keeps what is linear in both directions."""
     network = Pixelwise()
     ramp = (torch.arange(64)[:, None] + torch.arange(128)).to(torch.uint8).expand(1, 3, -1, -1)
-    result = Predictor(network, CPU, TestTime(scales=(0.5, 0.75, 1.75), flip=True))(ramp)
+    result = Predictor(network, CPU, TTA(scales=(0.5, 0.75, 1.75), flip=True))(ramp)
     assert (result - plain(network, ramp)).abs().max() < 1e-5
 
 
@@ -67,19 +68,19 @@ def resized(x: Tensor, height: int, width: int, wrap: bool) -> Tensor:
     return x
 
 
-def mean_over_views(network: nn.Module, images: Tensor, test_time: TestTime) -> Tensor:
+def mean_over_views(network: nn.Module, images: Tensor, tta: TTA) -> Tensor:
     height, width = images.shape[2:]
     results = []
-    for roll in range(test_time.yaw_rolls):
-        shift = width * roll // test_time.yaw_rolls
+    for roll in range(tta.yaw_rolls):
+        shift = width * roll // tta.yaw_rolls
         there = [(column - shift) % width for column in range(width)]  # the view's column is the image's
         back = [(column + shift) % width for column in range(width)]
-        for scale in test_time.scales:
+        for scale in tta.scales:
             columns = round(width * scale / 32) * 32 if network.wrap else round(width * scale)
             view = resized(images[..., there] / 255, round(height * scale), columns, network.wrap)
             logits = resized(plain(network, view), height, width, network.wrap)
             results.append(logits[..., back])
-            if test_time.flip:
+            if tta.flip:
                 mirror = range(columns - 1, -1, -1)
                 logits = resized(plain(network, view[..., mirror]), height, width, network.wrap)
                 results.append(logits[..., range(width - 1, -1, -1)][..., back])
@@ -88,19 +89,19 @@ def mean_over_views(network: nn.Module, images: Tensor, test_time: TestTime) -> 
 
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize(
-    "test_time",
-    [TestTime(), TestTime(flip=True), TestTime(yaw_rolls=3), TestTime((0.6,)), TestTime((1.6, 0.6)), ALL],
+    "tta",
+    [TTA(), TTA(flip=True), TTA(yaw_rolls=3), TTA((0.6,)), TTA((1.6, 0.6)), ALL],
     ids=str,
 )
-def test_the_mean_over_views_is_the_loop(test_time: TestTime, wrap: bool) -> None:
+def test_the_mean_over_views_is_the_loop(tta: TTA, wrap: bool) -> None:
     network, picture = Neighbourhood(wrap=wrap), images(count=2)
-    result = Predictor(network, CPU, test_time)(picture)
-    assert (result - mean_over_views(network, picture, test_time)).abs().max() < 1e-4
-    if test_time != TestTime():
+    result = Predictor(network, CPU, tta)(picture)
+    assert (result - mean_over_views(network, picture, tta)).abs().max() < 1e-4
+    if tta != TTA():
         assert (result - plain(network, picture)).abs().max() > 1e-2, "the views change nothing"
 
 
-def test_a_network_that_does_not_tell_does_not_wrap() -> None:
+def test_a_network_without_wrap_does_not_wrap() -> None:
     silent, picture = Neighbourhood(), images()
     del silent.wrap
     assert torch.equal(Predictor(silent, CPU, ALL)(picture), Predictor(Neighbourhood(), CPU, ALL)(picture))
@@ -111,7 +112,7 @@ def test_a_network_that_does_not_tell_does_not_wrap() -> None:
 def test_the_network_sees_each_view_once(flip: bool, yaw_rolls: int) -> None:
     network, seen = Pixelwise(), []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
-    Predictor(network, CPU, TestTime((0.5, 1.0), flip, yaw_rolls))(images())
+    Predictor(network, CPU, TTA((0.5, 1.0), flip, yaw_rolls))(images())
     assert sorted(seen) == sorted([(1, 3, 32, 64), (1, 3, 64, 128)] * yaw_rolls * (1 + flip))
 
 
@@ -135,28 +136,28 @@ def test_input_sizes(size: tuple, scale: float, wrap: bool, expected: tuple) -> 
 # ---- precision, mode, gradients ----
 
 
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_the_network_computes_in_the_precision_asked_for(precision: torch.dtype) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_the_network_computes_in_the_precision_asked_for(precision: Precision, dtype: torch.dtype) -> None:
     """Each view in half precision; resized and averaged in float32."""
     network, seen = Neighbourhood(), set()
     network.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    picture, views = images(), TestTime((1.0, 1.5), flip=True)
-    single, half = (Predictor(network, CPU, views, kind)(picture) for kind in (None, precision))
-    assert seen == {torch.float32, precision}
+    picture, views = images(), TTA((1.0, 1.5), flip=True)
+    single, half = (Predictor(network, CPU, views, kind)(picture) for kind in ("fp32", precision))
+    assert seen == {torch.float32, dtype}
     assert half.dtype == torch.float32
     assert 0 < (single - half).abs().max() < 0.02
-    rounded = half.to(precision).float()
+    rounded = half.to(dtype).float()
     assert (half != rounded).float().mean() > 0.5, "the mean itself was taken in half precision"
-    network.head.half() if precision == torch.float16 else network.head.bfloat16()
+    network.head.to(dtype)
     wide = resized(network(picture).logits.float(), 64, 128, False)
-    assert torch.equal(Predictor(network, CPU, None, precision)(picture), wide)
+    assert torch.equal(Predictor(network, CPU, precision=precision)(picture), wide)
 
 
 def test_a_real_network_in_bf16_predicts_almost_the_same() -> None:
     torch.manual_seed(0)
     network = create_model("trans4pass_micro", 4, embed_dim=16)
     picture = images(32, 64)
-    single, half = (Predictor(network, CPU, None, kind)(picture) for kind in (None, torch.bfloat16))
+    single, half = (Predictor(network, CPU, precision=kind)(picture) for kind in ("fp32", "bf16"))
     difference = (single - half).abs().max() / single.std()
     assert 1e-4 < difference < 0.2
 
@@ -265,8 +266,4 @@ def test_predictions_are_mapped_into_the_sets_label_space() -> None:
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        TestTime(**settings)
-
-
-def test_settings_are_plain_values() -> None:
-    assert TestTime((0.5, 1.0), True, 2).settings() == {"scales": [0.5, 1.0], "flip": True, "yaw_rolls": 2}
+        parse(TTA, settings, "")

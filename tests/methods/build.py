@@ -1,7 +1,6 @@
 """What the tests of methods stand on: the only place that knows how a method is built and where its parts are."""
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from tests import slow
 from trans4pass.losses import CrossEntropy
-from trans4pass.methods import Adaptation, Method, PrototypeBank, Supervised
+from trans4pass.methods import Adversarial, PrototypeBank, PrototypeDistillation, Segmentation, SumOfTerms, Term
 from trans4pass.models import SegOutput
 
 K, E = 3, 4  # classes, feature channels
@@ -25,7 +24,7 @@ class Lookup(nn.Module):
     Args:
         stride: of the features.
         aux: whether it has auxiliary class maps, at half the size.
-        edges: whether it tells edges, at full and at half the size.
+        edges: whether it has edge maps, at full and at half the size.
         wrap: whether its images are full panoramas.
         classes: of the logits.
     """
@@ -40,7 +39,7 @@ class Lookup(nn.Module):
             table = 2 * torch.randn(GRAY_VALUES, width, generator=generator, dtype=torch.float64)
             self.register_parameter(name, nn.Parameter(table))
         self.feature_stride, self.has_edges, self.wrap = stride, edges, wrap
-        self.head = SimpleNamespace(num_classes=classes, feature_dim=E)
+        self.num_classes, self.feature_dim = classes, E
 
     def forward(self, images: Tensor) -> SegOutput:
         aux = {"pixels": seen(self.aux, images, 2)} if hasattr(self, "aux") else {}
@@ -58,7 +57,7 @@ class Convolution(nn.Module):
         self.body = nn.Conv2d(3, E, 3, stride=4, padding=1, dtype=torch.float64)
         self.classify = nn.Conv2d(E, K, 1, dtype=torch.float64)
         self.feature_stride, self.has_edges, self.wrap = 4, False, wrap
-        self.head = SimpleNamespace(num_classes=K, feature_dim=E)
+        self.num_classes, self.feature_dim = K, E
 
     def forward(self, images: Tensor) -> SegOutput:
         images = images.double() / 255 if images.dtype == torch.uint8 else images.double()
@@ -105,55 +104,75 @@ def random_batch() -> dict[str, dict[str, Any]]:
     }
 
 
-def supervised(network: nn.Module | None = None, loss: nn.Module | None = None, **settings: Any) -> Method:
-    return Supervised(network or Lookup(), loss or CrossEntropy(), **settings)
+def supervised(network: Any = None, loss: Any = None, **settings: Any) -> SumOfTerms:
+    """Supervision of the source by its labels."""
+    network = network or Lookup()
+    return SumOfTerms(network, {"supervised": Segmentation(network, loss or CrossEntropy(), **settings)})
+
+
+DISTILLATION = ("flavour", "momentum", "update_every", "temperature", "alpha", "bank_scales")
 
 
 def adaptation(
-    network: nn.Module | None = None, loss: nn.Module | None = None, real_discriminator: bool = False, **settings: Any
-) -> Method:
-    """An adaptation in float64 whose bank knows all classes but 1.
+    network: Any = None,
+    loss: Any = None,
+    real_discriminator: bool = False,
+    adversarial: float = 0,
+    self_training: float = 0,
+    prototypes: float = 0,
+    **settings: Any,
+) -> SumOfTerms:
+    """Terms of these weights, as the stages' YAML files have them, beside `supervised`; in float64.
 
-    Its discriminator looks at single pixels, unless it is to be the real one, which needs 32 x 32.
+    Its bank knows all classes but 1. Its discriminator looks at single pixels, unless it is to be the real one, which
+    needs 32 x 32. `settings` are those of the distillation, and of whatever learns labels.
     """
-    method = Adaptation(network or Lookup(), loss or CrossEntropy(), **settings).double()
-    if method.discriminator is not None and not real_discriminator:
+    network = network or Lookup()
+    distillation = {name: settings.pop(name) for name in DISTILLATION if name in settings}
+    terms: dict[str, Term] = {"supervised": Segmentation(network, loss or CrossEntropy(), **settings)}
+    if self_training:
+        terms["self_training"] = Segmentation(network, CrossEntropy(), "target", self_training, **settings)
+    if adversarial:
+        terms["adversarial"] = Adversarial(network, adversarial)
+    if prototypes:
+        terms["prototypes"] = PrototypeDistillation(network, prototypes, **distillation)
+    method = SumOfTerms(network, terms).double()
+    if adversarial and not real_discriminator:
         torch.manual_seed(1)
-        method.discriminator = nn.Conv2d(K, 1, 1, dtype=torch.float64)
-    if method.bank is not None:
-        method.bank.prototypes.copy_(PROTOTYPES[: len(method.bank.prototypes)])
+        method.terms["adversarial"].discriminator = nn.Conv2d(K, 1, 1, dtype=torch.float64)
+    if prototypes:
+        bank(method).prototypes.copy_(PROTOTYPES[: network.num_classes])
     return method
 
 
-def bank(method: Method) -> PrototypeBank:
-    return method.bank
+def bank(method: SumOfTerms) -> PrototypeBank:
+    return method.terms["prototypes"].bank
 
 
-def discriminator(method: Method) -> nn.Module | None:
-    return method.discriminator
+def discriminator(method: SumOfTerms) -> nn.Module:
+    return method.terms["adversarial"].discriminator
 
 
-def parameters(method: Method) -> dict[str, nn.Parameter]:
+def parameters(method: SumOfTerms) -> dict[str, nn.Parameter]:
     """All of them, as `network.logits` or `discriminator.weight`."""
-    parts = {"network": method.network, "discriminator": getattr(method, "discriminator", None)}
-    named = {f"{part}.{k}": v for part, module in parts.items() if module for k, v in module.named_parameters()}
-    assert {id(parameter) for parameter in named.values()} == {id(parameter) for parameter in method.parameters()}
+    named = {name.removeprefix("terms.adversarial."): value for name, value in method.named_parameters()}
+    assert len(named) == len(list(method.parameters()))
     return named
 
 
-def losses(method: Method, phase: str, batch: Mapping = BATCH) -> dict[str, Tensor]:
-    return method(phase, batch, method.normalisers(phase, batch))[0]
+def losses(method: SumOfTerms, phase: str, batch: Mapping = BATCH) -> dict[str, Tensor]:
+    return method(phase, batch, method.normalisers(phase, batch)).losses
 
 
-def values(method: Method, phase: str, batch: Mapping = BATCH) -> dict[str, Tensor]:
-    return method(phase, batch, method.normalisers(phase, batch))[1]
+def values(method: SumOfTerms, phase: str, batch: Mapping = BATCH) -> dict[str, Tensor]:
+    return method(phase, batch, method.normalisers(phase, batch)).values
 
 
 Numbers = dict[str, Tensor]  # parameters' values by name
 Formula = Callable[[Numbers, Numbers], float]
 
 
-def assert_term(method: Method, phase: str, term: str, formula: Formula, batch: Mapping = BATCH) -> None:
+def assert_term(method: SumOfTerms, phase: str, term: str, formula: Formula, batch: Mapping = BATCH) -> None:
     """The term has the formula's value, and its derivative by every number of every parameter of the method.
 
     `formula` gets the method's parameters by name twice: those that the derivative is taken by, and the same as they

@@ -11,7 +11,8 @@ from torch import Tensor
 from tests import slow
 from trans4pass.errors import ConfigError
 from trans4pass.losses import HardPixelCrossEntropy
-from trans4pass.methods import Method
+from trans4pass.methods import Adversarial, PrototypeDistillation, Segmentation, SumOfTerms, Term
+from trans4pass.settings import checked
 
 from .build import (
     BATCH,
@@ -19,6 +20,7 @@ from .build import (
     Convolution,
     E,
     K,
+    Lookup,
     adaptation,
     bank,
     losses,
@@ -45,7 +47,7 @@ def halves(batch: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: value[n : n + 1] for key, value in batch.items()} for n in (0, 1)]
 
 
-def stepped(method: Method, batch: dict = BATCH, step: int = 0) -> dict[str, Tensor]:
+def stepped(method: SumOfTerms, batch: dict = BATCH, step: int = 0) -> dict[str, Tensor]:
     for phase in PHASES:
         losses(method, phase, batch)
     return method.after_step(step)
@@ -56,9 +58,8 @@ def stepped(method: Method, batch: dict = BATCH, step: int = 0) -> dict[str, Ten
 
 @pytest.mark.parametrize("flavour", ["fixed", "paper", "official"])
 def test_a_step_moves_the_prototypes_by_both_domains_features(flavour: str) -> None:
-    settings = {"flavour": flavour, "momentum": 0.75, "update_every": 1}
-    method = adaptation(lambda_proto=1.0, prototypes=settings, bank_scales=(1.0,))
-    told = stepped(method)
+    method = adaptation(prototypes=1.0, flavour=flavour, momentum=0.75, update_every=1, bank_scales=(1.0,))
+    logged = stepped(method)
     features = method.network.features.detach()
     means = [class_means(seen(features, BATCH[phase]["image"]), BATCH[phase]["label"]) for phase in PHASES]
     for k, row in enumerate(bank(method).prototypes.tolist()):
@@ -69,19 +70,19 @@ def test_a_step_moves_the_prototypes_by_both_domains_features(flavour: str) -> N
         old = PROTOTYPES[k].tolist() if k != 1 else centre
         assert row == [slow.approx(0.75 * o + 0.25 * c) for o, c in zip(old, centre)]
     norms = bank(method).prototypes.square().sum(1).sqrt()
-    assert told == {"prototype_norm": slow.approx(norms.mean().item())}
+    assert logged == {"prototypes.norm": slow.approx(norms.mean().item())}
 
 
-def test_the_norm_that_is_told_leaves_out_what_is_not_there() -> None:
-    method = adaptation(lambda_proto=1.0, prototypes={"update_every": 1, "momentum": 1.0})
-    told = method.after_step(0)
+def test_the_norm_that_is_logged_leaves_out_what_is_not_there() -> None:
+    method = adaptation(prototypes=1.0, update_every=1, momentum=1.0)
+    logged = method.after_step(0)
     norms = PROTOTYPES[[0, 2]].square().sum(1).sqrt()
-    assert told == {"prototype_norm": slow.approx(norms.sum().item() / 3)}
+    assert logged == {"prototypes.norm": slow.approx(norms.sum().item() / 3)}
 
 
 def test_a_micro_batch_adds_to_its_own_domain() -> None:
     """Two of a domain are one mean of all their pixels, not two means."""
-    method = adaptation(lambda_proto=1.0, prototypes={"momentum": 0.0, "update_every": 1})
+    method = adaptation(prototypes=1.0, momentum=0.0, update_every=1)
     for half in halves(BATCH["source"]):
         losses(method, "source", {"source": half})
     method.after_step(0)
@@ -90,16 +91,16 @@ def test_a_micro_batch_adds_to_its_own_domain() -> None:
 
 
 def test_prototypes_wait_for_their_step_and_a_discarded_one_leaves_nothing() -> None:
-    method = adaptation(lambda_proto=1.0, prototypes={"update_every": 3})
+    method = adaptation(prototypes=1.0, update_every=3)
     assert [bool(stepped(method, step=step)) for step in range(4)] == [False, False, True, False]
-    method = adaptation(lambda_proto=1.0, prototypes={"update_every": 1})
+    method = adaptation(prototypes=1.0, update_every=1)
     losses(method, "source")
     method.discard_step()
     method.after_step(0)
     assert torch.equal(bank(method).prototypes.nan_to_num(), PROTOTYPES.nan_to_num())
 
 
-def test_without_prototypes_steps_tell_nothing() -> None:
+def test_without_prototypes_steps_log_nothing() -> None:
     method = adaptation()
     method.discard_step()
     assert method.after_step(0) == {}
@@ -109,8 +110,8 @@ def test_without_prototypes_steps_tell_nothing() -> None:
 @pytest.mark.parametrize("build", [supervised, adaptation])
 def test_the_sources_loss_follows_the_steps(build: Any) -> None:
     loss = HardPixelCrossEntropy()
-    build(loss=loss).after_step(4)
-    assert int(loss.step) == 5
+    build(loss=loss).set_step(4)
+    assert loss.step == 4
 
 
 # ---- features at several scales ----
@@ -133,14 +134,13 @@ def averaged(network: Convolution, images: Tensor, sizes: list[tuple[int, int]])
     [
         ({"bank_scales": (0.5, 1.0)}, (0.5, 1.0)),
         ({"bank_scales": [2.0]}, (2.0,)),
-        ({"prototypes": {"flavour": "paper"}}, PAPER_SCALES),
-        ({"prototypes": {"flavour": "paper"}, "bank_scales": [1.5]}, (1.5,)),
+        ({"flavour": "paper"}, PAPER_SCALES),
+        ({"flavour": "paper", "bank_scales": [1.5]}, (1.5,)),
     ],
 )
 def test_the_bank_gets_features_averaged_over_scales(settings: dict, scales: tuple[float, ...]) -> None:
-    settings.setdefault("prototypes", {})
-    settings = {**settings, "prototypes": {**settings["prototypes"], "momentum": 0.0, "update_every": 1}}
-    method, batch = adaptation(Convolution(), lambda_proto=1.0, **settings), random_batch()
+    method = adaptation(Convolution(), prototypes=1.0, momentum=0.0, update_every=1, **settings)
+    batch = random_batch()
     losses(method, "source", batch)
     assert method.network.training
     method.after_step(0)
@@ -151,8 +151,8 @@ def test_the_bank_gets_features_averaged_over_scales(settings: dict, scales: tup
 
 @pytest.mark.parametrize("flavour", ["fixed", "official"])
 def test_by_itself_the_bank_gets_the_training_features(flavour: str) -> None:
-    prototypes = {"flavour": flavour, "momentum": 0.0, "update_every": 1}
-    method, batch = adaptation(Convolution(), lambda_proto=1.0, prototypes=prototypes), random_batch()
+    method = adaptation(Convolution(), prototypes=1.0, flavour=flavour, momentum=0.0, update_every=1)
+    batch = random_batch()
     stepped(method, batch)
     features = [2 * averaged(method.network, batch[phase]["image"], [(64, 64)]) for phase in PHASES]
     means = [class_means(x, batch[phase]["label"][:, ::4, ::4]) for x, phase in zip(features, PHASES)]
@@ -182,8 +182,7 @@ def test_panoramas_are_resized_in_the_round(scale: float, size: tuple[int, int],
         network.body.weight[:, 0, 1, 1] = 1
     sizes: list[tuple[int, int]] = []
     network.register_forward_hook(lambda module, given, result: sizes.append(tuple(given[0].shape[2:])))
-    settings = {"prototypes": {"momentum": 0.0, "update_every": 1}, "bank_scales": (scale,)}
-    method = adaptation(network, lambda_proto=1.0, **settings)
+    method = adaptation(network, prototypes=1.0, momentum=0.0, update_every=1, bank_scales=(scale,))
     image = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
     image[..., 48:] = 255
     label = torch.full((1, 64, 96), 255)
@@ -205,7 +204,8 @@ def test_prototypes_start_from_what_is_right_as_in_evaluation(training: bool, sc
     with torch.no_grad():
         network.classify.weight.zero_()
         network.classify.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    method, batch = adaptation(network, lambda_proto=1.0, bank_scales=scales), random_batch()
+    method, batch = adaptation(network, prototypes=1.0, bank_scales=scales), random_batch()
+    bank(method).prototypes.fill_(torch.nan)
     method.prepare({domain: halves(batch[domain]) for domain in PHASES})
     assert network.training == training
     sizes = [(round(64 * scale), round(64 * scale)) for scale in scales or (1.0,)]
@@ -223,27 +223,48 @@ def test_prototypes_start_from_what_is_right_as_in_evaluation(training: bool, sc
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("term", "settings", "words"),
     [
-        ({"lambda_adv": -0.1}, r"adv -0\.1"),
-        ({"lambda_target": -0.1}, r"target -0\.1"),
-        ({"lambda_proto": -0.1}, r"proto -0\.1"),
-        ({"temperature": 0}, "temperature"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"alpha": -0.1}, "alpha"),
-        ({"alpha": 1.1}, "alpha"),
-        ({"bank_scales": ()}, "bank_scales"),
-        ({"bank_scales": (1.0, 0)}, "bank_scales"),
-        ({"bank_scales": (-1.0,)}, "bank_scales"),
-        ({"aux_weight": -0.1}, "aux_weight"),
-        ({"edge_weight": -0.1}, "edge_weight"),
+        (Segmentation, {"weight": 0}, "term.weight is 0"),
+        (Adversarial, {"weight": -0.1}, r"term.weight is -0\.1"),
+        (PrototypeDistillation, {"weight": -0.1}, r"term.weight is -0\.1"),
+        (PrototypeDistillation, {"temperature": 0}, "term.temperature is 0"),
+        (PrototypeDistillation, {"temperature": -1.0}, "temperature"),
+        (PrototypeDistillation, {"alpha": -0.1}, "alpha"),
+        (PrototypeDistillation, {"alpha": 1.1}, "alpha"),
+        (PrototypeDistillation, {"bank_scales": ()}, "bank_scales"),
+        (PrototypeDistillation, {"bank_scales": (1.0, 0)}, r"bank_scales\.1 is 0"),
+        (PrototypeDistillation, {"bank_scales": (-1.0,)}, "bank_scales"),
+        (PrototypeDistillation, {"flavour": "fixd"}, "'fixd'.*'fixed', 'official' or 'paper'"),
+        (PrototypeDistillation, {"momentum": 1.5}, r"momentum is 1\.5"),
+        (PrototypeDistillation, {"momentum": -0.1}, r"momentum is -0\.1"),
+        (PrototypeDistillation, {"update_every": 0}, "update_every is 0"),
+        (Segmentation, {"aux_weight": -0.1}, "aux_weight"),
+        (Segmentation, {"edge_weight": -0.1}, "edge_weight"),
+        (Segmentation, {"edge_radius": 0}, "edge_radius"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict, words: str) -> None:
+def test_bad_settings_are_refused(term: type[Term], settings: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        adaptation(**settings)
+        checked(term, settings, "term", given=("network", "loss"))
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0}, {"alpha": 1}, {"temperature": 0.5}, {"bank_scales": (0.5,)}])
 def test_settings_at_their_bounds_are_taken(settings: dict) -> None:
-    assert losses(adaptation(**settings), "source")
+    settings = checked(PrototypeDistillation, settings, "term", given=("network",))
+    assert losses(adaptation(prototypes=1.0, **settings), "source")["prototypes"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["a.b", "type"])
+def test_a_term_needs_a_name_that_a_module_can_have(name: str) -> None:
+    network = Lookup()
+    with pytest.raises(ConfigError, match=rf"cannot be called \['{name}'\]"):
+        SumOfTerms(network, {name: Adversarial(network)})
+    with pytest.raises(ConfigError, match="a term or more"):
+        SumOfTerms(network, {})
+
+
+def test_prototypes_that_came_along_are_not_started_anew() -> None:
+    method = adaptation(prototypes=1.0)
+    method.prepare({domain: [] for domain in PHASES})
+    assert torch.equal(bank(method).prototypes.nan_to_num(), PROTOTYPES.nan_to_num())

@@ -46,10 +46,6 @@ def test_a_panoramas_discriminator_goes_round() -> None:
     torch.manual_seed(0)
     maps = torch.rand(1, K, 32, 96, dtype=torch.float64)
     for wrap in (False, True):
-        score = discriminator(adaptation(Convolution(wrap), real_discriminator=True, lambda_adv=1.0))
+        score = discriminator(adaptation(Convolution(wrap), real_discriminator=True, adversarial=1.0))
         rolled = score(maps.roll(32, 3)).roll(-1, 3)
         assert torch.allclose(rolled, score(maps)) == wrap
-
-
-def test_a_panoramas_method_needs_no_discriminator() -> None:
-    assert discriminator(adaptation(Convolution(wrap=True))) is None

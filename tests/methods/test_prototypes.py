@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError
 from trans4pass.methods import PrototypeBank
 
 
@@ -130,20 +129,6 @@ def test_ranks_means_are_weighed_by_what_they_saw(monkeypatch: pytest.MonkeyPatc
     alone.after_step(0)
     assert torch.equal(both.prototypes[:2], alone.prototypes[:2])
     assert both.prototypes[0].tolist() == [2.0, 3.0]
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"flavour": "fixd"}, "fixd"),
-        ({"momentum": 1.5}, r"1\.5"),
-        ({"momentum": -0.1}, r"-0\.1"),
-        ({"update_every": 0}, "0"),
-    ],
-)
-def test_bad_settings_are_refused(settings: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        PrototypeBank(3, 2, **settings)
 
 
 @pytest.mark.parametrize(("momentum", "expected"), [(0, [1.0, 0.0]), (1, [3.0, 6.0])])

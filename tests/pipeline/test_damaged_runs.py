@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trans4pass.engine import checkpoint, pseudo_labels
-from trans4pass.engine.pipeline import refuse_or_clear
+from hydra import compose, initialize_config_dir
 
 from trans4pass.errors import ConfigError, DamagedFile
+from trans4pass.inference import pseudo_labels
+from trans4pass.pipeline.folder import refuse_or_clear
+from trans4pass.pipeline.launch import launch
+from trans4pass.pipeline.run import train
+from trans4pass.training import checkpoint
 
-from .conftest import assert_same_weights
+from .conftest import ROOT, assert_same_weights
 
 Run = Callable[..., int]
 STAGE = {"stage": {}, "inputs": {}, "seed": 0}
@@ -31,6 +35,22 @@ def empty(path: Path) -> None:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of a finished run."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def stopped_at_the_end(finished: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended with its last stage, before it dropped the older checkpoints."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        patch.setattr(checkpoint, "drop_previous", lambda folder: None)
+        assert launch(train, compose("train", [*tiny, f"run_dir={folder}"])) == 0
+    assert_same_weights(finished, folder)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_at_the_end: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(stopped_at_the_end, tmp_path / "run")
 
 
 @pytest.fixture
@@ -61,7 +81,7 @@ def test_what_follows_from_the_rest_is_had_again(
     for words in (
         "source/done.json is damaged",
         "stage mpa is finished again",
-        "the stage's time is counted from 0",
+        "the time before this start is not counted",
         "goes on with 1 CPU threads",
         "warmup/best.pt cannot be read",
         "the best step is looked for anew",
@@ -150,53 +170,53 @@ def test_folders_that_cannot_be_told_are_refused_untouched(
 
 
 def test_a_damaged_checkpoint_that_nothing_needs_stops_nothing(
-    run: Path, finished: Path, run_here: Run, shown: Callable[[], str]
+    stopped: Path, finished: Path, run_here: Run, shown: Callable[[], str]
 ) -> None:
-    """The first two stages' are gone, and the last one goes on from step 2 of 4; its best model, of then, is gone."""
-    checkpoint.previous(run / "mpa" / "last.pt").replace(run / "mpa" / "last.pt")
+    """The first two stages' are gone, and the last one goes on before its last evaluation; its best model is gone."""
+    checkpoint.previous(stopped / "mpa" / "last.pt").replace(stopped / "mpa" / "last.pt")
     for name in ("done.json", "best.pt"):
-        (run / "mpa" / name).unlink()
+        (stopped / "mpa" / name).unlink()
     for stage in ("source", "warmup"):
-        cut(run / stage / "last.pt")
-        checkpoint.previous(run / stage / "last.pt").unlink()
-    assert run_here(run, "resume=true") == 0
+        cut(stopped / stage / "last.pt")
+        checkpoint.previous(stopped / stage / "last.pt").unlink()
+    assert run_here(stopped, "resume=true") == 0
     said = shown()
     assert "the picture goes without stage source" in said
     assert "the best step is looked for anew" in said
-    assert_same_weights(finished, run)
-    best = json.loads((run / "summary.json").read_text())["stages"]["mpa"]["best"]
-    assert best["step"] == checkpoint.load(run / "mpa" / "best.pt")["step"] == 4
+    assert_same_weights(finished, stopped)
+    best = json.loads((stopped / "summary.json").read_text())["stages"]["mpa"]["best"]
+    assert best["step"] == checkpoint.load(stopped / "mpa" / "best.pt")["step"] == 4
 
 
 def test_a_damaged_checkpoint_that_is_needed_is_had_again_from_the_one_before(
-    run: Path, finished: Path, run_here: Run, shown: Callable[[], str]
+    stopped: Path, finished: Path, run_here: Run, shown: Callable[[], str]
 ) -> None:
     """In front of a labelling stage of which one map was cut."""
-    (run / "pseudo_labels" / "done.json").unlink()
-    shutil.rmtree(run / "mpa")
-    cut(run / "warmup" / "last.pt")
+    (stopped / "pseudo_labels" / "done.json").unlink()
+    shutil.rmtree(stopped / "mpa")
+    cut(stopped / "warmup" / "last.pt")
     label = np.zeros((32, 160), np.uint8)
     name = next((finished / "pseudo_labels" / "labels").rglob("*.png")).relative_to(
         finished / "pseudo_labels" / "labels"
     )
-    spilled = run / "pseudo_labels" / "maps" / f"{str(name).removesuffix('_labelTrainIds.png')}.npz"
+    spilled = stopped / "pseudo_labels" / "maps" / f"{str(name).removesuffix('_labelTrainIds.png')}.npz"
     pseudo_labels.spill(spilled, label, label.astype(np.float16))
     cut(spilled)
-    assert run_here(run, "resume=true") == 0
+    assert run_here(stopped, "resume=true") == 0
     said = shown()
     assert "Stage warmup does its last steps again" in said
     assert f"{spilled} is damaged" in said
-    assert_same_weights(finished, run, "warmup")
-    assert_same_weights(finished, run, "mpa")
+    assert_same_weights(finished, stopped, "warmup")
+    assert_same_weights(finished, stopped, "mpa")
 
 
 def test_a_damaged_checkpoint_that_is_needed_and_alone_is_refused_with_the_fix(
-    run: Path, run_here: Run, shown: Callable[[], str]
+    stopped: Path, run_here: Run, shown: Callable[[], str]
 ) -> None:
-    cut(run / "mpa" / "last.pt")
-    checkpoint.previous(run / "mpa" / "last.pt").unlink()
-    assert run_here(run, "resume=true") == 2
-    assert f"delete {run / 'mpa'} to do the stage again" in shown()
+    cut(stopped / "mpa" / "last.pt")
+    checkpoint.previous(stopped / "mpa" / "last.pt").unlink()
+    assert run_here(stopped, "resume=true") == 2
+    assert f"delete {stopped / 'mpa'} to do the stage again" in shown()
 
 
 @pytest.mark.parametrize("damage", [cut, empty])

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trans4pass.engine.log import setup_logging
 
+from trans4pass.console import setup_logging
 from trans4pass.errors import StorageError
 
 log = logging.getLogger("trans4pass")

@@ -1,15 +1,59 @@
 """Test-time adaptation without labels or source data: a network's normalisation statistics are those of new images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trans4pass import dist
+from trans4pass.console import console, track
+from trans4pass.data import EvalTransform, SegmentationDataset, Size, eval_loader
 from trans4pass.errors import ConfigError
+from trans4pass.interrupts import Interrupts
 from trans4pass.models import Segmentor
+from trans4pass.settings import Natural, Share, parse
+
+from .export import read_described, write_described
+from .images import find_images
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """See configs/adapt.yaml."""
+
+    checkpoint: str
+    input: str
+    output: str
+    size: Size | None = None
+    align: Share | None = None
+    batchnorm: bool = True
+    num_workers: Natural = 0
+    allow_nonfinite: bool = False
+    plugins: tuple[str, ...] = ()
+
+
+def adapt(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Write a checkpoint's network adapted to a folder of images without labels."""
+    settings = parse(AdaptSettings, config, "")
+    described = read_described(Path(settings.checkpoint), Path(settings.output), settings.plugins)
+    described = described.aligned(settings.align)
+    network = described.network(settings.allow_nonfinite).to(device)
+    items, transform = find_images(Path(settings.input)), EvalTransform(settings.size)
+    dataset = SegmentationDataset(items, described.labels, labelled=False, transform=transform)
+    count = 0
+    if settings.batchnorm:
+        loader = eval_loader(dataset, settings.num_workers)
+        batches = interrupts.between(track(loader, len(loader), "adapt"), dist.largest_share(len(dataset)))
+        count = adapt_batchnorms(network, (batch["image"].to(device) for batch in batches))
+    if dist.is_main():
+        write_described(Path(settings.output), described, network.cpu())
+        facts = f"{count} BatchNorms of {len(dataset)} images, align={described.model.get('align', 0)}"
+        console.print(f"{facts}: {settings.output}", soft_wrap=True)
 
 
 def batchnorms(network: nn.Module) -> list[_BatchNorm]:

@@ -14,6 +14,7 @@ from trans4pass import dist
 from trans4pass.build import build
 from trans4pass.console import console
 from trans4pass.data import EvalTransform, SegmentationDataset, Size
+from trans4pass.errors import ConfigError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.settings import parse
@@ -29,7 +30,8 @@ from .predictor import evaluate
 class EvaluationSettings(PredictorSettings):
     """See configs/eval.yaml."""
 
-    data: Mapping[str, Any]
+    data: Mapping[str, Any] | None = None
+    data_root: str  # which the paths in `data` begin with
     split: str = "val"
     size: Size | None = None
     labels: Mapping[str, Any] | None = None
@@ -40,6 +42,8 @@ class EvaluationSettings(PredictorSettings):
 def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> dict[str, Any]:
     """Score a checkpoint as configs/eval.yaml describes; prints a table, writes metrics.json, returns its content."""
     settings = parse(EvaluationSettings, config, "")
+    if settings.data is None:
+        raise ConfigError("choose what to score on with data=<name>, e.g. data=densepass. Help: --help")
     predictor, model_labels = make_predictor(settings, device)
     labels = LabelSpace.from_dict(settings.labels) if settings.labels else model_labels
     size, data = settings.size or settings.data["eval_size"], settings.data["dataset"]
@@ -63,7 +67,7 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
         "settings": {
             **{name: getattr(settings, name) for name in ("checkpoint", "split", "precision")},
             **asdict(predictor.tta),
-            **{"data": data, "labels": labels.name, "size": size, "wrap": predictor.network.wrap},
+            **{"data": data, "labels": labels.name, "size": size, "wrap": predictor.wrap},
         },
     }
     if dist.is_main():

@@ -30,6 +30,7 @@ class PredictorSettings(TTA):
     checkpoint: str
     model_labels: Mapping[str, Any] | None = None
     wrap: bool = False
+    align: Share | None = None
     precision: Precision = "fp32"
     num_workers: Natural = 0
     allow_nonfinite: bool = False
@@ -49,7 +50,9 @@ class PredictionSettings(PredictorSettings):
 def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that the settings describe, and its label space."""
     path = Path(settings.checkpoint)
-    network, labels = open_checkpoint(path, settings.model_labels, settings.allow_nonfinite, settings.plugins)
+    network, labels = open_checkpoint(
+        path, settings.model_labels, settings.allow_nonfinite, settings.plugins, settings.align
+    )
     if settings.wrap:
         make_circular(network)
     tta = TTA(settings.scales, settings.flip, settings.yaw_rolls)

@@ -70,6 +70,10 @@ class Described(NamedTuple):
         network.load_state_dict(weights)
         return network
 
+    def aligned(self, align: float | None) -> "Described":
+        """The same with another strength of alignment, or, with None, its own."""
+        return self if align is None else self._replace(model={**self.model, "align": align})
+
     def _build(self) -> Segmentor:
         return build(self.model, "model", num_classes=self.labels.num_classes)
 
@@ -142,8 +146,11 @@ def open_checkpoint(
     model_labels: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
     plugins: Collection[str] = (),
+    align: float | None = None,
 ) -> tuple[Segmentor, LabelSpace]:
     """The network and label space that a checkpoint holds; published weights need `model_labels` named.
+
+    `align` replaces the model's own setting; see `create_model`.
 
     Raises:
         WeightsError: the file is no checkpoint, is damaged, fits no model, or holds NaN or infinity.
@@ -156,7 +163,7 @@ def open_checkpoint(
             raise ConfigError(
                 f"{path} says that its classes are those of labels/{held.labels.name}; leave labels@model_labels out"
             )
-        return held.network(allow_nonfinite), held.labels
+        return held.aligned(align).network(allow_nonfinite), held.labels
     variant = identify(held.state)
     if variant is None:
         raise WeightsError(f"{path} holds no segmentation model: it may be an encoder alone")
@@ -165,6 +172,6 @@ def open_checkpoint(
             f"{path} holds {variant.name} with {variant.num_classes} classes and does not say which they are: add "
             "labels@model_labels=<label space>, e.g. cityscapes19 or outdoor13"
         )
-    network = create_model(variant.name, named.num_classes, **variant.options())
+    network = create_model(variant.name, named.num_classes, align=align or 0.0, **variant.options())
     load_weights(network, held, allow_nonfinite)
     return network, named

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import MinLen
 from pydantic import PositiveFloat
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from trans4pass import dist
@@ -18,7 +18,7 @@ from trans4pass.data import OnBad, SegmentationDataset, eval_loader
 from trans4pass.errors import NonFinite
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.models import Segmentor, input_size, resize
+from trans4pass.models import input_size, resize
 from trans4pass.precision import Precision, autocast
 from trans4pass.settings import Positive
 
@@ -44,13 +44,15 @@ class Predictor:
     """A network in eval mode together with its test-time augmentation.
 
     Args:
-        network: returns a `SegOutput`.
+        network: returns a `SegOutput`; its attribute `wrap`, if it has one, says that images' sides are neighbours.
         device: where it runs.
         tta: the views to average; by default the image as it is.
     """
 
-    def __init__(self, network: Segmentor, device: torch.device, tta: TTA = TTA(), precision: Precision = "fp32"):
-        self.network, self.device, self.tta, self.precision = network.eval(), device, tta, precision
+    def __init__(self, network: nn.Module, device: torch.device, tta: TTA = TTA(), precision: Precision = "fp32"):
+        self.network, self.device, self.tta = network.eval(), device, tta
+        self.precision: Precision = precision
+        self.wrap: bool = getattr(network, "wrap", False)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -60,16 +62,16 @@ class Predictor:
 
     def _views(self, images: Tensor) -> Iterator[Tensor]:
         """Each view's logits, at the size and place of the images."""
-        size, wrap = images.shape[2:], self.network.wrap
+        size = images.shape[2:]
         for roll, scale in product(range(self.tta.yaw_rolls), self.tta.scales):
             shift = roll * size[1] // self.tta.yaw_rolls
             view, scaled = images.roll(shift, -1), input_size(self.network, size, scale)
             if scaled != size:
-                view = resize(view.float() / 255, scaled, wrap)
+                view = resize(view.float() / 255, scaled, self.wrap)
             for flip in (False, True)[: 1 + self.tta.flip]:
                 with autocast(self.device, self.precision):
                     logits = self.network(view.flip(-1) if flip else view).logits.float()
-                logits = resize(logits, size, wrap)
+                logits = resize(logits, size, self.wrap)
                 yield (logits.flip(-1) if flip else logits).roll(-shift, -1)
 
 

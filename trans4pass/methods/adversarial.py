@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from trans4pass.losses import SOURCE, TARGET, domain_loss
-from trans4pass.models import Segmentor, make_circular
+from trans4pass.models import Segmentor
 
 from .method import Losses
 from .term import ForwardPass, Term
@@ -33,23 +34,23 @@ class Adversarial(Term):
     """The network is to make the target's probability maps pass as the source's; a discriminator learns to tell them.
 
     Args:
-        network: says how many classes there are, and whether its maps are full panoramas'.
+        network: has as many classes as the discriminator has input channels.
         weight: of the network's attempt to deceive; the discriminator's own loss is not weighted.
         source, target: domains. Source label 0, target label 1.
     """
 
-    def __init__(self, network: Segmentor, weight: float = 0.001, source: str = "source", target: str = "target"):
+    def __init__(
+        self, network: Segmentor, weight: PositiveFloat = 0.001, source: str = "source", target: str = "target"
+    ):
         super().__init__([source, target], weight)
         self.source = source
         self.discriminator = Discriminator(network.num_classes)
-        if network.wrap:
-            make_circular(self.discriminator)
 
     def forward(self, seen: ForwardPass, norms: Mapping[str, Tensor]) -> Losses:
         """The discriminator's half on this domain, "discriminator", and on the target the network's loss, ""."""
         probabilities = seen.output.logits.softmax(1)
-        own = SOURCE if seen.domain == self.source else TARGET
-        losses = {"discriminator": 0.5 * domain_loss(self.discriminator(probabilities.detach()), own)}
+        truth = SOURCE if seen.domain == self.source else TARGET
+        losses = {"discriminator": 0.5 * domain_loss(self.discriminator(probabilities.detach()), truth)}
         if seen.domain != self.source:
             # Detached parameters: the network's term gives the discriminator no gradient.
             frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}

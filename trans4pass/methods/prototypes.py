@@ -1,12 +1,14 @@
 """Prototypes shared by both domains, their slow update and distillation (Trans4PASS, arXiv 2203.01452, section 3.3)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import MinLen
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from trans4pass import dist
-from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 from trans4pass.losses import (
     at_least_single,
@@ -17,11 +19,12 @@ from trans4pass.losses import (
     resize_labels,
 )
 from trans4pass.models import Segmentor, input_size, resize
+from trans4pass.settings import Positive, Share
 
 from .method import DomainBatch, Losses
 from .term import ForwardPass, Term
 
-FLAVOURS = ("fixed", "official", "paper")
+Flavour = Literal["fixed", "official", "paper"]
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
@@ -42,7 +45,7 @@ class PrototypeBank(nn.Module):
     Args:
         num_classes, channels: the bank's shape (K,E).
         flavour: one of the above.
-        momentum: in [0,1].
+        momentum: of the prototypes.
         update_every: steps.
     """
 
@@ -51,13 +54,14 @@ class PrototypeBank(nn.Module):
     collections: Tensor
 
     def __init__(
-        self, num_classes: int, channels: int, flavour: str = "fixed", momentum: float = 0.999, update_every: int = 100
+        self,
+        num_classes: int,
+        channels: int,
+        flavour: Flavour = "fixed",
+        momentum: float = 0.999,
+        update_every: int = 100,
     ):
         super().__init__()
-        if flavour not in FLAVOURS:
-            raise ConfigError(f"prototype flavour {flavour!r} is not one of {', '.join(FLAVOURS)}")
-        if not 0 <= momentum <= 1 or update_every < 1:
-            raise ConfigError(f"momentum must be in [0,1] and update_every >= 1, got {momentum} and {update_every}")
         self.flavour, self.momentum, self.update_every = flavour, momentum, update_every
         self.register_buffer("prototypes", torch.full((num_classes, channels), torch.nan))
         self.register_buffer("collected", torch.zeros(num_classes, channels))
@@ -132,7 +136,7 @@ class PrototypeDistillation(Term):
     """Pull the features of labelled pixels towards their class's prototype, which both domains share.
 
     Args:
-        network: says the bank's shape and its features' stride.
+        network: has the bank's classes and channels.
         weight: in each domain.
         domains: whose labels and features make and use the prototypes.
         flavour, momentum, update_every: see `PrototypeBank`. `fixed` averages the distillation over labelled pixels,
@@ -147,20 +151,16 @@ class PrototypeDistillation(Term):
     def __init__(
         self,
         network: Segmentor,
-        weight: float = 0.001,
+        weight: PositiveFloat = 0.001,
         domains: Sequence[str] = ("source", "target"),
-        flavour: str = "fixed",
-        momentum: float = 0.999,
-        update_every: int = 100,
-        temperature: float = 20.0,
-        alpha: float = 0.9,
-        bank_scales: Sequence[float] | None = None,
+        flavour: Flavour = "fixed",
+        momentum: Share = 0.999,
+        update_every: Positive = 100,
+        temperature: PositiveFloat = 20.0,
+        alpha: Share = 0.9,
+        bank_scales: Annotated[Sequence[PositiveFloat], MinLen(1)] | None = None,
     ):
         super().__init__(domains, weight)
-        if temperature <= 0 or not 0 <= alpha <= 1:
-            raise ConfigError(f"temperature must be > 0 and alpha in [0,1], got {temperature} and {alpha}")
-        if bank_scales is not None and (not bank_scales or min(bank_scales) <= 0):
-            raise ConfigError(f"bank_scales must be positive factors, or null for the flavour's own, got {bank_scales}")
         self.bank = PrototypeBank(network.num_classes, network.feature_dim, flavour, momentum, update_every)
         self.temperature, self.alpha = temperature, alpha
         self.bank_scales = tuple(bank_scales or (PAPER_SCALES if flavour == "paper" else (1.0,)))

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from trans4pass.errors import ConfigError
 from trans4pass.losses import EdgeLoss, PixelLoss
 from trans4pass.models import EDGE, Segmentor, resize
+from trans4pass.settings import Positive
 
 from .method import DomainBatch, Losses
 from .term import ForwardPass, Term
@@ -19,32 +20,33 @@ class Segmentation(Term):
     With DANet's three outputs and `aux_weight` 1 it is the sum of three cross-entropies.
 
     Args:
-        network: says whether it predicts edges, and whether its maps are full panoramas'.
+        network: has edge maps, or none.
         loss: see `PixelLoss`.
         domain: whose labels it is computed on.
         weight: of all of it.
-        aux_weight: of each auxiliary class map, >= 0.
-        edge_weight: of the edge maps' summed loss, >= 0.
+        aux_weight: of each auxiliary class map.
+        edge_weight: of the edge maps' summed loss.
         edge_radius: of the erosion that makes the edges, pixels (see `EdgeLoss`).
+    Attributes:
+        wrap: whether maps are full panoramas' (`make_circular`).
     """
 
     learns_labels = True
+    wrap = False
 
     def __init__(
         self,
         network: Segmentor,
         loss: PixelLoss,
         domain: str = "source",
-        weight: float = 1.0,
-        aux_weight: float = 1.0,
-        edge_weight: float = 1.0,
-        edge_radius: int = 2,
+        weight: PositiveFloat = 1.0,
+        aux_weight: NonNegativeFloat = 1.0,
+        edge_weight: NonNegativeFloat = 1.0,
+        edge_radius: Positive = 2,
     ):
         super().__init__([domain], weight)
-        if min(aux_weight, edge_weight) < 0:
-            raise ConfigError(f"aux_weight and edge_weight must be >= 0, got {aux_weight} and {edge_weight}")
-        self.loss, self.edges = loss, EdgeLoss(edge_radius, network.wrap) if network.has_edges else None
-        self.aux_weight, self.edge_weight, self.wrap = aux_weight, edge_weight, network.wrap
+        self.loss, self.edges = loss, EdgeLoss(edge_radius) if network.has_edges else None
+        self.aux_weight, self.edge_weight = aux_weight, edge_weight
 
     def set_step(self, step: int) -> None:
         self.loss.set_step(step)

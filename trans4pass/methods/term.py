@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trans4pass import dist
 from trans4pass.data import derive_seed
 from trans4pass.errors import ConfigError
-from trans4pass.models import Segmentor, SegOutput
+from trans4pass.models import Segmentor, SegOutput, make_circular
 
 from .derived import Derivation
 from .method import Batch, DomainBatch, Losses, Method, untouched
@@ -50,7 +50,7 @@ class Term(nn.Module):
 
     Args:
         domains: whose forward passes it is computed on.
-        weight: factor on its loss, > 0.
+        weight: factor on its loss.
     """
 
     learns_labels = False  # whether the domains must have labels
@@ -58,8 +58,6 @@ class Term(nn.Module):
     def __init__(self, domains: Iterable[str], weight: float):
         super().__init__()
         self.domains, self.weight = tuple(domains), weight
-        if not weight > 0:
-            raise ConfigError(f"the weight of a term must be > 0, got {weight}: leave the term out")
 
     def prepare(self, network: Segmentor, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
         """See `Method.prepare`; the network is in eval mode."""
@@ -87,7 +85,7 @@ class SumOfTerms(Method):
     """Each phase is one domain's forward pass, and the sum of the terms that are computed on it.
 
     Args:
-        network: see `Segmentor`.
+        network: see `Segmentor`; where it takes full panoramas, the terms' layers and losses become circular too.
         terms: by name; losses, optimisers and checkpoints use these names.
         derive: phases that are made from domains and from each other, in this order, by name. One that has a domain's
             name takes its place.
@@ -101,6 +99,9 @@ class SumOfTerms(Method):
         if not terms or wrong:
             raise ConfigError(f"a method needs a term or more, and terms cannot be called {wrong or 'nothing'}")
         self.terms = cast("Mapping[str, Term]", nn.ModuleDict(terms))
+        if network.wrap:
+            for term in terms.values():
+                make_circular(term)
         self.phases = tuple(dict.fromkeys(domain for term in terms.values() for domain in term.domains))
         self.derive = dict(derive or {})
         self.domains, self._labels_from = self._sources()

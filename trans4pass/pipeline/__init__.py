@@ -3,6 +3,7 @@
 from .context import RunContext
 from .label_stage import LabelStage
 from .stage import Stage
+from .statistics_stage import StatisticsStage
 from .train_stage import TrainStage
 
-__all__ = ["LabelStage", "RunContext", "Stage", "TrainStage"]
+__all__ = ["LabelStage", "RunContext", "Stage", "StatisticsStage", "TrainStage"]

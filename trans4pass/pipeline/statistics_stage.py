@@ -43,7 +43,7 @@ class StatisticsStage(Stage):
 
     def check(self) -> None:
         if self.init is None:
-            raise ConfigError(f"{self.where}.init is null: statistics are those of a trained network, a stage's or a path")
+            raise ConfigError(f"{self.where}.init is null: give it a trained network, a stage's or a path")
         _ = self.dataset
 
     @property

@@ -15,7 +15,7 @@ from trans4pass.build import build
 from trans4pass.errors import ConfigError
 from trans4pass.inference import submodule_state
 from trans4pass.methods import Method
-from trans4pass.settings import Positive
+from trans4pass.settings import Positive, converted
 from trans4pass.storage import recall_json, write_json
 from trans4pass.training import Monitor, Trackers, Trainer, TrainerSettings, build_optimizers, checkpoint, make_schedule
 from trans4pass.training.schedules import Schedule
@@ -101,6 +101,14 @@ class TrainStage(Stage):
             "classes_in_mean": evaluator.classes_in_mean,
         }
 
+    def run_or_skip(self) -> dict[str, Any]:
+        result = super().run_or_skip()
+        lost = checkpoint.lost_best(self.folder, result["best"])
+        if not lost:
+            return result
+        log.warning("%s: the stage's figures of it are left out; delete %s to do the stage again", lost, self.folder)
+        return result | {"best": {}}
+
     @property
     def judge(self) -> str | None:
         """The side whose mIoU picks the best model; None where nothing is scored."""
@@ -124,7 +132,9 @@ class TrainStage(Stage):
 
     def build_trainer(self) -> tuple[Trainer, ValidationSets]:
         method = self.build_method()
-        if self.start is not None:
+        # A stage that goes on from a checkpoint of its own needs the stage in front no more.
+        begun = self.last_path.exists() or checkpoint.previous(self.last_path).exists()
+        if (isinstance(self.init, str) or not begun) and self.start is not None:
             self.start.carry_over(method)
         self.forget_start()
         method.to(self.run.device)
@@ -156,7 +166,10 @@ class TrainStage(Stage):
     def build_method(self, ahead: bool = False) -> Method:
         """The method with a fresh network; `ahead` of the stages before it, nothing is counted on their labels."""
         where, network = f"{self.where}.method", self.run.network(self.model(ahead))
-        config = without_optimizers(with_class_weights(self.settings.method, where, self.data.domains, "source", ahead))
+        config = with_class_weights(self.settings.method, where, self.data.domains, "source", ahead)
+        if "terms" in config:
+            terms = weighted_terms(config, where)
+            config["terms"] = {n: {k: v for k, v in term.items() if k != "optim"} for n, term in terms.items()}
         torch.manual_seed(self.run.seed(self.name, "method"))
         method: Method = build(config, where, network=network)
         if set(method.domains) != set(self.data.domains):
@@ -187,8 +200,8 @@ class TrainStage(Stage):
         return model
 
     def build_optimizers(self, method: Method) -> dict[str, torch.optim.Optimizer]:
-        terms = self.settings.method.get("terms", {})
-        own = {name: term["optim"] for name, term in terms.items() if term.get("optim") and term.get("weight", 1)}
+        terms = weighted_terms(self.settings.method, f"{self.where}.method")
+        own = {name: term["optim"] for name, term in terms.items() if term.get("optim")}
         return build_optimizers(method, {**self.settings.optim, **own}, f"{self.where}.optim")
 
     def build_schedule(self) -> Schedule:
@@ -226,11 +239,7 @@ class TrainStage(Stage):
         return trainer.best | evaluator.scores(network.eval(), rest)
 
 
-def without_optimizers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's configuration without the terms that weigh nothing, and without the optimisers of the others."""
-    terms = {
-        name: {key: value for key, value in term.items() if key != "optim"}
-        for name, term in config.get("terms", {}).items()
-        if term.get("weight", 1)
-    }
-    return {**config, "terms": terms} if "terms" in config else dict(config)
+def weighted_terms(method: Mapping[str, Any], where: str) -> dict[str, Mapping[str, Any]]:
+    """The settings of a method's terms, but for those of weight 0."""
+    terms = converted(Mapping[str, Mapping[str, Any]], method.get("terms", {}), f"{where}.terms")
+    return {name: term for name, term in terms.items() if term.get("weight", 1)}
