@@ -244,7 +244,9 @@ def test_a_damaged_marker_is_named_with_the_fix(content, rendered, tmp_path):
         ensure(tmp_path / "world", **TINY)
 
 
-@pytest.mark.parametrize(("setting", "message"), [("seeds", "seeds has no effect"), ("seed", "seed is 'x', and must")])
+@pytest.mark.parametrize(
+    ("setting", "message"), [("seeds", "seeds has no effect"), ("seed", r"settings\.seed is 'x': .*valid integer")]
+)
 def test_settings_are_checked_by_name_and_type(setting, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         ensure(tmp_path, **{setting: "x"})
@@ -278,11 +280,20 @@ def test_of_several_processes_only_one_renders(tmp_path):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"geometry": 1.5}, {"appearance": -1.0}, {"source_val": -1}, {"panorama_size": (64, 64)}, {"pinhole_fov": 180}],
+    [
+        {"geometry": 1.5},
+        {"appearance": -1.0},
+        {"source_val": -1},
+        {"panorama_size": (64, 64)},
+        {"panorama_size": (0, 0)},
+        {"pinhole_size": (0, 16)},
+        {"pinhole_fov": 180},
+    ],
 )
-def test_a_setting_that_cannot_work_is_named(setting):
-    with pytest.raises(ConfigError, match=f"{next(iter(setting))}="):
-        ToyWorld(**setting)
+def test_a_setting_that_cannot_work_is_named(setting, tmp_path):
+    with pytest.raises(ConfigError, match=rf"{next(iter(setting))}(\.\d)?(=| is )"):
+        ensure(tmp_path, **setting)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_marker_holds_every_setting(rendered):
