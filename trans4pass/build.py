@@ -63,7 +63,14 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
         values.pop(key, None)
     values = {key: _built(value, f"{where}.{key}", extra) for key, value in values.items()}
     values = checked(target, values, where, given=extra, positional=len(args), partial=partial)
-    return functools.partial(target, *args, **values) if partial else target(*args, **values, **extra)
+    if partial:
+        return functools.partial(target, *args, **values)
+    try:
+        return target(*args, **values, **extra)
+    except ValueError as error:
+        if not target.__module__.startswith("torch.optim."):
+            raise
+        raise ConfigError(f"{where}: {error}") from error  # torch's optimisers say so of numbers that are out of range
 
 
 def _built(value: Any, where: str, extra: Mapping[str, Any]) -> Any:
