@@ -26,17 +26,7 @@ rendering, and is the same to the byte on one machine; another processor or NumP
 """
 
 from .rays import Camera, panorama_camera, pinhole_camera, trace
-from .scene import (
-    BOX,
-    CLASSES,
-    ELLIPSOID,
-    PALETTE,
-    SHAPE,
-    SOURCE_STREETS,
-    TARGET_STREETS,
-    Street,
-    build_scene,
-)
+from .scene import BOX, CLASSES, ELLIPSOID, PALETTE, SHAPE, SOURCE_STREETS, TARGET_STREETS, Street, build_scene
 from .shading import Shift, develop, draw_look, shade
 from .writing import MARKER, TREES, ToyWorld, ensure, preview, render_image
 
