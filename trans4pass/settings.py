@@ -68,8 +68,9 @@ def converted(hint: Any, value: Any, where: str) -> Any:
             if listed or (isinstance(value, Mapping) and step in value):
                 place, value = f"{place}.{step}", value[step]
         choice = isinstance(value, str) and first["type"] in ("dict_type", "mapping_type", "is_instance_of")
-        hint = f". A file of configs/<group> is chosen with <group>@{place}={value}" if choice else ""
-        raise ConfigError(f"{place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{hint}") from None
+        fix = f". A file of configs/<group> is chosen with <group>@{place}={value}" if choice else ""
+        fault = f"it must be {hint}" if first["type"] == "missing" else first["msg"]
+        raise ConfigError(f"{place} is {first['input']!r}: {fault[0].lower()}{fault[1:]}{fix}") from None
 
 
 def _at(where: str, name: str) -> str:
