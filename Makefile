@@ -26,15 +26,17 @@ toy-table: setup  ## measure the README's table of the toy world (three seeds, a
 	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_table seed=0,1,2 resume=true
 	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
 
-MICRO := trans4pass_micro
-ABLATED := $(MICRO),trans4pass_plus_micro,$(MICRO)_fpn,$(MICRO)_coarse_to_fine,$(MICRO)_ecrm,$(MICRO)_edges,danet_micro,danet_resnet50
+ABLATION := $(BIN)/python tools/train.py -m experiment=toy_ablation resume=true
 
 toy-ablation: setup  ## measure the model zoo's table of heads and options on the toy world (about two hours)
-	$(BIN)/python tools/train.py -m experiment=toy_ablation model=$(ABLATED) resume=true
+	$(ABLATION) model=trans4pass_micro,trans4pass_plus_micro,danet_micro,danet_resnet50
+	$(ABLATION) model.head=fpn,coarse_to_fine
+	$(ABLATION) model.ecrm=true
+	$(ABLATION) model.edges=true
 	$(BIN)/python tools/compare.py "runs=['runs/toy_ablation_*']"
 
 TOY := $(BIN)/python tools/train.py experiment=pin2pan_toy resume=true
-LOSS := stages.source.method.loss
+LOSS := stages.source.method.terms.supervised.loss
 SCHEDULE := stages.source.schedule
 ADAPTATION_OFF := stages.warmup.enabled=false stages.pseudo_labels.enabled=false stages.mpa.enabled=false
 
@@ -76,11 +78,12 @@ mutation: setup  ## change the code in thousands of small ways and list those th
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
 	$(BIN)/python tests/mutate.py --sample $(SAMPLE) --seed $(SEED) --jobs $(JOBS)
 
-lint: setup  ## check style and format
+lint: setup  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python trans4pass tools examples
 
-format: setup  ## mend style and format where it can be done automatically
+format: setup  ## fix style and format where it can be done automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from trans4pass.engine.build import build
 
 import trans4pass.methods
+from trans4pass.build import build
 from trans4pass.errors import ConfigError
 from trans4pass.losses import Focal
 
@@ -22,7 +22,7 @@ def test_builds_the_packages_classes() -> None:
         "os.system",
         "subprocess.Popen",
         "torch.load",
-        "trans4pass.engine.checkpoint.load",
+        "trans4pass.training.checkpoint.load",
         "trans4pass.data.base.Path",
         "trans4pass.toy_world.writing.shutil.rmtree",
         "trans4pass.data.__builtins__.eval",
@@ -50,7 +50,7 @@ def test_a_bug_in_a_constructor_goes_through_as_it_is(kind: str, monkeypatch: py
         build({"_target_": "trans4pass.methods.Broken", "kind": kind}, "stages.mpa.method")
     assert type(raised.value).__name__ == kind
     assert "Broken" in Path(raised.traceback[-1].path).read_text()  # the line is in the traceback
-    with pytest.raises(ConfigError, match=r"stages\.mpa\.method\.weight is 'x', and must be float"):
+    with pytest.raises(ConfigError, match=r"stages\.mpa\.method\.weight is 'x': input should be a valid number"):
         build({"_target_": "trans4pass.methods.Broken", "weight": "x"}, "stages.mpa.method")
 
 

@@ -1,28 +1,29 @@
 """Measure what the decode cache saves on this machine: python tools/benchmark_data.py [setting=value ...]."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
-from rich.table import Table
-from trans4pass.data.benchmark import milliseconds_per_sample, write_pictures
-from trans4pass.engine.command import resolved, tool
-from trans4pass.engine.log import console
+import torch
+from benchmarks.data import milliseconds_per_sample, write_pictures
+from rich.table import Column, Table
+
+from trans4pass.console import console
+from trans4pass.interrupts import Interrupts
+from trans4pass.pipeline.launch import main
 
 
-@tool("benchmark_data")
-def main(config: DictConfig) -> None:
-    plain = resolved(config)
-    with tempfile.TemporaryDirectory(dir=plain["folder"]) as folder:
-        write_pictures(Path(folder), plain["images"], plain["size"])
-        times = milliseconds_per_sample(Path(folder), plain["cache_size"])
-    table = Table(title=f"ms per sample of {plain['size'][0]}x{plain['size'][1]}, one process")
-    table.add_column("read from")
-    table.add_column("ms", justify="right")
+def benchmark(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    with tempfile.TemporaryDirectory(dir=config["folder"]) as folder:
+        write_pictures(Path(folder), config["images"], config["size"])
+        times = milliseconds_per_sample(Path(folder), config["cache_size"])
+    width, height = config["size"]
+    table = Table("read from", Column("ms", justify="right"), title=f"ms per sample of {width}x{height}, one process")
     for name, time in times.items():
         table.add_row(name, f"{time:.1f}")
     console.print(table)
 
 
 if __name__ == "__main__":
-    main()
+    main("benchmark_data", benchmark)

@@ -1,15 +1,17 @@
 """Draw the learning-rate policies into one picture: python tools/plot_schedules.py [setting=value ...]."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+import torch
 from PIL import Image, ImageDraw, ImageFont
-from trans4pass.engine.command import resolved, tool
-from trans4pass.engine.pictures import write_picture
-from trans4pass.engine.schedule import make_schedule
 
 from trans4pass.errors import ConfigError
+from trans4pass.inference import write_picture
+from trans4pass.interrupts import Interrupts
+from trans4pass.pipeline.launch import main
+from trans4pass.training.schedules import Schedule, make_schedule
 
 COLUMNS = 4
 PANEL = (320, 240)  # pixels
@@ -17,7 +19,7 @@ LEFT, TOP, RIGHT, BOTTOM = 40, 36, 300, 206  # the axes within a panel
 INK, GRID, LINE = "#222222", "#dddddd", "#1f5fbf"
 
 
-def draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, factor: Callable, steps: int) -> None:
+def draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, factor: Schedule, steps: int) -> None:
     """One policy's factor (0 to 1) over the steps."""
     small = ImageFont.load_default(11)
     draw.text((left + LEFT, top + 12), title, INK, ImageFont.load_default(14))
@@ -35,18 +37,15 @@ def draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, facto
     draw.line(curve, LINE, 2)
 
 
-@tool("plot_schedules")
-def main(config: DictConfig) -> None:
-    plain = resolved(config)
-    steps, schedules = plain["steps"], plain["schedules"]
+def plot_schedules(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    path, steps, schedules = Path(config["file"]), config["steps"], config["schedules"]
+    if path.suffix != ".png":
+        raise ConfigError(f"file={path} must end in .png")
     rows = -(-len(schedules) // COLUMNS)
     picture = Image.new("RGB", (COLUMNS * PANEL[0], rows * PANEL[1]), "white")
     draw = ImageDraw.Draw(picture)
-    path = Path(plain["file"])
-    if path.suffix != ".png":
-        raise ConfigError(f"file={path} must end in .png")
     for index, (title, schedule) in enumerate(schedules.items()):
-        factor = make_schedule(**schedule | {"total_steps": schedule["total_steps"] or steps})
+        factor = make_schedule(schedule, steps, f"schedules.{title}")
         row, column = divmod(index, COLUMNS)
         draw_panel(draw, column * PANEL[0], row * PANEL[1], title, factor, steps)
     write_picture(path, picture)
@@ -54,4 +53,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main("plot_schedules", plot_schedules)

@@ -21,13 +21,15 @@ PREFIXES = ["torch.optim."]
 def allow_plugins(names: Iterable[str], config_dir: str | None = None) -> None:
     """Import packages of the user's own, whose classes configurations may then name.
 
-    A package that is not installed may lie beside the folder given as --config-dir.
+    One that is not installed may lie in the working folder, or beside the folder given as --config-dir.
 
     Raises:
         ConfigError: there is no such package.
     """
-    if config_dir is not None and (parent := str(Path(config_dir).resolve().parent)) not in sys.path:
-        sys.path.append(parent)
+    names = list(names)
+    beside = [Path.cwd(), *([] if config_dir is None else [Path(config_dir).resolve().parent])]
+    if names:
+        sys.path += [str(folder) for folder in beside if str(folder) not in sys.path]
     for name in names:
         try:
             importlib.import_module(name)
@@ -35,8 +37,8 @@ def allow_plugins(names: Iterable[str], config_dir: str | None = None) -> None:
             if error.name != name.split(".")[0]:
                 raise  # one that the plug-in itself misses
             raise ConfigError(
-                f"plugins: there is no package {name!r}; install it, put its folder on PYTHONPATH, or next to the "
-                "folder of --config-dir"
+                f"plugins: there is no package {name!r}; install it, put its folder on PYTHONPATH, or put it into the "
+                "working folder or next to the folder of --config-dir"
             ) from None
         if name not in PREFIXES:
             PREFIXES.append(f"{name}.")
@@ -63,7 +65,14 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
         values.pop(key, None)
     values = {key: _built(value, f"{where}.{key}", extra) for key, value in values.items()}
     values = checked(target, values, where, given=extra, positional=len(args), partial=partial)
-    return functools.partial(target, *args, **values) if partial else target(*args, **values, **extra)
+    if partial:
+        return functools.partial(target, *args, **values)
+    try:
+        return target(*args, **values, **extra)
+    except ValueError as error:
+        if not target.__module__.startswith("torch.optim."):
+            raise
+        raise ConfigError(f"{where}: {error}") from error  # torch's optimisers say so of numbers that are out of range
 
 
 def _built(value: Any, where: str, extra: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Settings against the annotations of what takes them: the one place where types, ranges and names are checked."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, partial
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
@@ -61,10 +61,16 @@ def converted(hint: Any, value: Any, where: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        # Of a union's alternatives the first tells most; the path leads into lists and mappings.
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in (where, *(p for p in first["loc"] if isinstance(p, int))))
-        raise ConfigError(f"{place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        first = error.errors()[0]  # of a union's alternatives the first tells most
+        place = where
+        for step in first["loc"]:  # leads into lists and mappings, and names a union's alternatives on the way
+            listed = isinstance(value, Sequence) and isinstance(step, int) and step < len(value)
+            if listed or (isinstance(value, Mapping) and step in value):
+                place, value = f"{place}.{step}", value[step]
+        choice = isinstance(value, str) and first["type"] in ("dict_type", "mapping_type", "is_instance_of")
+        fix = f". A file of configs/<group> is chosen with <group>@{place}={value}" if choice else ""
+        fault = f"it must be {hint}" if first["type"] == "missing" else first["msg"]
+        raise ConfigError(f"{place} is {first['input']!r}: {fault[0].lower()}{fault[1:]}{fix}") from None
 
 
 def _at(where: str, name: str) -> str:

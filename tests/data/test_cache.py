@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.data.tiny_images import SIZE, label_map, picture, save
+from trans4pass.build import build as build_from
 from trans4pass.data import (
     Cityscapes,
     DensePASS,

@@ -110,6 +110,18 @@ def test_a_pixel_of_weight_zero_counts_as_one_without_a_label(build: Callable[[]
     assert results[0][0] != pytest.approx(loss(logits, labels).item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["cross-entropy", "weighted cross-entropy", "focal"])
+def test_a_pixel_of_weight_two_counts_as_two(name: str) -> None:
+    """Divided by what the normaliser says of the image as it is."""
+    logits, labels = example()
+    weights, columns = torch.ones_like(logits[:, 0]), [*range(9), 4, 7]
+    weights[..., [4, 7]] = 2
+    loss = LOSSES[name]()
+    twice = loss(logits[..., columns], labels[..., columns], loss.normaliser(labels))
+    assert loss(logits, labels, None, weights).item() == pytest.approx(twice.item(), rel=1e-12)
+    assert twice.item() != pytest.approx(loss(logits, labels).item(), rel=1e-3)
+
+
 @all_losses
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_all_weights_scale_the_loss(build: Callable[[], nn.Module], scale: float) -> None:

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trans4pass.errors import ConfigError
 from trans4pass.models.heads.danet import ChannelAttention, DANetHead, PositionAttention, classifier
 
 
@@ -132,6 +131,9 @@ def test_one_position_at_batch_1_trains() -> None:
     assert DANetHead((64,), 5)([random_map(1, 64, 1, 1).float()]).logits.isfinite().all()
 
 
-def test_an_unfit_width_is_refused() -> None:
-    with pytest.raises(ConfigError, match="40"):
-        DANetHead((16, 40), 5)
+@pytest.mark.parametrize(("last", "dim"), [(256, 64), (40, 16), (8, 8)])
+def test_any_width_gives_branches_of_a_quarter_rounded_up_to_whole_queries(last: int, dim: int) -> None:
+    """Timm's encoders have widths of all kinds; those of the paper's ResNets and of the pyramid give their quarter."""
+    head = DANetHead((16, last), 5).eval()
+    assert head.feature_dim == dim
+    assert head([None, random_map(1, last, 2, 3).float()]).features.shape == (1, dim, 2, 3)

@@ -16,18 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trans4pass.engine import pseudo_labels, stage
-from trans4pass.engine.evaluation import Predictor
-from trans4pass.engine.trainer import Trainer
-
-from trans4pass.methods import Adaptation
+from trans4pass.inference import Predictor, pseudo_labels
+from trans4pass.methods import PrototypeDistillation
+from trans4pass.pipeline import stage
+from trans4pass.training import Trainer
 
 # Where the process stands still: the n-th call of a function, which is not made before the signal has come.
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "step": (Trainer, "forward_backward", 1),
+    "step": (Trainer, "backward", 1),
     "evaluation": (Predictor, "__call__", 1),
     "labelling": (pseudo_labels, "confidence", 1),
-    "prototypes": (Adaptation, "_bank_features", 2),
+    "prototypes": (PrototypeDistillation, "_bank_features", 2),
     "between": (stage, "write_json", 2),  # the first stage's settings are written, and what it left is to be
 }
 
@@ -68,6 +67,6 @@ if __name__ == "__main__":
     setattr(place, name, wrapped(getattr(place, name), number, Path(folder)))
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:  # torchrun tells what its processes ended with in some cases only
+    except SystemExit as end:  # torchrun says what its processes ended with in some cases only
         (Path(folder) / f"status.{os.getpid()}").write_text(str(end.code))
         raise

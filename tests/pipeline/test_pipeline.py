@@ -92,7 +92,8 @@ def test_stages_start_from_the_stage_before(finished: Path, run_here: Run, tmp_p
     source, warm = (submodule_state(weights(tmp_path / "r", stage), "network") for stage in ("source", "warmup"))
     names = [name for name in source if "running" not in name and "tracked" not in name]
     assert all(torch.equal(source[name], warm[name]) for name in names)
-    discriminators = [submodule_state(weights(tmp_path / "r", stage), "discriminator") for stage in ("warmup", "mpa")]
+    where = "terms.adversarial.discriminator"
+    discriminators = [submodule_state(weights(tmp_path / "r", stage), where) for stage in ("warmup", "mpa")]
     assert not torch.equal(discriminators[0]["0.weight"], discriminators[1]["0.weight"])
 
 
@@ -123,9 +124,9 @@ def test_settings_that_came_later_and_are_off_change_nothing(finished: Path, run
 
 
 def test_changed_settings_are_named(finished: Path, run_here: Run, capsys: pytest.CaptureFixture) -> None:
-    assert run_here(finished, "resume=true", "stages.mpa.method.lambda_adv=0.5") == 2
+    assert run_here(finished, "resume=true", "stages.mpa.method.terms.adversarial.weight=0.5") == 2
     shown = capsys.readouterr().out
-    assert "method.lambda_adv: 0.0002 -> 0.5" in shown
+    assert "method.terms.adversarial.weight: 0.0002 -> 0.5" in shown
     assert run_here(finished, "resume=true", "log_every=7") == 0  # changes nothing of the result
 
 
@@ -186,7 +187,8 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
         (["stages.warmup.init=nowhere.pth"], ["nowhere.pth", "file that exists"]),
         (["stages.warmup.init=stages.mpa"], ["stages.mpa", "stages.source"]),
         (["stages.pseudo_labels.enabled=false"], ["stages.mpa", "pseudo_labels", "labelling stage"]),
-        (["+stages.mpa.optim.lrr=1"], ["stages.mpa.optim.lrr", "network"]),
+        (["+stages.mpa.optim.lrr=1"], ["stages.mpa.optim.lrr is 1"]),
+        (["+stages.mpa.optim.teacher=${stages.mpa.optim.network}"], ["stages.mpa.optim.teacher", "it has network"]),
         (["+stages.mpa.lrr=1"], ["stages.mpa.lrr has no effect"]),
         (["+stages.mpa.optim.network.lrr=1"], ["stages.mpa.optim.network.lrr has no effect", "lr"]),
         (["+stages.mpa.domains.target.batch=1"], ["stages.mpa.domains.target", "batch_size"]),
@@ -207,26 +209,38 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
         (["+data@data.best=toy_panorama", "+evaluate.best=val"], ["evaluate names 'best'", "rename it"]),
         (["stages.source.schedule=cosine"], ["stages.source.schedule", "'cosine'", "<group>@stages.source.schedule="]),
         (["stages.mpa.optim.network=adamw"], ["stages.mpa.optim.network", "'adamw'"]),
-        (["stages.mpa.method.lambda_adv=abc"], ["stages.mpa.method.lambda_adv is 'abc', and must be float"]),
+        (
+            ["stages.mpa.method.terms.adversarial.weight=abc"],
+            ["stages.mpa.method.terms.adversarial.weight is 'abc'", "a valid number"],
+        ),
+        (["stages.mpa.method.terms.adversarial.weight=-1"], ["stages.mpa.method.terms.adversarial.weight is -1"]),
+        (
+            ["stages.mpa.method.terms.adversarial=adversarial"],
+            ["<group>@stages.mpa.method.terms.adversarial=adversarial"],
+        ),
+        (["stages.mpa=mpa"], ["<group>@stages.mpa=mpa"]),
         (["stages.source.optim.network.lr=-1"], ["stages.source.optim.network", "Invalid learning rate: -1"]),
         (["+prepare_data.seeds=1"], ["seeds has no effect"]),
-        (["overwrite=no"], ["overwrite must be true or false, got 'no'"]),
-        (["stages.mpa.enabled=no"], ["stages.mpa.enabled", "'no'"]),
+        (["overwrite=maybe"], ["overwrite is 'maybe'", "a valid boolean"]),
+        (["stages.mpa.enabled=maybe"], ["stages.mpa.enabled is 'maybe'"]),
         (["clip_grad=-1"], ["clip_grad", "-1"]),
         (["seed=abc"], ["seed", "abc"]),
         (["threads=0"], ["threads", "0"]),
         (["num_workers=-1"], ["num_workers", "-1"]),
         (["stages.source.steps=2.5"], ["stages.source.steps", "2.5"]),
         (["stages.mpa.domains.target.batch_size=1.5"], ["stages.mpa.domains.target.batch_size", "1.5"]),
-        (["stages.mpa.domains.target.labels=none"], ["stages.mpa.domains.target.labels", "lambda_target=0"]),
-        (["stages.mpa.method.temperature=0"], ["temperature"]),
-        (["stages.mpa.method.bank_scales=[-1.0]"], ["bank_scales"]),
+        (["stages.mpa.domains.target.labels=none"], ["stages.mpa.domains.target.labels", "leave out the terms"]),
+        (["stages.mpa.method.terms.prototypes.temperature=0"], ["stages.mpa.method.terms.prototypes.temperature is 0"]),
+        (
+            ["stages.mpa.method.terms.prototypes.bank_scales=[-1.0]"],
+            ["stages.mpa.method.terms.prototypes.bank_scales.0 is -1.0"],
+        ),
         (["stages.mpa.init=[1]"], ["stages.mpa.init"]),
         (["stages.pseudo_labels.precision=fp8"], ["stages.pseudo_labels.precision", "fp8"]),
         (["stages.pseudo_labels.scales=abc"], ["scales", "abc"]),
         (
             ["stages.source.method.terms.supervised.loss=ce"],
-            ["stages.source.method.terms.supervised.loss", "loss@stages.source.method.terms.supervised.loss"],
+            ["<group>@stages.source.method.terms.supervised.loss=ce"],
         ),
     ],
 )
@@ -316,7 +330,10 @@ def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     chosen = [f"loss@{where}=cross_entropy_dice", f"+loss@{where}.terms.hard=hard_pixel", f"+{where}.weights.hard=0.5"]
     chosen += [f"+{where}.weights.dice=0.5", f"{where}.terms.cross_entropy.class_weights=auto"]
     assert run_here(tmp_path / "r", *chosen, *off) == 0
-    assert weights(tmp_path / "r", "source")["objective.loss.terms.2.step"] == 4
+    settings = json.loads((tmp_path / "r" / "source" / "settings.json").read_text())
+    loss = settings["stage"]["method"]["terms"]["supervised"]["loss"]
+    assert list(loss["terms"]) == ["cross_entropy", "dice", "hard"]
+    assert loss["weights"] == {"hard": 0.5, "dice": 0.5}
     assert (tmp_path / "r" / "source" / "class_weights_source.json").exists()
 
 
@@ -398,7 +415,10 @@ def test_two_processes_warm_up_with_auxiliary_outputs(model: str, tiny: list[str
     steps = [f"stages.{name}.steps=2" for name in ("source", "warmup")]
     done = call(*tiny, *off, *steps, f"model={model}", "model.edges=true", f"run_dir={tmp_path}", launcher=TWO)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert weights(tmp_path, "warmup").keys() >= {"network.edges.laterals.0.0.weight", "discriminator.0.weight"}
+    assert weights(tmp_path, "warmup").keys() >= {
+        "network.edges.laterals.0.0.weight",
+        "terms.adversarial.discriminator.0.weight",
+    }
 
 
 def children(parent: int) -> list[int]:
@@ -496,10 +516,10 @@ def test_gains_are_measured_from_the_checkpoint_that_is_given(
     shutil.copy(finished / "source" / "last.pt", given)
     assert run_here(tmp_path / "r", *off, f"stages.warmup.init={given}") == 0
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
-    assert summary["stages"]["warmup"]["given"]["target"] == pytest.approx(before)
+    assert summary["stages"]["warmup"]["initial"]["target"] == pytest.approx(before)
     assert summary["gain"] == pytest.approx(summary["stages"]["warmup"]["target"] - before)
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "warmup, as given" in shown
+    assert "before warmup" in shown
     assert summary["stages"]["warmup"]["classes_in_mean"]["target"].endswith("of 11")
     assert "target over" in shown
     shutil.copy(finished / "mpa" / "last.pt", given)  # another file under the same name

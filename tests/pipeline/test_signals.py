@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from trans4pass.engine import checkpoint
+
+from trans4pass.training import checkpoint
 
 from .conftest import ROOT, call, environment, wait_for
 from .test_pipeline import points
@@ -69,7 +70,7 @@ def stop(folder: Path, moment: str, to: str, number: int, arguments: list[str], 
     """
     place = folder.parent / f"{folder.name}_{moment}"
     place.mkdir()
-    driver = [str(ROOT / "tests" / "engine" / "stand_still.py"), moment, str(place), str(ROOT / "tools" / "train.py")]
+    driver = [str(ROOT / "tests" / "pipeline" / "stand_still.py"), moment, str(place), str(ROOT / "tools" / "train.py")]
     ranks = 2 if launcher else 1
     terminal, stdin = pty.openpty()
     # A session's leader gets the terminal that it opens first.
@@ -145,7 +146,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         first, second = (checkpoint.load(folder / path) for folder in (one, other))
         assert not [key for key in first if not same(first[key], second[key])], path
     for stage in ("source", "mpa"):
-        for tag in ("source/seg", "miou/target"):
+        for tag in ("source/supervised", "miou/target"):
             assert points(one, stage, tag) == points(other, stage, tag)
     labels = sorted(path.relative_to(one) for path in (one / "pseudo_labels" / "labels").rglob("*.png"))
     assert len(labels) == 4

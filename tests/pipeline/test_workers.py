@@ -1,9 +1,9 @@
 """Where a run computes, and with how many processes."""
 
 import pytest
-from trans4pass.engine.environment import choose_device, choose_workers
 
 from trans4pass.errors import ConfigError
+from trans4pass.pipeline.environment import choose_device, choose_workers
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from trans4pass.engine.command import run_command
-from trans4pass.engine.compare import compare_runs, tell_apart
+
+from trans4pass.pipeline.launch import launch
+from trans4pass.report.compare import compare_runs, distinguish
 
 
 def write_run(folder: Path, seed: int, target: float, **settings: object) -> None:
@@ -21,7 +22,7 @@ def write_run(folder: Path, seed: int, target: float, **settings: object) -> Non
 
 
 def compare(*runs: Path | str) -> int:
-    return run_command(compare_runs, OmegaConf.create({"runs": [str(run) for run in runs], "device": "cpu"}))
+    return launch(compare_runs, OmegaConf.create({"runs": [str(run) for run in runs], "device": "cpu"}))
 
 
 def test_seeds_give_mean_and_range(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -84,5 +85,5 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
         ([{"x": 1}, {"x": 1, "y": None}], ["", "y=None"]),
     ],
 )
-def test_settings_are_told_apart(configs: list[dict], words: list[str]) -> None:
-    assert tell_apart(configs) == words
+def test_settings_are_distinguished(configs: list[dict], words: list[str]) -> None:
+    assert distinguish(configs) == words

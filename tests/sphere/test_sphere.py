@@ -220,15 +220,15 @@ def test_cube_faces_equal_py360convert() -> None:
 def test_a_warped_panorama_is_the_toy_renderer_s_own_view() -> None:
     """One scene, rendered as a panorama and as a pinhole: the labels agree but for pixels on the objects' borders."""
     layout = np.random.default_rng(5)
-    made = scene.build_scene(layout, scene.TARGET_STREETS)
+    made = scene.build_scene(layout, scene.streets_between(1.0))
     position, look = np.array([1.0, 0.0, 1.6]), shading.draw_look(np.random.default_rng(6), 0.0)
 
     def labels(camera: rays.Camera) -> Tensor:
         return torch.from_numpy(shading.shade(made, camera, *rays.trace(made.shapes, camera), look)[1][1::2, 1::2])
 
-    around = labels(rays.panorama_camera((1280, 256), position, 0.0))
+    around = labels(rays.panorama_camera(Panorama.of(256, 1280), position, 0.0))
     for yaw in (0.0, 100.0, 180.0):
-        view = labels(rays.pinhole_camera((128, 64), 75.0, position, math.radians(yaw)))
+        view = labels(rays.pinhole_camera(Pinhole(64, 128, 75.0), position, math.radians(yaw)))
         warp = Warp(Panorama.of(256, 1280), Pinhole(64, 128, 75.0), rotation(yaw=yaw))
         assert warp.seen.all()
         equal = warp.nearest(around[None])[0] == view

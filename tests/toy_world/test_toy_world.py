@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trans4pass import toy_world
 from trans4pass.errors import ConfigError, DamagedFile, StorageError
-from trans4pass.toy_world import ToyWorld, ensure, render_image
-from trans4pass.toy_world.scene import mix
+from trans4pass.sphere import Panorama, Pinhole
+from trans4pass.toy_world import ToyWorld, ensure, preview, rays, render_image, scene, shading
 
 TINY = {
     "pinhole_size": (32, 16),
@@ -105,25 +104,25 @@ def test_both_label_files_agree_and_hold_the_toy_classes_only(rendered):
 @pytest.mark.parametrize("domain", ["source", "target"])
 def test_every_class_occurs_in_amounts_that_can_be_learnt(domain):
     labels = np.stack([render_image(ToyWorld(), domain, "train", index)[1] for index in range(12)])
-    shares = {c.name: (labels == c.label_id).mean() for c in toy_world.CLASSES}
+    shares = {c.name: (labels == c.label_id).mean() for c in scene.CLASSES}
     assert min(shares.values()) > 0.005, shares
-    present = {c.name: (labels == c.label_id).any(axis=(1, 2)).mean() for c in toy_world.CLASSES}
+    present = {c.name: (labels == c.label_id).any(axis=(1, 2)).mean() for c in scene.CLASSES}
     assert min(present.values()) > 0.6, present
 
 
 def scene_and_camera(heading: float, size=(96, 24)):
-    scene = toy_world.build_scene(np.random.default_rng(3), toy_world.TARGET_STREETS)
-    return scene, toy_world.panorama_camera(size, np.array([1.5, 0.0, 2.0]), heading)
+    made = scene.build_scene(np.random.default_rng(3), scene.streets_between(1.0))
+    return made, rays.panorama_camera(Panorama.of(*size[::-1]), np.array([1.5, 0.0, 2.0]), heading)
 
 
 def test_the_seam_of_a_panorama_is_a_column_like_any_other():
     """Turning the camera by whole pixels rolls the panorama: what was at the seam comes to lie in its middle."""
-    look = replace(toy_world.draw_look(np.random.default_rng(0), 1.0), noise=0.0)
+    look = replace(shading.draw_look(np.random.default_rng(0), 1.0), noise=0.0)
     images, labels = [], []
     for heading in (0.3, 0.3 + 40 * 2 * np.pi / 96):
-        scene, camera = scene_and_camera(heading)
-        colours, label_ids = toy_world.shade(scene, camera, *toy_world.trace(scene.shapes, camera), look)
-        images.append(toy_world.develop(colours, look, np.random.default_rng(0)).astype(int))
+        made, camera = scene_and_camera(heading)
+        colours, label_ids = shading.shade(made, camera, *rays.trace(made.shapes, camera), look)
+        images.append(shading.develop(colours, look, np.random.default_rng(0)).astype(int))
         labels.append(label_ids[1::2, 1::2])
     rolled = np.roll(images[0], -40, axis=1), np.roll(labels[0], -40, axis=1)
     assert (rolled[1] == labels[1]).mean() > 0.995  # rounding may move an edge across a pixel's centre
@@ -132,14 +131,14 @@ def test_the_seam_of_a_panorama_is_a_column_like_any_other():
 
 
 def test_the_two_edges_of_a_panorama_are_the_same_ray():
-    scene, camera = scene_and_camera(1.0)
-    depth, hit = toy_world.trace(scene.shapes, camera)
+    made, camera = scene_and_camera(1.0)
+    depth, hit = rays.trace(made.shapes, camera)
     np.testing.assert_array_equal(hit[:, 0], hit[:, -1])
     np.testing.assert_array_equal(depth[:, 0], depth[:, -1])
 
 
 def test_a_pixel_column_of_a_panorama_looks_along_its_centre():
-    camera = toy_world.panorama_camera((8, 2), np.zeros(3), 0.0)
+    camera = rays.panorama_camera(Panorama.of(2, 8), np.zeros(3), 0.0)
     yaw = np.degrees(np.arctan2(*camera.plan[:, 1::2]))
     np.testing.assert_allclose(yaw, [-157.5, -112.5, -67.5, -22.5, 22.5, 67.5, 112.5, 157.5], atol=1e-4)
     np.testing.assert_allclose(np.degrees(np.arctan(camera.rise[1::2])), [22.5, -22.5], atol=1e-4)
@@ -147,19 +146,19 @@ def test_a_pixel_column_of_a_panorama_looks_along_its_centre():
 
 def test_a_ray_meets_the_nearest_of_box_ellipsoid_and_ground():
     """A camera 2 m up looks along +y at a box 4 m away, with a ball of 1 m radius, 2 m away, before it."""
-    shapes = np.zeros(2, toy_world.SHAPE)
-    shapes["form"] = toy_world.BOX, toy_world.ELLIPSOID
+    shapes = np.zeros(2, scene.SHAPE)
+    shapes["form"] = scene.BOX, scene.ELLIPSOID
     shapes["centre"] = (0, 5, 2), (0, 2, 2)
     shapes["half"] = (1, 1, 2), (1, 1, 1)
-    camera = toy_world.pinhole_camera((2, 2), 90.0, np.array([0.0, 0.0, 2.0]), 0.0)
-    depth, hit = toy_world.trace(shapes, camera)  # 5 x 5 samples at slopes 1, .5, 0, -.5, -1 from top left
+    camera = rays.pinhole_camera(Pinhole(2, 2, 90.0), np.array([0.0, 0.0, 2.0]), 0.0)
+    depth, hit = rays.trace(shapes, camera)  # 5 x 5 samples at slopes 1, .5, 0, -.5, -1 from top left
     ball = {(2, 2): 1.0, (2, 3): 1.2}  # (2,3): (.5 t)^2 + (t - 2)^2 = 1
     ground = {(4, 2): 2.0, (3, 3): 4.0}  # past the ball, and past both
     for found, expected in ((1, ball), (2, ground)):
         for sample, t in expected.items():
             assert (hit[sample], depth[sample]) == (found, pytest.approx(t, abs=1e-4))
     assert (hit[0] == 3).all()
-    depth, hit = toy_world.trace(shapes[:1], camera)
+    depth, hit = rays.trace(shapes[:1], camera)
     assert (hit[2, 2], depth[2, 2]) == (0, pytest.approx(4.0, abs=1e-4))
 
 
@@ -184,10 +183,10 @@ def test_without_a_gap_in_geometry_the_target_is_pinhole_images_in_densepass_lay
 
 
 def test_geometry_reaches_from_the_source_streets_to_the_target_streets():
-    source, target = toy_world.SOURCE_STREETS, toy_world.TARGET_STREETS
-    assert mix(source, target, 0.0) == source
-    assert mix(source, target, 1.0) == target
-    assert mix(source, target, 0.5).heading == (-92.5, 92.5)
+    source, target = ({name: both[side] for name, both in scene.STREETS.items()} for side in (0, 1))
+    assert scene.streets_between(0.0) == source
+    assert scene.streets_between(1.0) == target
+    assert scene.streets_between(0.5)["heading"] == (-92.5, 92.5)
     assert render_image(ToyWorld(**TINY, geometry=0.1), "target", "train", 0)[1].shape == (12, 60)
 
 
@@ -244,7 +243,9 @@ def test_a_damaged_marker_is_named_with_the_fix(content, rendered, tmp_path):
         ensure(tmp_path / "world", **TINY)
 
 
-@pytest.mark.parametrize(("setting", "message"), [("seeds", "seeds has no effect"), ("seed", "seed is 'x', and must")])
+@pytest.mark.parametrize(
+    ("setting", "message"), [("seeds", "seeds has no effect"), ("seed", r"settings\.seed is 'x': .*valid integer")]
+)
 def test_settings_are_checked_by_name_and_type(setting, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         ensure(tmp_path, **{setting: "x"})
@@ -278,11 +279,20 @@ def test_of_several_processes_only_one_renders(tmp_path):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"geometry": 1.5}, {"appearance": -1.0}, {"source_val": -1}, {"panorama_size": (64, 64)}, {"pinhole_fov": 180}],
+    [
+        {"geometry": 1.5},
+        {"appearance": -1.0},
+        {"source_val": -1},
+        {"panorama_size": (64, 64)},
+        {"panorama_size": (0, 0)},
+        {"pinhole_size": (0, 16)},
+        {"pinhole_fov": 180},
+    ],
 )
-def test_a_setting_that_cannot_work_is_named(setting):
-    with pytest.raises(ConfigError, match=f"{next(iter(setting))}="):
-        ToyWorld(**setting)
+def test_a_setting_that_cannot_work_is_named(setting, tmp_path):
+    with pytest.raises(ConfigError, match=rf"{next(iter(setting))}(\.\d)?(=| is )"):
+        ensure(tmp_path, **setting)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_marker_holds_every_setting(rendered):
@@ -292,8 +302,8 @@ def test_the_marker_holds_every_setting(rendered):
 
 
 def test_a_preview_shows_both_domains_beside_their_labels():
-    sheet = toy_world.preview(ToyWorld(**TINY), rows=2)
+    sheet = preview(ToyWorld(**TINY), rows=2)
     assert sheet.shape == (2 * (16 + 2) + 2 * (12 + 2), 2 * 60, 3)
     image, label_ids = render_image(ToyWorld(**TINY), "target", "train", 1)
     np.testing.assert_array_equal(sheet[-14:-2, :60], image)
-    np.testing.assert_array_equal(sheet[-14:-2, 60:], toy_world.PALETTE[label_ids])
+    np.testing.assert_array_equal(sheet[-14:-2, 60:], scene.PALETTE[label_ids])

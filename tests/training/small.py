@@ -1,47 +1,88 @@
 """Trainers of networks that are small enough to follow by hand, and two processes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
-from torch import Tensor, nn
-from trans4pass.engine.interrupt import Interrupts
-from trans4pass.engine.trainer import Trainer, TrainerSettings
+from torch import nn
 
-from tests.small import InMemory, Neighbourhood, Pixelwise, label_space, tiny_segmentor, various_network  # noqa: F401
-from trans4pass.methods import Method
+from trans4pass import dist
+from trans4pass.interrupts import Interrupts
+from trans4pass.losses import CrossEntropy
+from trans4pass.methods import Batch, DomainBatch, Method, Segmentation, SumOfTerms
+from trans4pass.training import (
+    Evaluation,
+    Monitor,
+    TensorBoard,
+    Trackers,
+    Trainer,
+    TrainerSettings,
+)
 
 
-def plain_sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def supervised(network: Any, loss: Any = None) -> SumOfTerms:
+    """Supervision of the source; its loss is called `source/supervised`."""
+    return SumOfTerms(network, {"supervised": Segmentation(network, loss or CrossEntropy())})
+
+
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """A step is the gradient itself."""
     return torch.optim.SGD(parameters, lr=1.0)
+
+
+class Scores:
+    """An evaluator: scores by a function of the model, the step and whether it is the last."""
+
+    def __init__(self, score: Callable[[Any, int, bool], dict[str, float]], judge: str | None):
+        self.score, self.judge = score, judge
+
+    def evaluate(self, model: Any, step: int, final: bool) -> Evaluation:
+        return Evaluation(self.score(model, step, final), {})
+
+
+class Data:
+    """Training data: micro-batches by a function of the first one's number."""
+
+    def __init__(self, batches: Callable[[int], Iterator[Batch]] | None):
+        self._batches = batches
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        assert self._batches is not None, "only `fit` needs batches"
+        return self._batches(start)
+
+    def unaugmented(self) -> Mapping[str, Iterable[DomainBatch]]:
+        return {}
 
 
 def trainer_of(
     method: Method,
     folder: Path,
-    batches: Callable[[int], Iterator[dict[str, Any]]] | None = None,
-    evaluate: Callable[[Trainer, bool], dict[str, float]] = lambda trainer, final: {},
-    optimizer: Callable[..., torch.optim.Optimizer] = plain_sgd,
+    batches: Callable[[int], Iterator[Batch]] | None = None,
+    evaluate: Callable[[Any, int, bool], dict[str, float]] = lambda model, step, final: {},
+    optimizer: Callable[..., torch.optim.Optimizer] = sgd,
     schedule: Callable[[int], float] = lambda step: 1.0,
+    judge: str | None = None,
+    log_every: int = 1,
     **settings: Any,
 ) -> Trainer:
-    """A trainer of the method's network and discriminator on the CPU; `batches` is needed to `fit` only."""
+    """A trainer of all that the method trains on the CPU; `batches` is needed to `fit` only."""
     folder.mkdir(exist_ok=True)
-    parts = [name for name, _ in method.named_children() if name in ("network", "discriminator")]
+    device, settings = torch.device("cpu"), {"steps": 1, **settings}
+    tracker = Trackers([TensorBoard(folder, "run", "source")] if dist.is_main() else [])
     return Trainer(
         "source",
         method,
-        {name: optimizer(method.get_submodule(name).parameters()) for name in parts},
+        {name: optimizer(module.parameters()) for name, module in method.trained_modules().items()},
         schedule,
-        batches,
-        evaluate,
-        TrainerSettings(**{"steps": 1, **settings}),
+        Data(batches),
+        Scores(evaluate, judge),
+        Monitor(tracker, "source", settings["steps"], log_every, device),
+        TrainerSettings(**settings),
         folder,
-        torch.device("cpu"),
+        device,
         Interrupts(),
         {"model": {"name": "small"}},
     )

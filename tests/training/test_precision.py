@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from trans4pass.engine.trainer import NonFinite, Trainer
 
+from tests.small import Pixelwise
 from trans4pass import create_model
+from trans4pass.errors import NonFinite
 from trans4pass.losses import CrossEntropy
-from trans4pass.methods import Adaptation, Supervised
+from trans4pass.methods import Adversarial, PrototypeDistillation, Segmentation, SumOfTerms
+from trans4pass.training import Trainer
 
-from .small import Pixelwise, trainer_of
+from .small import supervised, trainer_of
 
 K = 4
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,9 +25,14 @@ def adaptation(folder: Path, precision: str, **settings: Any) -> Trainer:
     """MPA with all its terms on the real micro model in float32, without stochastic depth; SGD of rate 1."""
     torch.manual_seed(0)
     network = create_model("trans4pass_micro", K, embed_dim=16, drop_path=0.0)
-    method = Adaptation(network, CrossEntropy(), 1, 1, 2, 0.1, 1.0, 0.5, {"update_every": 1, "momentum": 0.5})
-    method.bank.prototypes.normal_(generator=torch.Generator().manual_seed(1))
-    return trainer_of(method, folder, precision=precision, **settings)
+    terms = {
+        "supervised": Segmentation(network, CrossEntropy()),
+        "self_training": Segmentation(network, CrossEntropy(), "target"),
+        "adversarial": Adversarial(network, 0.1),
+        "prototypes": PrototypeDistillation(network, 0.5, update_every=1, momentum=0.5),
+    }
+    terms["prototypes"].bank.prototypes.normal_(generator=torch.Generator().manual_seed(1))
+    return trainer_of(SumOfTerms(network, terms), folder, precision=precision, **settings)
 
 
 def batch() -> dict[str, Any]:
@@ -49,7 +56,7 @@ def weights(method: nn.Module) -> Tensor:
 def stepped(trainer: Trainer) -> tuple[dict[str, float], Tensor]:
     """The values of one step, and by how much it moved all weights."""
     before = weights(trainer.method)
-    values = trainer.train_step([batch()])
+    values = {name: value.item() for name, value in trainer.train_step([batch()]).items()}
     return values, weights(trainer.method) - before
 
 
@@ -73,7 +80,9 @@ def test_a_step_in_half_precision_is_nearly_the_same_step(precision: str, single
 def test_the_network_computes_in_it_and_weights_stay_single(precision: str, tmp_path: Path) -> None:
     trainer, seen = adaptation(tmp_path, precision), {"forward": set(), "grad": set()}
     trainer.method.network.head.pred.register_forward_hook(lambda module, x, y: seen["forward"].add(y.dtype))
-    trainer.method.discriminator[0].register_forward_hook(lambda module, x, y: seen["forward"].add(y.dtype))
+    trainer.method.terms["adversarial"].discriminator[0].register_forward_hook(
+        lambda module, x, y: seen["forward"].add(y.dtype)
+    )
     for parameter in trainer.method.parameters():
         parameter.register_hook(lambda gradient: seen["grad"].add(gradient.dtype))
     trainer.train_step([batch()])
@@ -87,7 +96,7 @@ def test_the_network_computes_in_it_and_weights_stay_single(precision: str, tmp_
 
 def exact(folder: Path, precision: str = "fp16", **settings: Any) -> Trainer:
     """A pixelwise network in float64, which autocast leaves alone; SGD with momentum."""
-    method = Supervised(Pixelwise(K, dtype=torch.float64), CrossEntropy())
+    method = supervised(Pixelwise(K, dtype=torch.float64))
     return trainer_of(
         method, folder, optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9), **settings | {"precision": precision}
     )
@@ -154,5 +163,5 @@ def test_where_no_scale_is_left_it_is_no_overflow(on_nonfinite: str, tmp_path: P
 def test_a_loss_that_is_not_finite_is_no_overflow_either(tmp_path: Path) -> None:
     trainer = exact(tmp_path)
     nn.init.constant_(trainer.method.network.head.bias, torch.nan)
-    with pytest.raises(NonFinite, match="source/seg is not finite"):
+    with pytest.raises(NonFinite, match="source/supervised is not finite"):
         trainer.train_step([batch()])

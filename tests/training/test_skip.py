@@ -8,24 +8,30 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trans4pass.engine.trainer import Trainer
 
-from trans4pass.losses import HardPixelCrossEntropy
-from trans4pass.methods import Adaptation, Discriminator
+from tests.small import tiny_segmentor
+from trans4pass.losses import CrossEntropy, HardPixelCrossEntropy
+from trans4pass.methods import Adversarial, Discriminator, PrototypeDistillation, Segmentation, SumOfTerms
+from trans4pass.training import Trainer
 
-from .small import tiny_segmentor, trainer_of
+from .small import trainer_of
 
 K = 4
 
 
 def make(folder: Path, accumulate: int = 1) -> Trainer:
     """MPA with all its terms on a tiny network with ECRM."""
-    loss = HardPixelCrossEntropy(0.5, 100)
-    method = Adaptation(tiny_segmentor(K), loss, 1, 1, 2, 0.1, 1.0, 0.5, {"update_every": 2, "momentum": 0.5})
-    method.discriminator = Discriminator(K, width=2)
-    method.bank.prototypes.normal_(generator=torch.Generator().manual_seed(1))
+    network = tiny_segmentor(K)
+    terms = {
+        "supervised": Segmentation(network, HardPixelCrossEntropy(0.5, 100)),
+        "self_training": Segmentation(network, CrossEntropy(), "target"),
+        "adversarial": Adversarial(network, 0.1),
+        "prototypes": PrototypeDistillation(network, 0.5, update_every=2, momentum=0.5),
+    }
+    terms["adversarial"].discriminator = Discriminator(K, width=2)
+    terms["prototypes"].bank.prototypes.normal_(generator=torch.Generator().manual_seed(1))
     adam = partial(torch.optim.Adam, lr=1e-3)
-    return trainer_of(method, folder, optimizer=adam, accumulate=accumulate, on_nonfinite="skip")
+    return trainer_of(SumOfTerms(network, terms), folder, optimizer=adam, accumulate=accumulate, on_nonfinite="skip")
 
 
 def batch(number: int, poison: str | None = None) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def batch(number: int, poison: str | None = None) -> dict[str, Any]:
 def memory(trainer: Trainer) -> dict[str, Any]:
     """All that the next step depends on, the step's own sums included."""
     state = {key: trainer.state()[key] for key in ("method", "optimizers", "scaler")}
-    return copy.deepcopy({**state, "sums": dict(trainer.method.bank._step)})
+    return copy.deepcopy({**state, "sums": dict(trainer.method.terms["prototypes"].bank._step)})
 
 
 def differences(one: Any, other: Any, where: str = "", tolerance: float = 0.0) -> list[str]:
@@ -76,7 +82,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(
         each.train_step(good[0])
     before = memory(trainer)
     assert float(before["method"]["network.context.ring.written"]) == 2 * accumulate
-    assert before["method"]["bank.collections"].sum() > 0
+    assert before["method"]["terms.prototypes.bank.collections"].sum() > 0
     trainer.train_step([batch(20 + number, poison) for number, poison in enumerate(poisons)])
     assert trainer.skipped == 1
     assert differences(before, memory(trainer)) == []
@@ -93,8 +99,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_alike(tmp_path: Path) -> None:
     trainer = make(tmp_path)
     trainer.train_step([batch(0)])
     before = memory(trainer)
-    for name in ("network", "discriminator"):
-        handle = next(trainer.method.get_submodule(name).parameters()).register_hook(lambda gradient: gradient / 0)
+    for module in trainer.method.trained_modules().values():
+        handle = next(module.parameters()).register_hook(lambda gradient: gradient / 0)
         trainer.train_step([batch(1)])
         handle.remove()
         assert differences(before, memory(trainer)) == []

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from trans4pass.engine import checkpoint
-from trans4pass.engine.interrupt import Interrupted
-from trans4pass.engine.schedule import make_schedule
-from trans4pass.engine.stage import part
-from trans4pass.engine.trainer import NonFinite, Trainer, TrainerSettings, step_seed
 
-from trans4pass.errors import ConfigError, DataError
+from tests.small import Pixelwise
+from trans4pass.errors import ConfigError, DataError, NonFinite
+from trans4pass.inference import submodule_state
+from trans4pass.interrupts import Interrupted
 from trans4pass.losses import CrossEntropy
-from trans4pass.methods import Method, Supervised
+from trans4pass.methods import Losses, Method
+from trans4pass.settings import parse
+from trans4pass.training import Trainer, TrainerSettings, checkpoint, make_schedule
+from trans4pass.training.trainer import step_seed
 
-from .small import Pixelwise, trainer_of
+from .small import supervised, trainer_of
 
 
 class Network(Pixelwise):
@@ -49,30 +51,34 @@ def batch(number: int, size: int = 2, poison: int | None = None) -> dict[str, An
 
 
 def make(
-    folder: Path, steps: int = 4, poison: int | None = None, dropout: float = 0.0, evaluate: Any = None, **settings: Any
+    folder: Path,
+    steps: int = 4,
+    poison: int | None = None,
+    dropout: float = 0.0,
+    evaluate: Any = lambda model, step, final: {"source": float(step)},
+    judge: str | None = "source",
+    **settings: Any,
 ) -> Trainer:
     """SGD with momentum at a rate that falls in a line to 0."""
 
-    def batches(step: int) -> Iterator[dict[str, Any]]:
-        number = step * settings.get("accumulate", 1)
-        while True:
-            yield batch(number, poison=poison)
-            number += 1
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        return (batch(number, poison=poison) for number in count(start))
 
     return trainer_of(
-        Supervised(Network(dropout), CrossEntropy([1.0, 3.0])),
+        supervised(Network(dropout), CrossEntropy([1.0, 3.0])),
         folder,
         batches,
-        evaluate or (lambda trainer, final: {"source": float(trainer.step)}),
+        evaluate,
         partial(torch.optim.SGD, lr=0.5, momentum=0.9),
-        make_schedule("poly", steps, power=1.0),
+        make_schedule({"policy": "poly", "power": 1.0}, steps, "schedule"),
+        judge,
         steps=steps,
         **settings,
     )
 
 
 def trained(trainer: Trainer) -> dict[str, Tensor]:
-    trainer.fit(lambda: None)
+    trainer.fit()
     return {key: value.clone() for key, value in trainer.method.state_dict().items()}
 
 
@@ -88,9 +94,9 @@ def test_a_step_is_the_gradients_of_the_loss(tmp_path: Path) -> None:
     )
     gradients = torch.autograd.grad(loss, list(before.parameters()))
     values = trainer.train_step([batch(0)])
-    assert values["source/seg"] == pytest.approx(loss.item(), abs=1e-12)
+    assert values["source/supervised"].item() == pytest.approx(loss.item(), abs=1e-12)
     norm = sum(gradient.square().sum() for gradient in gradients).sqrt().item()
-    assert values["grad_norm/network"] == pytest.approx(norm, abs=1e-12)
+    assert values["grad_norm/network"].item() == pytest.approx(norm, abs=1e-12)
     for parameter, old, gradient in zip(trainer.method.network.head.parameters(), before.parameters(), gradients):
         assert (parameter - (old - 0.5 * gradient)).abs().max() < 1e-12
         assert parameter.grad is None
@@ -108,13 +114,13 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
         }
     }
     values = [small.train_step(micro), large.train_step([whole])]
-    assert values[0]["source/seg"] == pytest.approx(values[1]["source/seg"], abs=1e-12)
+    assert values[0]["source/supervised"].item() == pytest.approx(values[1]["source/supervised"].item(), abs=1e-12)
     weights = [trainer.method.network.head.weight for trainer in (small, large)]
     assert (weights[0] - weights[1]).abs().max() < 1e-10
 
 
-class Told(Method):
-    """Two losses and an extra value that the batch tells, one weight each; notes what it is asked."""
+class Linear(Method):
+    """Two losses and an extra value in the batch, one weight each; notes what it is asked."""
 
     phases = ("first", "second")
     domains = ("source",)
@@ -126,20 +132,21 @@ class Told(Method):
         nn.init.ones_(self.discriminator.weight)
         self.asked: list[Any] = []
 
-    def forward(
-        self, phase: str, batch: Mapping, norms: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def trained_modules(self) -> Mapping[str, nn.Module]:
+        return {"network": self.network, "discriminator": self.discriminator}
+
+    def forward(self, phase: str, batch: Mapping, norms: Mapping[str, Tensor]) -> Losses:
         self.asked.append((phase, torch.rand(()).item(), self.training))
         one, two = batch[phase]["image"]
         losses = {"one": one * self.network.weight.sum(), "two": two * self.discriminator.weight.sum()}
-        return losses, {"extra": one + two}
+        return Losses(losses, {"extra": one + two})
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         self.asked.append(step)
         return {"after": torch.tensor(float(step))}
 
 
-def told(first: tuple[float, float], second: tuple[float, float]) -> dict[str, Any]:
+def numbers(first: tuple[float, float], second: tuple[float, float]) -> dict[str, Any]:
     return {
         phase: {"image": torch.tensor(values), "name": [phase]}
         for phase, values in (("first", first), ("second", second))
@@ -147,8 +154,8 @@ def told(first: tuple[float, float], second: tuple[float, float]) -> dict[str, A
 
 
 def test_values_are_means_over_micro_batches_and_phases_add_up(tmp_path: Path) -> None:
-    trainer = trainer_of(Told(), tmp_path, accumulate=2)
-    values = trainer.train_step([told((1, 2), (3, 4)), told((5, 6), (7, 8))])
+    trainer = trainer_of(Linear(), tmp_path, accumulate=2)
+    values = trainer.train_step([numbers((1, 2), (3, 4)), numbers((5, 6), (7, 8))])
     assert values == {
         "first/one": 3, "first/two": 4, "first/extra": 7,
         "second/one": 5, "second/two": 6, "second/extra": 11,
@@ -163,8 +170,8 @@ def test_values_are_means_over_micro_batches_and_phases_add_up(tmp_path: Path) -
 @pytest.mark.parametrize(("network", "discriminator"), [(8, 3), (3, 8), (5, 6)])
 def test_clipping_bounds_each_optimisers_step(network: int, discriminator: int, tmp_path: Path) -> None:
     """At 4 each gradient by itself; what is logged is the norm before."""
-    trainer = trainer_of(Told(), tmp_path, clip_grad=4.0)
-    values = trainer.train_step([told((-1, 1), (1 - network, discriminator - 1))])
+    trainer = trainer_of(Linear(), tmp_path, clip_grad=4.0)
+    values = trainer.train_step([numbers((-1, 1), (1 - network, discriminator - 1))])
     assert (values["grad_norm/network"], values["grad_norm/discriminator"]) == (network, discriminator)
     assert trainer.method.network.weight.item() == pytest.approx(1 + min(network, 4), abs=1e-5)
     assert trainer.method.discriminator.weight.item() == pytest.approx(1 - min(discriminator, 4), abs=1e-5)
@@ -183,11 +190,11 @@ def test_clipping_keeps_the_direction(tmp_path: Path) -> None:
 
 def test_random_layers_follow_from_seed_step_and_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(seed: int, step: int, rank: int) -> float:
-        trainer = trainer_of(Told(), tmp_path, seed=seed)
+        trainer = trainer_of(Linear(), tmp_path, seed=seed)
         trainer.step = step
         monkeypatch.setattr("trans4pass.dist.rank", lambda: rank)
         torch.manual_seed(9)
-        trainer.train_step([told((1, 1), (1, 1))])
+        trainer.train_step([numbers((1, 1), (1, 1))])
         return trainer.method.asked[0][1]
 
     places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
@@ -207,29 +214,29 @@ def test_step_seeds_differ_by_step_and_rank() -> None:
 
 def test_a_non_finite_loss_stops_with_step_term_and_files(tmp_path: Path) -> None:
     trainer = make(tmp_path / "a", poison=2)
-    with pytest.raises(NonFinite, match=r"stage source, step 2: source/seg .*image2_0, image2_1.*on_nonfinite=skip"):
-        trainer.fit(lambda: None)
+    with pytest.raises(NonFinite, match=r"step 2: source/supervised is not .*: image2_0, image2_1.*on_nonfinite=skip"):
+        trainer.fit()
 
 
 def test_a_gradient_that_is_not_finite_is_caught_too(tmp_path: Path) -> None:
     trainer = make(tmp_path / "a")
     trainer.method.network.head.weight.register_hook(lambda grad: grad * torch.inf)
-    with pytest.raises(NonFinite, match="gradient of network"):
+    with pytest.raises(NonFinite, match="stage source, step 0: the gradient of network is not finite"):
         trainer.train_step([batch(0)])
 
 
 @pytest.mark.parametrize("poison", [0, 1])
-def test_a_skipped_step_is_counted_and_told(
+def test_a_skipped_step_is_counted_and_logged(
     poison: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Without torch's warning that a scheduler goes first, where the very first step is left out."""
     trainer = make(tmp_path / "a", poison=poison, on_nonfinite="skip")
     with caplog.at_level(logging.WARNING):
-        trainer.fit(lambda: None)
+        trainer.fit()
     assert (trainer.step, trainer.skipped) == (4, 1)
     assert trainer.method.network.forwards == 3
     images = f"image{poison}_0, image{poison}_1"
-    assert f"step {poison}: source/seg is not finite; images: {images}; step skipped (1 so far)" in caplog.text
+    assert f"step {poison}: source/supervised is not finite; images: {images}; step skipped (1 so far)" in caplog.text
     assert not recwarn.list
 
 
@@ -253,8 +260,9 @@ def test_learning_rates_follow_the_schedule(tmp_path: Path) -> None:
     trainer = make(tmp_path / "a", poison=2, on_nonfinite="skip")
     rates = []
     for number in range(4):
-        rates.append(trainer.optimizers["network"].param_groups[0]["lr"])
         trainer.train_step([batch(number, poison=2)])
+        rates.append(trainer.rates()["network"])
+        trainer.step += 1
     assert rates == pytest.approx([0.5, 0.375, 0.25, 0.125])  # a skipped step counts
 
 
@@ -271,21 +279,21 @@ def test_evaluations_and_checkpoints_come_when_due(
 ) -> None:
     seen, written = [], set()
 
-    def evaluate(trainer: Trainer, final: bool) -> dict[str, float]:
-        seen.append((trainer.step, final, trainer.method.training, trainer.method.network.training))
+    def evaluate(model: nn.Module, step: int, final: bool) -> dict[str, float]:
+        seen.append((step, final, trainer.method.training, model.training))
         return {"source": 1.0}
 
     trainer = make(tmp_path / "a", steps=7, evaluate=evaluate, **settings)
     save, step = trainer.save, trainer.train_step
     trainer.save = lambda: (written.add(trainer.step), save())
 
-    def training(micro_batches: list) -> dict[str, float]:
+    def training(micro_batches: list) -> dict[str, Tensor]:
         assert trainer.method.training and trainer.method.network.training
         return step(micro_batches)
 
     trainer.train_step = training
     trainer.method.eval()  # as scoring a given checkpoint leaves it
-    trainer.fit(lambda: None)
+    trainer.fit()
     assert seen == [(number, number == 7, False, False) for number in evaluated]
     assert sorted(written) == saved
     assert checkpoint.load(tmp_path / "a" / "last.pt")["step"] == 7
@@ -294,7 +302,7 @@ def test_evaluations_and_checkpoints_come_when_due(
 
 def test_a_line_is_logged_when_due(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        make(tmp_path / "a", steps=7, log_every=3).fit(lambda: None)
+        make(tmp_path / "a", steps=7, log_every=3).fit()
     lines = [record.message for record in caplog.records if record.message.startswith("source ")]
     assert [line.split()[1] for line in lines] == ["3/7", "6/7", "7/7"]
     rates = [line.split("lr/network ")[1].split()[0] for line in lines]
@@ -307,15 +315,15 @@ def test_the_rate_that_is_logged_is_the_encoders(tmp_path: Path, caplog: pytest.
         return torch.optim.SGD([{"params": encoder}, {"params": head, "lr": 5.0}], lr=0.5)
 
     trainer = make(tmp_path / "a")
-    trainer = trainer_of(trainer.method, tmp_path / "a", trainer.batches, optimizer=two_groups)
+    trainer = trainer_of(trainer.method, tmp_path / "a", trainer.data.batches, optimizer=two_groups)
     with caplog.at_level(logging.INFO):
-        trainer.fit(lambda: None)
+        trainer.fit()
     assert "lr/network 5.00e-01" in caplog.text
 
 
 def test_scores_are_shown_at_their_steps(tmp_path: Path) -> None:
     scores = {"source": 50.0, "target": 25.0}
-    make(tmp_path / "a", steps=3, eval_every=2, evaluate=lambda trainer, final: scores).fit(lambda: None)
+    make(tmp_path / "a", steps=3, eval_every=2, evaluate=lambda model, step, final: scores).fit()
     shown = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload()
     for side, score in scores.items():
         assert [(event.step, event.value) for event in shown.Scalars(f"miou/{side}")] == [(2, score), (3, score)]
@@ -323,8 +331,9 @@ def test_scores_are_shown_at_their_steps(tmp_path: Path) -> None:
 
 def test_micro_batches_are_taken_in_order(tmp_path: Path) -> None:
     trainer, seen = make(tmp_path / "a", steps=2, accumulate=3), []
-    trainer.train_step = lambda batches: seen.append([batch["source"]["name"][0] for batch in batches]) or {}
-    trainer.fit(lambda: None)
+    step = trainer.train_step
+    trainer.train_step = lambda batches: seen.append([batch["source"]["name"][0] for batch in batches]) or step(batches)
+    trainer.fit()
     assert seen == [["image0_0", "image1_0", "image2_0"], ["image3_0", "image4_0", "image5_0"]]
 
 
@@ -336,32 +345,28 @@ def test_best_is_picked_on_the_target_and_last_is_last(tmp_path: Path) -> None:
     scores = iter([(9.0, torch.nan), (1.0, 3.0), (2.0, 7.0), (3.0, 7.0), (8.0, torch.nan), (9.0, 5.0)])
     states = []
 
-    def evaluate(trainer: Trainer, final: bool) -> dict[str, float]:
-        states.append(copy.deepcopy(trainer.method.network.state_dict()))
+    def evaluate(model: nn.Module, step: int, final: bool) -> dict[str, float]:
+        states.append(copy.deepcopy(model.state_dict()))
         return dict(zip(("source", "target"), next(scores)))
 
-    trainer = make(tmp_path / "a", steps=6, eval_every=1, evaluate=evaluate)
-    trainer.fit(lambda: None)
+    trainer = make(tmp_path / "a", steps=6, eval_every=1, evaluate=evaluate, judge="target")
+    trainer.fit()
     assert trainer.best == {"step": 3, "source": 2.0, "target": 7.0}
     best, last = (checkpoint.load(tmp_path / "a" / f"{name}.pt") for name in ("best", "last"))
     for content, step in ((best, 3), (last, 6)):
-        weights = part(content["method"], "network")
+        weights = submodule_state(content["method"], "network")
         assert content["step"] == step
         assert content["model"] == {"name": "small"}
         assert all(torch.equal(weights[key], value) for key, value in states[step - 1].items())
     assert not torch.equal(states[2]["head.weight"], states[5]["head.weight"])
 
 
-def test_without_a_target_the_source_picks_and_without_scores_nobody(tmp_path: Path) -> None:
-    scores = iter([1.0, 4.0, 2.0, 3.0])
-    trainer = make(tmp_path / "a", eval_every=1, evaluate=lambda trainer, final: {"source": next(scores)})
-    trainer.fit(lambda: None)
-    assert trainer.best == {"step": 2, "source": 4.0}
-    silent = make(tmp_path / "b", eval_every=1, evaluate=lambda trainer, final: {})
-    silent.fit(lambda: None)
-    assert silent.best == {}
-    assert not (tmp_path / "b" / "best.pt").exists()
-    assert [entry["step"] for entry in silent.history] == [1, 2, 3, 4]
+def test_without_a_judge_nothing_is_kept_as_best(tmp_path: Path) -> None:
+    trainer = make(tmp_path, eval_every=1, evaluate=lambda model, step, final: {}, judge=None)
+    trainer.fit()
+    assert trainer.best == {}
+    assert not (tmp_path / "best.pt").exists()
+    assert [entry["step"] for entry in trainer.history] == [1, 2, 3, 4]
 
 
 # ---- resume ----
@@ -369,16 +374,17 @@ def test_without_a_target_the_source_picks_and_without_scores_nobody(tmp_path: P
 
 def test_a_checkpoint_holds_all_that_goes_on(tmp_path: Path) -> None:
     before = make(tmp_path / "a", poison=0, on_nonfinite="skip", eval_every=2, precision="fp16", steps=8)
-    before.fit(lambda: None)
+    before.fit()
     before.scaler.update(128.0)
+    before.saved = (0, None)
     before.save()
     after = make(tmp_path / "a", precision="fp16", steps=8)
-    assert after.load()
+    assert after.resume()
     assert (after.step, after.evaluated, after.skipped) == (8, 8, 1)
     assert [entry["step"] for entry in after.history] == [2, 4, 6, 8]
     assert after.best == {"step": 8, "source": 8.0}
     assert after.scaler.get_scale() == 128.0
-    assert after.schedulers["network"].get_last_lr() == before.schedulers["network"].get_last_lr() == [0.0]
+    assert after.rates() == before.rates() == {"network": 0.5 / 8}
     momenta = [trainer.optimizers["network"].state_dict()["state"][0]["momentum_buffer"] for trainer in (before, after)]
     assert torch.equal(*momenta)
     assert all(
@@ -390,10 +396,11 @@ def test_prototypes_are_prepared_before_the_first_step_only(tmp_path: Path) -> N
     prepared, starts = [], []
     for _ in range(2):
         trainer = make(tmp_path / "a", steps=2)
-        batches = trainer.batches
-        trainer.batches = lambda step, batches=batches: starts.append(step) or batches(step)
-        trainer.fit(lambda trainer=trainer: prepared.append(trainer.step))
-    assert prepared == [0]
+        batches = trainer.data.batches
+        trainer.data.batches = lambda start, batches=batches: starts.append(start) or batches(start)
+        trainer.method.prepare = lambda loaders, trainer=trainer: prepared.append((trainer.step, dict(loaders)))
+        trainer.fit()
+    assert prepared == [(0, {})]
     assert starts == [0, 2]
 
 
@@ -411,7 +418,7 @@ def test_resume_in_the_middle_equals_no_stop(tmp_path: Path) -> None:
 
         trainer.train_step = counted
         with pytest.raises(Interrupted):
-            trainer.fit(lambda: None)
+            trainer.fit()
         assert checkpoint.load(tmp_path / f"stop{stop}" / "last.pt")["step"] == stop
         resumed = make(tmp_path / f"stop{stop}", **settings)
         result = trained(resumed)
@@ -420,20 +427,15 @@ def test_resume_in_the_middle_equals_no_stop(tmp_path: Path) -> None:
         assert [entry["step"] for entry in resumed.history] == [3, 6, 8]
 
 
-@pytest.mark.parametrize(
-    ("judge", "scores", "best"),
-    [
-        (None, {"source": [3.0, 1.0], "target": [1.0, 2.0]}, 2),
-        ("source", {"source": [3.0, 1.0], "target": [1.0, 2.0]}, 1),
-        (None, {"source": [1.0, 2.0], "pano": [9.0, 8.0]}, 2),
-        (None, {"pano": [1.0, 2.0], "street": [9.0, 8.0]}, 2),
-        ("street", {"pano": [1.0, 2.0], "street": [9.0, 8.0]}, 1),
-    ],
-)
-def test_any_side_can_pick_the_best_model(judge: str | None, scores: dict, best: int, tmp_path: Path) -> None:
-    trainer = make(tmp_path / "a", steps=2, eval_every=1, judge=judge)
-    trainer.evaluate = lambda trainer, final: {side: values[trainer.step - 1] for side, values in scores.items()}
-    trainer.fit(lambda: None)
+@pytest.mark.parametrize(("judge", "best"), [("pano", 2), ("street", 1)])
+def test_any_side_can_pick_the_best_model(judge: str, best: int, tmp_path: Path) -> None:
+    scores = {"pano": [1.0, 2.0], "street": [9.0, 8.0]}
+
+    def evaluate(model: nn.Module, step: int, final: bool) -> dict[str, float]:
+        return {side: values[step - 1] for side, values in scores.items()}
+
+    trainer = make(tmp_path / "a", steps=2, eval_every=1, evaluate=evaluate, judge=judge)
+    trainer.fit()
     assert trainer.best["step"] == best
 
 
@@ -442,20 +444,20 @@ def test_a_data_error_saves_the_state_reached(stop: int, tmp_path: Path, caplog:
     settings = {"dropout": 0.5, "checkpoint_every": 100, "steps": 5}
     whole = trained(make(tmp_path / "whole", **settings))
     trainer = make(tmp_path / "stopped", **settings)
-    batches = trainer.batches
+    batches = trainer.data.batches
 
-    def failing(step: int) -> Iterator[dict[str, Any]]:
-        for number, one in enumerate(batches(step)):
+    def failing(start: int) -> Iterator[dict[str, Any]]:
+        for number, one in enumerate(batches(start)):
             if number == stop:
                 raise DataError("cannot decode a.png")
             yield one
 
-    trainer.batches = failing
+    trainer.data.batches = failing
     with pytest.raises(DataError, match=r"a\.png"):
-        trainer.fit(lambda: None)
+        trainer.fit()
     assert f"step {stop} is saved" in caplog.text
     resumed = make(tmp_path / "stopped", **settings)
-    assert resumed.load()
+    assert resumed.resume()
     assert resumed.step == stop
     result = trained(resumed)
     assert all(torch.equal(whole[key], result[key]) for key in whole)
@@ -471,16 +473,13 @@ def test_a_data_error_saves_the_state_reached(stop: int, tmp_path: Path, caplog:
         ("on_nonfinite", "ignore"),
         ("steps", 0),
         ("accumulate", 0),
-        ("accumulate", True),
         ("checkpoint_every", 0),
-        ("log_every", 0),
         ("eval_every", -1),
         ("clip_grad", -0.1),
         ("clip_grad", float("inf")),
-        ("clip_grad", "1"),
-        ("clip_grad", True),
+        ("clip_grad", "many"),
     ],
 )
 def test_bad_settings_are_refused(setting: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=setting):
-        TrainerSettings(**{"steps": 1, setting: value})
+    with pytest.raises(ConfigError, match=f"stages.mpa.{setting} is "):
+        parse(TrainerSettings, {"steps": 1, setting: value}, "stages.mpa")

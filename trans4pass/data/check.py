@@ -79,11 +79,7 @@ def begin(dataset: SegmentationDataset) -> Summary:
 def examine(dataset: SegmentationDataset, num_workers: int = 0) -> Iterator[Finding]:
     """One finding per item, in order, read by `num_workers` processes; labels are read where they should be."""
     loader = DataLoader(
-        _Findings(dataset),
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=start_worker,
+        _Findings(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, worker_init_fn=start_worker
     )
     with starting_workers():
         findings = iter(loader)

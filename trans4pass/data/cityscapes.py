@@ -19,13 +19,7 @@ class Cityscapes(SegmentationDataset):
 
     name = "cityscapes"
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        labels: LabelSpace,
-        **common: Unpack[Common],
-    ):
+    def __init__(self, root: str | Path, split: str, labels: LabelSpace, **common: Unpack[Common]):
         images = find_images(self.name, root, f"leftImg8bit/{split}", f"*/*{IMAGE_SUFFIX}")
         self.label_root = Path(root) / "gtFine" / split
         super().__init__(map(self._item, images), labels, **common)

@@ -21,13 +21,7 @@ class DensePASS(SegmentationDataset):
     name = "densepass"
     panorama = True
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        labels: LabelSpace,
-        **common: Unpack[Common],
-    ):
+    def __init__(self, root: str | Path, split: str, labels: LabelSpace, **common: Unpack[Common]):
         images = find_images(self.name, root, f"leftImg8bit/{split}", "*/*.png")
         self.label_root = Path(root) / "gtFine" / split
         items = map(self._item, images)

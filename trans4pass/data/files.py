@@ -1,7 +1,8 @@
 """From a folder to image and label files, and from a file to pixels; nothing that a file holds is trusted."""
 
 import os.path
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -103,71 +104,61 @@ def _listed(where: str, root: Path, entry: str) -> Path:
 
 def read_image(path: Path) -> Tensor:
     """An RGB picture of any common PIL mode as uint8 (3,H,W); 16-bit grey keeps its upper 8 bits, alpha is dropped."""
-    return _opened(path, lambda picture: _to_rgb(path, picture))
-
-
-def _to_rgb(path: Path, picture: PILImage.Image) -> Tensor:
-    if picture.mode.startswith("I"):
-        picture = PILImage.fromarray((_sixteen_bits(path, picture) >> 8).astype(np.uint8))
-    elif picture.mode == "F":
-        raise DataError(f"the image {path} holds floating-point values, whose range is unknown; save it as 8-bit RGB")
-    picture.info.pop("transparency", None)  # else PIL warns about every palette with alpha
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()  # (H,W,3) -> (3,H,W)
+    with _refusing(path):
+        picture = _decoded(path)
+        if picture.mode.startswith("I"):
+            picture = PILImage.fromarray((_sixteen_bits(path, picture) >> 8).astype(np.uint8))
+        elif picture.mode == "F":
+            raise DataError(f"the image {path} holds floating-point values of unknown range; save it as 8-bit RGB")
+        picture.info.pop("transparency", None)  # else PIL warns about every palette with alpha
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()  # (H,W,3) -> (3,H,W)
 
 
 def read_label(path: Path) -> np.ndarray:
     """Raw label values (H,W), uint8 or uint16."""
-    return _opened(path, lambda picture: _to_values(path, picture))
-
-
-def _to_values(path: Path, picture: PILImage.Image) -> np.ndarray:
-    _refuse_lossy(path, picture)
-    if picture.mode not in LABEL_MODES:
-        raise DataError(
-            f"the label {path} has {len(picture.getbands())} channel(s) of mode {picture.mode}; a label is a grey or "
-            "paletted PNG (8 or 16 bits) whose values are class ids, so this may be a coloured picture of the label"
-        )
-    return np.asarray(picture) if picture.mode in ("L", "P") else _sixteen_bits(path, picture)
+    with _refusing(path):
+        picture = _decoded(path)
+        _refuse_lossy(path, picture)
+        if picture.mode not in LABEL_MODES:
+            raise DataError(
+                f"the label {path} has {len(picture.getbands())} channel(s) of mode {picture.mode}; a label is a grey or "
+                "paletted PNG (8 or 16 bits) whose values are class ids, so this may be a coloured picture of the label"
+            )
+        return np.asarray(picture) if picture.mode in ("L", "P") else _sixteen_bits(path, picture)
 
 
 def read_colour_label(path: Path) -> np.ndarray:
     """A label whose colours are the values: (H,W,3) uint8; alpha is dropped."""
-    return _opened(path, lambda picture: _to_colours(path, picture))
-
-
-def _to_colours(path: Path, picture: PILImage.Image) -> np.ndarray:
-    _refuse_lossy(path, picture)
-    if picture.mode not in COLOUR_LABEL_MODES:
-        raise DataError(f"the label {path} has mode {picture.mode}; this data set's labels are RGB PNGs of 8 bits")
-    return np.asarray(picture)[..., :3]
-
-
-def _refuse_lossy(path: Path, picture: PILImage.Image) -> None:
-    if picture.format in ("JPEG", "MPO"):
-        raise DataError(f"the label {path} is a JPEG, which changes values; a label is a PNG: write it anew")
-
-
-def _sixteen_bits(path: Path, picture: PILImage.Image) -> np.ndarray:
-    values = np.asarray(picture)
-    if values.min() < 0 or values.max() > 2**16 - 1:
-        raise DataError(f"{path} holds values {values.min()} to {values.max()}; at most 16 bits (0..65535) can be read")
-    return values.astype(np.uint16)
+    with _refusing(path):
+        picture = _decoded(path)
+        _refuse_lossy(path, picture)
+        if picture.mode not in COLOUR_LABEL_MODES:
+            raise DataError(f"the label {path} has mode {picture.mode}; this data set's labels are RGB PNGs of 8 bits")
+        return np.asarray(picture)[..., :3]
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(W,H) in pixels as the file's header says; nothing is decoded."""
-    return _guarded(path, lambda: _header(path))
-
-
-def _header(path: Path) -> tuple[int, int]:
-    with PILImage.open(path, formats=FORMATS) as picture:
+    with _refusing(path), PILImage.open(path, formats=FORMATS) as picture:
         _check_header(path, picture)
         return picture.size
 
 
-def _opened(path: Path, use: Callable[[PILImage.Image], object]):
-    """What `use` makes of the picture at `path`, which is fully decoded and within the bounds."""
-    return _guarded(path, lambda: use(_decoded(path)))
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Around the reading of a picture: whatever is wrong with the file is a DataError."""
+    try:
+        # Opening a pipe would wait for ever.
+        if not path.is_file():
+            raise DataError(f"{path} is gone; it was there, or expected, when the data set was made")
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # PIL's decoders let nearly every type through for a damaged file
+        raise DataError(
+            f"cannot decode {path} ({error or type(error).__name__}); the file is truncated, damaged or no picture, so "
+            "copy it anew"
+        ) from error
 
 
 def _decoded(path: Path) -> PILImage.Image:
@@ -183,19 +174,16 @@ def _decoded(path: Path) -> PILImage.Image:
         return picture
 
 
-def _guarded(path: Path, read: Callable[[], object]):
-    try:
-        # Opening a pipe would wait for ever.
-        if not path.is_file():
-            raise DataError(f"{path} is gone; it was there, or expected, when the data set was made")
-        return read()
-    except UserError:
-        raise
-    except Exception as error:  # PIL's decoders let nearly every type through for a damaged file
-        raise DataError(
-            f"cannot decode {path} ({error or type(error).__name__}); the file is truncated, damaged or no picture, so "
-            "copy it anew"
-        ) from error
+def _refuse_lossy(path: Path, picture: PILImage.Image) -> None:
+    if picture.format in ("JPEG", "MPO"):
+        raise DataError(f"the label {path} is a JPEG, which changes values; a label is a PNG: write it anew")
+
+
+def _sixteen_bits(path: Path, picture: PILImage.Image) -> np.ndarray:
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > 2**16 - 1:
+        raise DataError(f"{path} holds values {values.min()} to {values.max()}; at most 16 bits (0..65535) can be read")
+    return values.astype(np.uint16)
 
 
 def _check_header(path: Path, picture: PILImage.Image) -> None:

@@ -25,13 +25,7 @@ class Structured3D(SegmentationDataset):
     name = "structured3d"
     panorama = True
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        labels: LabelSpace,
-        **common: Unpack[Common],
-    ):
+    def __init__(self, root: str | Path, split: str, labels: LabelSpace, **common: Unpack[Common]):
         if split not in SPLITS:
             raise ConfigError(f"split={split!r} is none of {', '.join(SPLITS)}")
         self.root, self.scenes = Path(root), SPLITS[split]

@@ -89,6 +89,7 @@ def load_weights(model: nn.Module, source: str | PathLike[str] | Weights, allow_
 def check_weights(model: nn.Module, weights: Weights, allow_nonfinite: bool = False) -> list[str]:
     """The model's tensors that a file lacks by nature; raises what `load_weights` does."""
     state, wanted = weights.state, model.state_dict()
+    refuse_first_release(state, weights.path)
     encoder_only = not any(key.startswith("head.") for key in state)
     missing = [key for key in wanted if key not in state]
     may_lack = [key for key in missing if encoder_only and _may_be_missing(key)]

@@ -40,13 +40,7 @@ class _DeformConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        input: Tensor,
-        offset: Tensor,
-        mask: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        sampler: Sampler,
+        ctx, input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, sampler: Sampler
     ) -> Tensor:
         ctx.save_for_backward(input, offset, mask, weight)
         ctx.sampler = sampler

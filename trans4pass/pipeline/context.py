@@ -15,6 +15,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.models import Segmentor
+from trans4pass.report.summary import RESERVED
 from trans4pass.settings import Natural, Positive
 
 STARTS = ("weights", "allow_nonfinite")  # a model's settings about files that it starts from
@@ -93,6 +94,8 @@ class RunContext:
         for side in sides:
             if side not in self.settings.data:
                 raise ConfigError(f"evaluate names {side!r}, and the run has data for {', '.join(self.settings.data)}")
+            if side in RESERVED:
+                raise ConfigError(f"evaluate names {side!r}, which means something else in summary.json: rename it")
         return sides
 
     @cached_property

@@ -15,7 +15,7 @@ from trans4pass.console import progress_bar, setup_logging
 from trans4pass.errors import ConfigError
 from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.settings import parse
+from trans4pass.settings import converted, parse
 from trans4pass.storage import write_text
 from trans4pass.training import checkpoint
 
@@ -100,20 +100,19 @@ def make_stages(run: RunContext) -> list[Stage]:
     """The enabled stages in order, each knowing which stage it starts from and which ones labelled data before it."""
     stages: dict[str, Stage] = {}
     for name, config in run.settings.stages.items():
-        if config.get("enabled") is False:
+        if not converted(bool, config.get("enabled", True), f"stages.{name}.enabled"):
             continue
         kind = find_target(config.get("_target_"), f"stages.{name}")
         if not issubclass(kind, Stage):
             raise ConfigError(f"stages.{name}._target_ is {config['_target_']}, which is no kind of stage")
         labelling = {key: stage for key, stage in stages.items() if stage.labels}
         stages[name] = kind(run, name, config, find_init(name, config.get("init"), stages), labelling)
-    # As `enabled` is checked with the other settings, a word that is no answer gets as far as here.
     trained = [name for name, stage in stages.items() if stage.trains]
     if not trained:
         raise ConfigError("no training stage is enabled: set stages.<name>.enabled=true for at least one")
     if run.settings.final_stage not in (None, *trained):
         raise ConfigError(f"final_stage={run.settings.final_stage} is none of the training stages {', '.join(trained)}")
-    return [stage for stage in stages.values() if stage.settings.enabled]
+    return list(stages.values())
 
 
 def find_init(name: str, init: Any, stages: Mapping[str, Stage]) -> Stage | str | None:

@@ -12,6 +12,7 @@ from trans4pass.labels import LabelSpace
 
 MEANS = "classes_in_mean"
 FACTS = ("best", "judge", "initial", "steps", "skipped", "seconds_per_step")  # beside the scores by side
+RESERVED = (*FACTS, MEANS, "step", "seconds", "kept", "bad_samples")  # no side can be called so
 
 
 def comparison(rows: Mapping[str, Sequence[Tensor]], labels: LabelSpace, least_width: int = 640) -> Image.Image:

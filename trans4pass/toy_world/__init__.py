@@ -2,7 +2,7 @@
 
 It stands in for the real data sets where there is only a laptop: a few hundred small images, rendered in seconds, on
 which adaptation from pinhole images to panoramas runs from end to end and visibly helps. Eleven of Cityscapes' classes
-occur (`CLASSES`); the ego car is ignored.
+occur (`scene.CLASSES`); the ego car is ignored.
 
 Every image is one scene: a street (`Street`), upright boxes and ellipsoids (`SHAPE`) on it, a camera and a look. No
 camera tilts, so that a ray's direction in plan depends on its column only and its rise on its row only: a box is then
@@ -17,7 +17,7 @@ The two domains differ in two ways, each with a strength:
     the source, which keeps its natural variation from scene to scene.
 `geometry` (0 = none, 1 = default, 0 <= value <= 1)
     Sizes of streets and buildings, densities of objects, camera height and the range of camera headings go linearly
-    from `SOURCE_STREETS` to `TARGET_STREETS`. The projection cannot be interpolated: any value above 0 gives
+    from the source's to the target's (`STREETS`). The projection cannot be interpolated: any value above 0 gives
     equirectangular panoramas of `panorama_size`. At 0 the target has the source's pinhole camera, image size and
     street statistics, and is still stored in DensePASS's layout.
 
@@ -25,43 +25,6 @@ An image depends on (seed, domain, split, index) and the settings above alone, n
 rendering, and is the same to the byte on one machine; another processor or NumPy may round single pixels differently.
 """
 
-from .rays import Camera, panorama_camera, pinhole_camera, trace
-from .scene import (
-    BOX,
-    CLASSES,
-    ELLIPSOID,
-    PALETTE,
-    SHAPE,
-    SOURCE_STREETS,
-    TARGET_STREETS,
-    Street,
-    build_scene,
-)
-from .shading import Shift, develop, draw_look, shade
 from .writing import MARKER, TREES, ToyWorld, ensure, preview, render_image
 
-__all__ = [
-    "BOX",
-    "ELLIPSOID",
-    "SHAPE",
-    "CLASSES",
-    "PALETTE",
-    "SOURCE_STREETS",
-    "TARGET_STREETS",
-    "TREES",
-    "Street",
-    "build_scene",
-    "Camera",
-    "panorama_camera",
-    "pinhole_camera",
-    "trace",
-    "Shift",
-    "draw_look",
-    "shade",
-    "develop",
-    "MARKER",
-    "ToyWorld",
-    "ensure",
-    "preview",
-    "render_image",
-]
+__all__ = ["MARKER", "TREES", "ToyWorld", "ensure", "preview", "render_image"]

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trans4pass.sphere import Panorama, Pinhole
+
 from .scene import BOX, ELLIPSOID
 
 FAR = 1e4  # m, the sky's distance
@@ -21,24 +23,20 @@ class Camera(NamedTuple):
     rise: np.ndarray  # (R,) float32, z direction, R = 2 * height + 1
 
 
-def pinhole_camera(size: tuple[int, int], fov: float, position: np.ndarray, heading: float) -> Camera:
-    """A level pinhole camera of `size` (width, height) pixels, `fov` degrees wide, that looks along `heading`."""
-    width, height = size
-    focal = width / 2 / np.tan(np.deg2rad(fov) / 2)  # pixels
-    right = (np.arange(2 * width + 1) - width) / 2 / focal
+def pinhole_camera(image: Pinhole, position: np.ndarray, heading: float) -> Camera:
+    """A level camera that takes perspective images and looks along `heading`, radians clockwise from +y."""
+    right = (np.arange(2 * image.width + 1) - image.width) / 2 / image.focal
+    rise = (image.height - np.arange(2 * image.height + 1)) / 2 / image.focal
     sin, cos = np.sin(heading), np.cos(heading)
     plan = np.stack([sin + right * cos, cos - right * sin])
-    rise = (height - np.arange(2 * height + 1)) / 2 / focal
     return Camera(position, plan.astype(np.float32), rise.astype(np.float32))
 
 
-def panorama_camera(size: tuple[int, int], position: np.ndarray, heading: float) -> Camera:
-    """A level equirectangular camera of `size` (width, height) pixels, 360 degrees wide, centred on `heading`."""
-    width, height = size
+def panorama_camera(image: Panorama, position: np.ndarray, heading: float) -> Camera:
+    """A level camera that takes full panoramas, centred on `heading`."""
     # The first and the last sample both lie on the seam; the modulo makes their directions exactly equal.
-    turns = np.arange(2 * width + 1) % (2 * width) / (2 * width) - 0.5
-    yaw = heading + 2 * np.pi * turns
-    rise = np.tan((height - np.arange(2 * height + 1)) * np.pi / width)
+    yaw = heading + image.yaw(np.arange(2 * image.width + 1) % (2 * image.width) / 2)
+    rise = np.tan(image.latitude(np.arange(2 * image.height + 1) / 2))
     return Camera(position, np.stack([np.sin(yaw), np.cos(yaw)]).astype(np.float32), rise.astype(np.float32))
 
 

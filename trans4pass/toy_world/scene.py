@@ -1,7 +1,7 @@
 """What stands where: the classes, what the streets of each domain are like, and the scenes drawn from that."""
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -42,58 +42,31 @@ PALETTE[[c.label_id for c in CLASSES]] = [c.colour for c in CLASSES]
 Range = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Streets:
-    """What the streets of a domain are like; every value is a (low, high) range, drawn from uniformly once a scene."""
+# What the streets of both domains are like, source | target: ranges (low, high), drawn from uniformly once a scene.
+STREETS: dict[str, tuple[Range, Range]] = {
+    "road": ((3.2, 4.4), (4.2, 5.6)),  # half the carriageway's width, m
+    "verge": ((0.6, 1.4), (0.6, 1.8)),  # grass between road and sidewalk, m
+    "sidewalk": ((2.8, 4.4), (2.4, 4.0)),  # m
+    "lawn": ((1.0, 3.0), (0.7, 2.2)),  # grass between sidewalk and building line, m
+    "bend": ((0.0, 4.0), (0.0, 6.0)),  # amplitude of the street's winding, m
+    "storeys": ((2, 4), (2, 6)),  # of a building
+    "walls": ((0.35, 0.65), (0.3, 0.6)),  # share of the lots with a garden wall at the front, the house further back
+    "pitch": ((4.5, 7.0), (4.0, 6.0)),  # distance between two objects at the kerb, m
+    "trees": ((0.25, 0.5), (0.2, 0.5)),  # share of trees in them; of the rest 3 in 5 are signs, 2 in 5 lamp posts
+    "bushes": ((0.5, 1.5), (0.5, 1.5)),  # along the building line, per 10 m of street
+    "cars": ((0.8, 1.6), (1.2, 2.2)),  # parked or driving, per 10 m of street
+    "people": ((2.5, 4.5), (3.0, 5.0)),  # per 10 m of street
+    "camera": ((1.3, 1.5), (2.0, 2.5)),  # the camera's height, m
+    "heading": ((-5, 5), (-180, 180)),  # of the camera against the street's direction, degrees
+}
 
-    road: Range  # half the carriageway's width, m
-    verge: Range  # grass between road and sidewalk, m
-    sidewalk: Range  # m
-    lawn: Range  # grass between sidewalk and building line, m
-    bend: Range  # amplitude of the street's winding, m
-    storeys: Range  # of a building
-    walls: Range  # share of the lots that have a garden wall at the front and their house further back
-    pitch: Range  # distance between two objects at the kerb, m
-    trees: Range  # share of trees in those objects; of the rest 3 in 5 are signs and 2 in 5 are lamp posts
-    bushes: Range  # along the building line, per 10 m of street
-    cars: Range  # parked or driving, per 10 m of street
-    people: Range  # per 10 m of street
-    camera: Range  # the camera's height, m
-    heading: Range  # of the camera against the street's direction, degrees
 
+def streets_between(share: float) -> dict[str, Range]:
+    """Every bound of every range, `share` of the way from source to target."""
+    return {
+        name: tuple(a + share * (b - a) for a, b in zip(source, target)) for name, (source, target) in STREETS.items()
+    }
 
-SOURCE_STREETS = Streets(
-    road=(3.2, 4.4),
-    verge=(0.6, 1.4),
-    sidewalk=(2.8, 4.4),
-    lawn=(1.0, 3.0),
-    bend=(0.0, 4.0),
-    storeys=(2, 4),
-    walls=(0.35, 0.65),
-    pitch=(4.5, 7.0),
-    trees=(0.25, 0.5),
-    bushes=(0.5, 1.5),
-    cars=(0.8, 1.6),
-    people=(2.5, 4.5),
-    camera=(1.3, 1.5),
-    heading=(-5, 5),
-)
-TARGET_STREETS = Streets(
-    road=(4.2, 5.6),
-    verge=(0.6, 1.8),
-    sidewalk=(2.4, 4.0),
-    lawn=(0.7, 2.2),
-    bend=(0.0, 6.0),
-    storeys=(2, 6),
-    walls=(0.3, 0.6),
-    pitch=(4.0, 6.0),
-    trees=(0.2, 0.5),
-    bushes=(0.5, 1.5),
-    cars=(1.2, 2.2),
-    people=(3.0, 5.0),
-    camera=(2.0, 2.5),
-    heading=(-180, 180),
-)
 
 REACH = 64.0  # m of street that are built up, before and behind the camera
 
@@ -102,7 +75,7 @@ REACH = 64.0  # m of street that are built up, before and behind the camera
 
 
 class Street(NamedTuple):
-    """A winding street along y, x to its right, crossed by another at y = `crossing`; metres, see `Streets`."""
+    """A winding street along y, x to its right, crossed by another at y = `crossing`; metres, see `STREETS`."""
 
     road: float
     verge: float
@@ -175,25 +148,22 @@ class Scene(NamedTuple):
     shapes: np.ndarray  # (N,) of SHAPE
 
 
-def _colours(codes: str) -> np.ndarray:
+def from_hex(codes: str) -> np.ndarray:
     """Space-separated RRGGBB codes as float32 (n,3) from 0 to 1."""
     return np.array([list(bytes.fromhex(code)) for code in codes.split()], np.float32) / 255
 
 
 # Hues overlap between classes on purpose: texture and place have to tell a wall from a house and a sign from a coat.
-HOUSES = _colours("9e5c47 b89970 b3a899 808c9e bd8c5c 8f7066")
-STONES = _colours("858078 8c6b57 998f75")
-METALS = _colours("383b40 4d4f52 3d332b")
-SIGNS = _colours("cc1a1a 1a38b8 dbb31a")
-GREENS = _colours("29571f 3d6624 244724 576624")
-TRUNKS = _colours("4d3624")
-CLOTHES = _colours("b32929 263880 d9ccb8 292933 bf731a 733373")
-SKINS = _colours("d19e80 8c6147")
-PAINTS = _colours("bf1414 1a338c d1d1d6 1a1a1f 8c9199 1f614d")
-GLASS, PANES = _colours("1f2630"), _colours("293040 8599b0")[..., None]  # of cars (1,3); darkest and brightest (2,3,1)
-LAMPS = _colours("f2edcc bf0d0d")[..., None]  # (2,3,1) front and back
-GROUND = _colours("4f4f57 998c82 6b7333")  # of road, sidewalk and terrain
-ZENITH, HORIZON = _colours("6b9ef2 ebf2ff")[..., None]  # (3,1) each
+HOUSES = from_hex("9e5c47 b89970 b3a899 808c9e bd8c5c 8f7066")
+STONES = from_hex("858078 8c6b57 998f75")
+METALS = from_hex("383b40 4d4f52 3d332b")
+SIGNS = from_hex("cc1a1a 1a38b8 dbb31a")
+GREENS = from_hex("29571f 3d6624 244724 576624")
+TRUNKS = from_hex("4d3624")
+CLOTHES = from_hex("b32929 263880 d9ccb8 292933 bf731a 733373")
+SKINS = from_hex("d19e80 8c6147")
+PAINTS = from_hex("bf1414 1a338c d1d1d6 1a1a1f 8c9199 1f614d")
+GLASS = from_hex("1f2630")  # of cars
 
 
 class Builder:
@@ -266,11 +236,11 @@ class Builder:
         self.add(BOX, PLAIN, CAR, cabin, (1.62, 2.0, height * 0.06), height * 0.94, paint)  # the roof
 
 
-def build_scene(rng: Generator, streets: Streets) -> Scene:
+def build_scene(rng: Generator, streets: Mapping[str, Range]) -> Scene:
     """Draw a street and everything on it; the ego car stands at y = 0 in the middle of the right lane."""
 
     def draw(*names: str) -> list[float]:
-        return [rng.uniform(*getattr(streets, name)) for name in names]
+        return [rng.uniform(*streets[name]) for name in names]
 
     crossing = rng.uniform(14, 40) * rng.choice((-1, 1)) if rng.random() < 0.6 else 1e6  # 1e6 m: none in sight
     street = Street(
@@ -278,11 +248,11 @@ def build_scene(rng: Generator, streets: Streets) -> Scene:
     )
     builder = Builder(rng)
     for side in (-1, 1):
-        _add_lots(builder, street, side, *draw("walls"), streets.storeys)
+        _add_lots(builder, street, side, *draw("walls"), streets["storeys"])
         _add_kerb(builder, street, side, *draw("pitch", "trees"))
         _add_sidewalk(builder, street, side, *draw("people", "bushes"))
     _add_cars(builder, street, *draw("cars"))
-    _add_corners(builder, street, streets.storeys)
+    _add_corners(builder, street, streets["storeys"])
     _add_surroundings(builder)
     ego = Place(0.4 * street.road, 0.0, street.angle(0.0))
     builder.add(ELLIPSOID, PLAIN, EGO, ego, (1.9, 6.0, 2.1), -1.05, builder.pick(PAINTS))
@@ -365,9 +335,3 @@ def _add_surroundings(builder: Builder) -> None:
             builder.building(place, rng.uniform(12, 22), 10, rng.uniform(2, 5))
         else:
             builder.add(ELLIPSOID, LEAVES, VEGETATION, place, (26, 26, rng.uniform(9, 18)), -1, builder.pick(GREENS))
-
-
-def mix(source: Streets, target: Streets, share: float) -> Streets:
-    """Every bound of every range, `share` of the way from source to target."""
-    ranges = ((f.name, getattr(source, f.name), getattr(target, f.name)) for f in fields(Streets))
-    return Streets(**{name: tuple(a + share * (b - a) for a, b in zip(old, new)) for name, old, new in ranges})

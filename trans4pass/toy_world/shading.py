@@ -8,25 +8,12 @@ import numpy as np
 from numpy.random import Generator
 
 from .rays import Camera, turn
-from .scene import (
-    BOX,
-    BRICKS,
-    CARBODY,
-    DISC,
-    FACADE,
-    GROUND,
-    HORIZON,
-    LAMPS,
-    LEAVES,
-    PANES,
-    ROAD,
-    SIDEWALK,
-    SKY,
-    TERRAIN,
-    ZENITH,
-    Scene,
-    Street,
-)
+from .scene import BOX, BRICKS, CARBODY, DISC, FACADE, LEAVES, ROAD, SIDEWALK, SKY, TERRAIN, Scene, Street, from_hex
+
+PANES = from_hex("293040 8599b0")[..., None]  # of windows, darkest and brightest (2,3,1)
+LAMPS = from_hex("f2edcc bf0d0d")[..., None]  # of cars, front and back (2,3,1)
+GROUND = from_hex("4f4f57 998c82 6b7333")  # of road, sidewalk and terrain
+ZENITH, HORIZON = from_hex("6b9ef2 ebf2ff")[..., None]  # (3,1) each
 
 
 @dataclass(frozen=True)

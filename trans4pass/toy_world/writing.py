@@ -20,10 +20,11 @@ from pydantic import NonNegativeFloat
 
 from trans4pass.errors import ConfigError
 from trans4pass.settings import Natural, Positive, Share, parse
+from trans4pass.sphere import Panorama, Pinhole
 from trans4pass.storage import read_json, write_json, writing
 
 from .rays import panorama_camera, pinhole_camera, trace
-from .scene import PALETTE, SOURCE_STREETS, TARGET_STREETS, TRAIN_IDS, build_scene, mix
+from .scene import PALETTE, TRAIN_IDS, build_scene, streets_between
 from .shading import STRENGTH_MAX, develop, draw_look, shade
 
 RENDERER = 1  # part of the marker; raise it whenever the pictures change, so that a world from older code is noticed
@@ -91,14 +92,14 @@ def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[
     layout, looks, noise = (np.random.default_rng((*key, stream)) for stream in range(3))  # looks never move an object
     geometry, appearance = (world.geometry, world.appearance) if domain == "target" else (0.0, 0.0)
 
-    streets = mix(SOURCE_STREETS, TARGET_STREETS, geometry)
+    streets = streets_between(geometry)
     scene = build_scene(layout, streets)
-    position = np.array([0.4 * scene.street.road, 0.0, layout.uniform(*streets.camera)])  # mid-lane, right
-    heading = scene.street.angle(0.0) + np.deg2rad(layout.uniform(*streets.heading))
+    position = np.array([0.4 * scene.street.road, 0.0, layout.uniform(*streets["camera"])])  # mid-lane, right
+    heading = scene.street.angle(0.0) + np.deg2rad(layout.uniform(*streets["heading"]))
     if geometry > 0:
-        camera = panorama_camera(world.panorama_size, position, heading)
+        camera = panorama_camera(Panorama.of(*world.panorama_size[::-1]), position, heading)
     else:
-        camera = pinhole_camera(world.pinhole_size, world.pinhole_fov, position, heading)
+        camera = pinhole_camera(Pinhole(*world.pinhole_size[::-1], world.pinhole_fov), position, heading)
 
     look = draw_look(looks, appearance * looks.uniform(0, STRENGTH_MAX))
     colours, labels = shade(scene, camera, *trace(scene.shapes, camera), look)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trans4pass.errors import StorageError, WeightsError
-from trans4pass.models import read_file
+from trans4pass.models import read_file, refuse_first_release
 from trans4pass.storage import replacing
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,13 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, weights only.
 
     Raises:
-        WeightsError: it is not there, damaged (by the archive's own CRC), or holds more than plain values.
+        WeightsError: it is not there, damaged (by the archive's own CRC), holds more than plain values, or a model of
+            the first release that has changed since.
     """
     state = read_file(path)
     if not isinstance(state, dict):
         raise WeightsError(f"{path} holds a {type(state).__name__}, not a checkpoint")
+    refuse_first_release(state.get("method", {}), path)
     return state
 
 

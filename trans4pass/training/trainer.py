@@ -202,21 +202,28 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             self.scaler.unscale_(optimizer)
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = values[f"grad_norm/{name}"] = nn.utils.get_total_norm([p.grad for p in parameters])
+            norm = values[GRAD_NORM + name] = nn.utils.get_total_norm([p.grad for p in parameters])
             if self.settings.clip_grad:
                 nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
-        norms = torch.stack([values[f"grad_norm/{name}"] for name in self.optimizers])
+        norms = torch.stack([values[GRAD_NORM + name] for name in self.optimizers])
         finite = bool(norms.isfinite().all())  # the step's one wait for the device
         if finite:
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
         # With fp16 the scaler lowers its scale, and tries again, until there is no scale left to lower.
-        elif not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
+        lowers = not finite and self.is_overflow(values)
+        if not finite and not lowers:
             self.report_nonfinite(values, batches)
-        self.scaler.update()
+        self.scaler.update(None if finite or lowers else self.scaler.get_scale())
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         return finite
+
+    def is_overflow(self, values: Mapping[str, Tensor]) -> bool:
+        """Whether it is fp16's loss scale, on all ranks, that makes a gradient infinite: the losses are finite."""
+        if not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
+            return False
+        return not dist.any_(any(not value.isfinite() for value in losses_of(values).values()), self.device)
 
     def set_rates(self) -> None:
         """Give every parameter group its learning rate of this step."""
@@ -239,9 +246,12 @@ class Trainer:
         self.method.discard_step()
 
     def report_nonfinite(self, values: Mapping[str, Tensor], batches: list[Batch]) -> None:
-        terms = [name for name, value in values.items() if not value.isfinite()] or ["a loss of another process"]
+        lost = [name for name, value in losses_of(values).items() if not value.isfinite()]
+        trained = [name for name in self.optimizers if not values[GRAD_NORM + name].isfinite()]
+        elsewhere = " (of this or another process)" * dist.active()
+        where = ", ".join(lost) or f"the gradient of {', '.join(trained)}{elsewhere}"
         images = [name for batch in batches for domain in batch.values() for name in domain["name"]]
-        text = f"stage {self.stage}, step {self.step}: {', '.join(terms)} is not finite; images: {', '.join(images)}"
+        text = f"stage {self.stage}, step {self.step}: {where} is not finite; images: {', '.join(images)}"
         if self.settings.on_nonfinite == "error":
             raise NonFinite(f"{text}. Lower the learning rate, or leave such steps out with on_nonfinite=skip")
         self.skipped += 1
@@ -377,12 +387,18 @@ class Trainer:
         return True
 
 
+GRAD_NORM = "grad_norm/"
 RESUMED = ("step", "evaluated", "history", "best", "skipped")
 
 
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps (0 = never) happens at this one."""
     return every > 0 and step > 0 and step % every == 0
+
+
+def losses_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A step's values without the gradients' norms."""
+    return {name: value for name, value in values.items() if not name.startswith(GRAD_NORM)}
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -59,11 +59,7 @@ class TimmEncoder(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: str,
-        pretrained: bool = False,
-        output_stride: int | None = None,
-        drop_path: Share | None = None,
+        self, encoder: str, pretrained: bool = False, output_stride: int | None = None, drop_path: Share | None = None
     ) -> None:
         super().__init__()
         if not timm.is_model(encoder):

@@ -1,0 +1,115 @@
+"""The console, progress bars, and run.log, on a disk that fills up too."""
+
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from trans4pass import console
+from trans4pass.console import peak_memory, setup_logging, track
+from trans4pass.errors import StorageError
+
+log = logging.getLogger("trans4pass")
+
+
+def test_tracked_items_come_through_and_move_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(force_terminal=True, width=120, file=io.StringIO())
+    monkeypatch.setattr(console, "console", terminal)
+    bars, make = [], console.progress_bar
+    monkeypatch.setattr(console, "progress_bar", lambda: bars.append(make()) or bars[-1])
+    items = track("abc", 3, "letters")
+    assert next(items) == "a"
+    assert (bars[0].tasks[0].description, bars[0].tasks[0].total, bars[0].tasks[0].completed) == ("letters", 3, 0)
+    assert list(items) == ["b", "c"]
+    assert bars[0].tasks[0].completed == 3
+    assert not bars[0].disable
+
+
+def test_bars_are_silent_in_files_and_on_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "console", Console(force_terminal=False))
+    assert console.progress_bar().disable
+    monkeypatch.setattr(console, "console", Console(force_terminal=True))
+    monkeypatch.setattr("trans4pass.dist.is_main", lambda: False)
+    assert console.progress_bar().disable
+
+
+def test_memory_is_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(ru_maxrss=3 * 2**20)  # Linux counts kilobytes, macOS bytes
+    monkeypatch.setattr(console, "resource", SimpleNamespace(getrusage=lambda who: usage, RUSAGE_SELF=0))
+    for platform, expected in (("linux", 3.0), ("darwin", 3 / 1024)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert peak_memory(torch.device("cpu")) == pytest.approx(expected)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 2**30)
+    assert peak_memory(torch.device("cuda", 0)) == 5.0
+
+
+# ---- where messages go ----
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("trans4pass")
+    before = (list(root.handlers), root.level, ours.level)
+    logging.captureWarnings(False)  # a run of another test may have left it on, for a warnings module that is gone
+    yield
+    setup_logging()  # closes what the test opened
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+    logging.captureWarnings(False)
+
+
+@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.parametrize("main", [True, False])
+def test_messages_go_to_console_and_file(
+    main: bool, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours from INFO on, others' warnings; ranks other than 0 show warnings only, and write no file."""
+    monkeypatch.setattr(console, "console", Console(width=160))
+    monkeypatch.setattr("trans4pass.dist.is_main", lambda: main)
+    setup_logging(tmp_path)
+    before = list(logging.getLogger().handlers)
+    setup_logging(tmp_path)  # a second run in one process does not show everything twice
+    assert [handler.stream for handler in before if isinstance(handler, logging.FileHandler)] == [None] * main
+    logging.getLogger("trans4pass.pipeline").info("we begin")
+    logging.getLogger("trans4pass.pipeline").debug("too much")
+    logging.getLogger("elsewhere").info("not ours")
+    logging.getLogger("elsewhere").warning("look out")
+    warnings.warn("from the warnings module", stacklevel=1)
+    shown = capsys.readouterr().out
+    written = (tmp_path / "run.log").read_text() if main else ""
+    for text in (shown, written) if main else (shown,):
+        assert text.count("we begin") == main
+        assert text.count("look out") == 1
+        assert "from the warnings module" in text
+        assert "too much" not in text and "not ours" not in text
+    assert (tmp_path / "run.log").exists() == main
+    if main:
+        assert "INFO we begin" in written
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_full_disk_is_one_line_on_the_console(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    setup_logging(tmp_path)
+    log.info("one")
+    log.info("two")
+    setup_logging()
+    shown = "".join("".join(capfd.readouterr()).split())
+    assert shown.count("Nospaceleftondevice") == 1
+    assert "Traceback" not in shown
+    assert "two" in shown
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.log").mkdir()
+    with pytest.raises(StorageError, match=r"run\.log"):
+        setup_logging(tmp_path)

@@ -1,0 +1,253 @@
+"""What the pages say works: every command composes, and every recipe of CONTRIBUTING.md runs."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tests.pipeline.conftest import tiny, tiny_data  # noqa: F401  fixtures
+from trans4pass import build
+from trans4pass.cli import TOOLS
+from trans4pass.models import ENCODERS, HEADS
+from trans4pass.pipeline.launch import launch, refuse_unknown_additions, register_models, resolved
+from trans4pass.pipeline.run import run_settings, train
+from trans4pass.training import POLICIES, checkpoint
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "Makefile")
+]
+# What stands for something of the reader's own, and an example of it.
+PLACEHOLDERS = {
+    "<model>": "trans4pass_tiny", "<data set>": "densepass", "<label space>": "cityscapes19", "<1|2|3>": "1",
+    "<name>": "pin2pan", "<file>": "file.pt", "<folder>": "folder", "<loss>": "focal", "<stage>": "mpa",
+}  # fmt: skip
+SHOWN_ONLY = "..."  # a command that is cut short
+
+register_models()
+
+
+class Command(NamedTuple):
+    tool: str  # a configuration of ours
+    overrides: list[str]
+    config_dir: str | None
+
+
+def page_text(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def write_files(text: str, language: str, folder: Path) -> list[Path]:
+    """Write each block of a language to the file that its first line names."""
+    written = []
+    for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        path = folder / block.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block)
+        written.append(path)
+    return written
+
+
+# ---- commands ----
+
+
+def lines_of(page: str) -> Iterator[str]:
+    """What may be a command: the lines of fenced blocks, inline code, and the recipes of a Makefile, filled in."""
+    text = page_text(page)
+    if page == "Makefile":
+        shown = subprocess.run(["make", "-n", *targets(text)], cwd=ROOT, capture_output=True, text=True, check=True)
+        yield from shown.stdout.splitlines()
+        return
+    text = re.sub(r"\\\n\s*", " ", text)
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield from block.splitlines()
+    for code in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)):
+        yield " ".join(code.split())
+
+
+def targets(makefile: str) -> list[str]:
+    return [name for name in re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE) if name != "help"]
+
+
+def commands_of(page: str) -> list[str]:
+    """The lines that call a tool of ours."""
+    found = []
+    for line in lines_of(page):
+        for placeholder, example in PLACEHOLDERS.items():
+            line = line.replace(placeholder, example)
+        words = shlex.split(line, comments=True) if "tools/" in line or line.startswith("trans4pass ") else []
+        called = any(re.fullmatch(r"tools/\w+\.py", word) for word in words[:-1])
+        if called or (words[:1] == ["trans4pass"] and len(words) > 2):
+            found.append(line)
+    return list(dict.fromkeys(found))
+
+
+def parse(line: str) -> Command:
+    words = shlex.split(line, comments=True)
+    if words[0] == "trans4pass":
+        tool, words = TOOLS[words[1]][0], words[2:]
+    else:
+        at = next(index for index, word in enumerate(words) if re.fullmatch(r"tools/\w+\.py", word))
+        assert (ROOT / words[at]).is_file(), f"there is no {words[at]}"
+        tool, words = Path(words[at]).stem, words[at + 1 :]
+    config_dir = None
+    if "--config-dir" in words:
+        at = words.index("--config-dir")
+        config_dir = words[at + 1]
+        del words[at : at + 2]
+    if "--cfg" in words:
+        del words[words.index("--cfg") : words.index("--cfg") + 2]
+    return Command(
+        tool, [word for word in words if word not in ("-m", "--help") and SHOWN_ONLY not in word], config_dir
+    )
+
+
+def each_of_sweep(overrides: list[str]) -> Iterator[list[str]]:
+    """Every value of a sweep once, beside the first ones of all others."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [
+        [f"{text.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override() else [text]
+        for text, override in zip(overrides, parsed, strict=True)
+    ]  # fmt: skip
+    for index in range(max(map(len, choices), default=1)):
+        yield [values[min(index, len(values) - 1)] for values in choices]
+
+
+ALL = [(page, line) for page in PAGES for line in commands_of(page)]
+
+
+@pytest.fixture(scope="module")
+def configs_on_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configurations that the pages show, each in the file that its first line names."""
+    folder = tmp_path_factory.mktemp("pages")
+    for page in PAGES[:-1]:
+        write_files(page_text(page), "yaml", folder)
+    return folder / "configs"
+
+
+@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}: {line}" for page, line in ALL])
+def test_every_command_composes(page: str, line: str, configs_on_pages: Path) -> None:
+    """With its plug-ins left out, which the recipes import."""
+    command = parse(line)
+    folders = [configs_on_pages] if command.config_dir is None else [ROOT / command.config_dir]
+    path = f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"
+    for overrides in each_of_sweep(command.overrides):
+        refuse_unknown_additions(command.tool, overrides)
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            config = compose(command.tool, [*overrides, path])
+        if SHOWN_ONLY in line:
+            continue
+        plain = resolved(config)
+        if command.tool == "train":
+            assert run_settings({**plain, "num_workers": 0}).stages
+
+
+def test_commands_are_found() -> None:
+    pages = {page for page, _ in ALL}
+    assert {"README.md", "CONTRIBUTING.md", "model_zoo.md", "datasets_layout.md", "Makefile"} <= pages
+    assert len(ALL) > 50
+
+
+def test_what_is_written_to_make_is_a_target() -> None:
+    known = {*targets((ROOT / "Makefile").read_text()), "help"}
+    for page in PAGES[:-1]:
+        named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", (ROOT / page).read_text(), re.MULTILINE))
+        assert named <= known, page
+    phony = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())
+    assert phony is not None and set(phony[1].split()) == known
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES[:-1]:
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+            assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
+# ---- recipes ----
+
+RECIPES = dict(re.findall(r"^### (.+?)\n(.*?)(?=^##)", page_text("CONTRIBUTING.md"), re.DOTALL | re.MULTILINE))
+STAGES = ("source", "warmup", "pseudo_labels", "mpa")  # of the demo
+
+
+def test_every_seam_has_a_recipe() -> None:
+    assert list(RECIPES) == [
+        "Method", "Loss term", "Encoder", "Head", "Data set", "View", "Sampler", "Tracker", "Kind of stage",
+        "Learning-rate policy",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def no_plugin_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What plug-ins add to the tables of names is taken out again."""
+    tables = [ENCODERS, HEADS, POLICIES]
+    before, modules = [dict(table) for table in tables], {*sys.modules}
+    monkeypatch.setattr(build, "PREFIXES", [*build.PREFIXES])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for table, old in zip(tables, before, strict=True):
+        for name in table.keys() - old.keys():
+            del table[name]
+    for name in {*sys.modules} - modules:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs(
+    name: str,
+    tiny: list[str],
+    no_plugin_stays: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    """Its file, in the folder where its command is started; the stages that the command changes take one step."""
+    monkeypatch.chdir(tmp_path)
+    (file,) = write_files(RECIPES[name], "python", tmp_path)
+    (line,) = re.findall(r"^```bash\n(.*?)\n```", RECIPES[name], re.DOTALL | re.MULTILINE)
+    command = parse(line)
+    assert f"plugins=[{file.stem}]" in command.overrides
+    used = {"source", *re.findall(r"stages\.(\w+)\.", line)}
+    small = [f"stages.{stage}.{x}" for stage in used for x in ("steps=1", "eval_every=0")]
+    off = [f"stages.{stage}.enabled=false" for stage in STAGES if stage not in used]
+    overrides = [*tiny, *small, *off, f"run_dir={tmp_path / 'run'}", *command.overrides]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", overrides)
+    assert launch(train, config) == 0
+    LEFT_BEHIND[name](tmp_path / "run")
+
+
+def assert_model(run: Path, **settings: Any) -> None:
+    assert settings.items() <= checkpoint.load(run / "source" / "last.pt")["model"].items()
+
+
+def assert_logged(run: Path, value: str) -> None:
+    assert value in (run / "run.log").read_text()
+
+
+LEFT_BEHIND = {
+    "Method": lambda run: assert_logged(run, "source/smoothed "),
+    "Loss term": lambda run: assert_logged(run, "target/entropy "),
+    "Encoder": lambda run: assert_model(run, name="patches"),
+    "Head": lambda run: assert_model(run, head={"name": "stack", "hidden": 32}),
+    "Data set": lambda run: assert_used(run, "my_data.Streets"),
+    "View": lambda run: assert_used(run, "my_view.Erase"),
+    "Sampler": lambda run: assert_used(run, "my_sampler.Strided"),
+    "Tracker": lambda run: (run / "source" / "lines.txt").read_text().index("1 source/supervised "),
+    "Kind of stage": lambda run: json.loads((run / "count" / "done.json").read_text())["pixels"]["road"],
+    "Learning-rate policy": lambda run: assert_used(run, "halving"),
+}
+
+
+def assert_used(run: Path, name: str) -> None:
+    """The run's settings have it, and whatever they have is built."""
+    assert name in (run / "config.yaml").read_text()
