@@ -60,9 +60,7 @@ def test_a_rate_of_the_head_needs_an_encoder() -> None:
 
 def test_an_optimiser_needs_a_module() -> None:
     settings = {"network": SGD, "discriminator": SGD}
-    with pytest.raises(
-        ConfigError, match=r"optim\.discriminator: the method has no 'discriminator' .* has network$"
-    ):
+    with pytest.raises(ConfigError, match=r"optim\.discriminator: the method has no 'discriminator' .* has network$"):
         build_optimizers(Method(discriminator=False), settings, "optim")
 
 
