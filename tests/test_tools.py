@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from tests.pipeline.conftest import ROOT, call
-from trans4pass import cli
 
 
 def test_help_is_help() -> None:
@@ -21,6 +20,7 @@ def test_help_is_help() -> None:
 
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 TOY = "experiment=pin2pan_toy"
+TERMS = "stages.mpa.method.terms"
 LOSS = "stages.source.method.terms.supervised.loss"
 MISSPELT = {
     "benchmark": (["repeat=1"], "repeat", "repeats"),
