@@ -7,21 +7,34 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "trans4pass"
 # What each room may import besides itself. A file of the ground floor is a room of its own.
-MAY = {
+GROUND: dict[str, set[str]] = {
     "errors": set(),
     "dist": set(),
-    "arguments": {"errors"},
+    "precision": set(),
     "labels": {"errors"},
+    "settings": {"errors"},
     "storage": {"errors"},
-    "ops": {"errors"},
-    "models": {"ops", "arguments", "dist", "labels", "errors"},
-    "losses": {"dist", "labels", "errors"},
-    "data": {"storage", "arguments", "dist", "labels", "errors"},
-    "methods": {"arguments", "models", "losses", "dist", "labels", "errors"},
-    "engine": {"methods", "models", "losses", "data", "ops", "storage", "arguments", "dist", "labels", "errors"},
+    "build": {"errors", "settings"},
+    "interrupts": {"errors", "dist"},
+    "console": {"dist", "storage"},
 }
-HYDRA = {"hydra", "omegaconf"}
-MAY_COMPOSE = {"engine/pipeline.py", "engine/build.py", "engine/command.py"}
+LOW = {*GROUND}
+FLOORS: dict[str, set[str]] = {
+    "ops": LOW,
+    "sphere": LOW,
+    "models": LOW | {"ops", "sphere"},
+    "losses": LOW | {"sphere"},
+    "data": LOW | {"sphere"},
+    "toy_world": {"labels", "errors", "settings", "storage", "sphere"},
+    "methods": LOW | {"ops", "sphere", "models", "losses", "data"},
+    "inference": LOW | {"sphere", "models", "data", "methods"},
+    "training": LOW | {"models", "methods", "inference"},
+    "report": LOW | {"inference"},
+    "pipeline": LOW | {"models", "data", "toy_world", "methods", "inference", "training", "report"},
+    "cli": {"pipeline"},
+}
+MAY = {**GROUND, **FLOORS}
+COMPOSES = "pipeline"  # the only room that knows Hydra and OmegaConf
 
 
 def imported(path: Path) -> set[str]:
@@ -33,7 +46,7 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(part for part in (base, node.module) if part)
+            module = ".".join(name for name in (base, node.module) if name)
             names |= {f"{module}.{alias.name}" for alias in node.names}
     return names
 
@@ -50,8 +63,27 @@ def test_imports_go_downwards(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     names = imported(path)
     assert rooms(names) - {room} <= MAY[room]
-    if str(path.relative_to(PACKAGE)) not in MAY_COMPOSE:
-        assert not {name.split(".")[0] for name in names} & HYDRA
+    if room != COMPOSES:
+        assert not {name.split(".")[0] for name in names} & {"hydra", "omegaconf"}
+
+
+def test_the_floors_have_no_circle() -> None:
+    """Taking away, again and again, the rooms that import no other one leaves none."""
+    left = dict(MAY)
+    while left:
+        free = {room for room, below in left.items() if not below & left.keys()}
+        assert free, f"a circle among {sorted(left)}"
+        left = {room: below for room, below in left.items() if room not in free}
+
+
+def test_rooms_of_one_floor_do_not_know_each_other() -> None:
+    for floor in ({"ops", "sphere"}, {"models", "losses", "data"}, {"report", "training"}):
+        assert not any(MAY[room] & floor for room in floor)
+
+
+def test_nothing_of_the_package_knows_the_example_or_the_tests() -> None:
+    for path in FILES:
+        assert not {name.split(".")[0] for name in imported(path)} & {"extension", "tests", "examples", "tools"}
 
 
 def test_tools_only_compose_and_call() -> None:

@@ -117,14 +117,14 @@ def test_without_a_place_the_name_alone_is_the_path() -> None:
 @pytest.mark.parametrize(
     ("hint", "good", "bad"),
     [
-        (int, [0, -1, 2**80], [1.5, "x", None, [1]]),
+        (int, [0, -1, 2**80], [1.5, "x", None, [1], True]),
         (Positive, [1], [0, -1, 2.5]),
-        (Natural, [0], [-1]),
+        (Natural, [0], [-1, False]),
         (Share, [0, 0.5, 1], [-0.1, 1.1, float("nan")]),
-        (float, [0, 1.5], ["x", None, []]),
+        (float, [0, 1.5], ["x", None, [], True]),
         (bool, [True, False], [2, "maybe", None]),
         (str, ["", "x"], [1, None, ["x"]]),
-        (int | None, [1, None], ["x", 1.5]),
+        (int | None, [1, None], ["x", 1.5, True]),
         (Literal["a", "b"], ["a"], ["c", None]),
         (str | Path, ["x", Path("x")], [1]),
         (Sequence[float], [[], [1, 2.5], (1,)], ["12", 1, [None], {"a": 1}]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.engine.conftest import ROOT, call
+from tests.pipeline.conftest import ROOT, call
 
 
 def test_help_is_help() -> None:
@@ -18,8 +18,10 @@ def test_help_is_help() -> None:
         assert word in shown.stdout
 
 
-TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if "@tool(" in path.read_text())
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 TOY = "experiment=pin2pan_toy"
+TERMS = "stages.mpa.method.terms"
+LOSS = "stages.source.method.terms.supervised.loss"
 MISSPELT = {
     "benchmark": (["repeat=1"], "repeat", "repeats"),
     "benchmark_data": (["image=1"], "image", "images"),
@@ -35,12 +37,16 @@ MISSPELT = {
 MISTAKES = {  # of train.py: what is typed, what is named, what is meant
     "a new setting": ([TOY, "+sed=1"], "sed", "seed"),
     "a new part": ([TOY, "++stage.mpa.steps=1"], "stage", "stages"),
-    "only the end of its name": ([TOY, "lambda_proto=0"], "lambda_proto", "stages.mpa.method.lambda_proto"),
+    "only the end of its name": (
+        [TOY, "update_every=9"],
+        "update_every",
+        "stages.mpa.method.terms.prototypes.update_every",
+    ),
     "what is to be deleted": ([TOY, "~stages.mpaa"], "stages.mpaa", "stages.mpa"),
-    "of a choice": ([TOY, "model=danet_resnet50", "encoder_weight=a"], "encoder_weight", "model.encoder_weights"),
+    "of a choice": ([TOY, f"loss@{LOSS}=ohem", "min_kep=1"], "min_kep", f"{LOSS}.min_kept"),
     "a choice's place": ([TOY, "schedule@stages.sorce.schedule=cosine"], "sorce", "schedule@stages.source.schedule"),
     "an experiment": (["experiment=pin2pan_tow"], "pin2pan_tow", "pin2pan_toy"),
-    "an option at its place": ([TOY, "loss@stages.source.method.loss=ohm"], "ohm", "ohem"),
+    "an option at its place": ([TOY, f"loss@{LOSS}=ohm"], "ohm", "ohem"),
     "one of several": (["-m", TOY, "model=trans4pass_tiny,danet_micr", "seed=0,1"], "danet_micr", "danet_micro"),
     "with several others": (["-m", TOY, "model=trans4pass_tiny,danet_micro", "sed=0,1"], "sed", "seed"),
     "and shown": ([TOY, "sed=1", "--cfg", "job"], "sed", "seed"),
@@ -50,6 +56,7 @@ MISTAKES = {  # of train.py: what is typed, what is named, what is meant
 def typed(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit status of a command line, in this process."""
     monkeypatch.setattr(sys, "argv", [f"{tool}.py", *arguments])
+    monkeypatch.syspath_prepend(ROOT / "tools")
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
     return stopped.value.code
@@ -103,17 +110,16 @@ def test_additions_that_something_takes_are_left_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Also where other settings are those of an addition; the run itself stops at its number of threads."""
-    place = "loss@stages.source.method.loss"
-    added = [f"{place}=cross_entropy_dice", f"+{place}.terms.edges=mask_edge", f"{place[5:]}.terms.edges.radius=1"]
+    added = [f"loss@{LOSS}=cross_entropy_dice", f"+loss@{LOSS}.terms.edges=mask_edge", f"{LOSS}.terms.edges.radius=1"]
     added += ["+stages.mpa.method.note='a@b=c'"]
     assert typed("train", [TOY, *added, "threads=0"], monkeypatch) == 2
     shown = capsys.readouterr()
-    assert "threads must be" in shown.out
+    assert "threads is 0" in shown.out
     assert not shown.err
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trans4pass.engine.schedule.make_schedule", lambda **settings: 1 / 0)
+    monkeypatch.setattr("trans4pass.training.schedules.make_schedule", lambda *settings: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["plot_schedules.py"])
     with pytest.raises(ZeroDivisionError):
         runpy.run_path(str(ROOT / "tools" / "plot_schedules.py"), run_name="__main__")

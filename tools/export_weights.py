@@ -3,4 +3,4 @@
 from trans4pass.cli import run
 
 if __name__ == "__main__":
-    run("export-weights")
+    run("export")

@@ -8,7 +8,7 @@ TOOLS = {
     "train": ("train", "pipeline.run", "train"),
     "eval": ("eval", "inference.evaluation", "evaluate_checkpoint"),
     "predict": ("predict", "inference.images", "predict_images"),
-    "export-weights": ("export_weights", "inference.export", "export_weights"),
+    "export": ("export_weights", "inference.export", "export_weights"),
     "adapt": ("adapt", "inference.adapt", "adapt"),
     "compare": ("compare", "report.compare", "compare_runs"),
     "check-data": ("check_data", "pipeline.check_data", "check_data"),

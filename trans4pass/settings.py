@@ -58,6 +58,8 @@ def converted(hint: Any, value: Any, where: str) -> Any:
     adapter = _adapter(hint)
     if adapter is None:
         return value
+    if isinstance(value, bool) and _is_number(adapter.core_schema):  # pydantic takes true for 1
+        raise ConfigError(f"{where} is {value!r}: input should be a number")
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -71,6 +73,10 @@ def converted(hint: Any, value: Any, where: str) -> Any:
         fix = f". A file of configs/<group> is chosen with <group>@{place}={value}" if choice else ""
         fault = f"it must be {hint}" if first["type"] == "missing" else first["msg"]
         raise ConfigError(f"{place} is {first['input']!r}: {fault[0].lower()}{fault[1:]}{fix}") from None
+
+
+def _is_number(schema: Any) -> bool:
+    return _is_number(schema["schema"]) if schema["type"] == "nullable" else schema["type"] in ("int", "float")
 
 
 def _at(where: str, name: str) -> str:

@@ -257,9 +257,9 @@ def test_predictions_are_mapped_into_the_sets_label_space() -> None:
     [
         ({"scales": []}, "scales"),
         ({"scales": [0.0]}, "scales"),
-        ({"scales": ["1"]}, "scales"),
+        ({"scales": ["x"]}, "scales"),
         ({"scales": 1.0}, "scales"),
-        ({"flip": "no"}, "flip"),
+        ({"flip": "maybe"}, "flip"),
         ({"yaw_rolls": 0}, "yaw_rolls"),
         ({"yaw_rolls": 1.5}, "yaw_rolls"),
     ],

@@ -11,16 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as td
-from trans4pass.engine import environment
-from trans4pass.engine.environment import choose_device, name_slurm_ranks, processes, record, restarted_store
-from trans4pass.engine.run import Run
 
 from trans4pass.errors import ConfigError
+from trans4pass.pipeline import environment
+from trans4pass.pipeline.context import RunContext, RunSettings
+from trans4pass.pipeline.environment import choose_device, name_slurm_ranks, processes, record, restarted_store
+from trans4pass.settings import parse
 
 from .conftest import ROOT
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PREFIXES = ("SLURM_", "TORCHELASTIC_", "GROUP_")
+
+
+REQUIRED = {"name": "a", "run_dir": "a", **{key: {} for key in ("labels", "model", "data", "stages", "evaluate")}}
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +85,8 @@ def test_threads_are_set_or_left_to_torch() -> None:
     assert torch.get_num_threads() == 3
     environment.set_switches(None, False, False)
     assert torch.get_num_threads() == 3
-    with pytest.raises(ConfigError, match="threads must be a whole number >= 1, got 0"):
-        environment.set_switches(0, False, False)
+    with pytest.raises(ConfigError, match="threads is 0: input should be greater than 0"):
+        parse(RunSettings, {"threads": 0, **REQUIRED}, "")
 
 
 @pytest.mark.usefixtures("switches")
@@ -97,11 +101,11 @@ def test_a_runs_switches_are_set_before_its_stages(
 ) -> None:
     seen = []
 
-    def stages(run: Run) -> None:
+    def stages(run: RunContext) -> None:
         tf32_on = torch.backends.cudnn.allow_tf32
         seen.append((torch.are_deterministic_algorithms_enabled(), tf32_on, torch.get_num_threads()))
 
-    monkeypatch.setattr("trans4pass.engine.pipeline.run_stages", stages)
+    monkeypatch.setattr("trans4pass.pipeline.run.run_stages", stages)
     settings = {"deterministic": deterministic, "tf32": tf32, "threads": threads}
     assert run_here(tmp_path, *(f"{key}={str(value).lower()}" for key, value in settings.items())) == 0
     assert seen == [(deterministic, tf32, threads)]
@@ -278,7 +282,7 @@ def test_git_is_asked_about_the_source_tree(tmp_path: Path, monkeypatch: pytest.
     done = SimpleNamespace(stdout="text", returncode=0)
     monkeypatch.setattr(subprocess, "run", lambda command, **options: calls.append((command, options["cwd"])) or done)
     assert environment.git("diff", "HEAD") == "text"
-    assert calls == [(["git", "diff", "HEAD"], ROOT / "trans4pass" / "engine")]
+    assert calls == [(["git", "diff", "HEAD"], ROOT / "trans4pass" / "pipeline")]
     done.returncode = 128
     assert environment.git("diff", "HEAD") == ""
 

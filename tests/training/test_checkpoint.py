@@ -4,14 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from trans4pass.engine import checkpoint
-from trans4pass.engine.interrupt import Interrupts
-from trans4pass.engine.run import Run
 
 from trans4pass.errors import StorageError, WeightsError
-from trans4pass.labels import LabelSpace
-
-from .conftest import ROOT
+from trans4pass.training import checkpoint
 
 
 def state(value: float) -> dict:
@@ -96,8 +91,24 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_checkpoint_does_not_need_the_files_that_its_run_started_from() -> None:
-    model = {"name": "danet_resnet50", "weights": "gone.pth", "encoder_weights": "gone_too.pth"}
-    labels = LabelSpace.from_yaml(ROOT / "configs" / "labels" / "toy11.yaml")
-    run = Run({"model": model}, Path(), labels, torch.device("cpu"), Interrupts())
-    assert run.meta()["model"] == {"name": "danet_resnet50"}
+@pytest.mark.parametrize(("step", "lost"), [(3, False), (4, False), (2, True), (None, True)])
+def test_a_best_model_that_is_older_than_its_scores_is_lost(step: int | None, lost: bool, tmp_path: Path) -> None:
+    """A later one was kept by an evaluation that is repeated."""
+    if step is not None:
+        checkpoint.save(state(step), tmp_path / "best.pt")
+    assert checkpoint.lost_best(tmp_path, {}) == ""
+    assert bool(checkpoint.lost_best(tmp_path, {"step": 3, "target": 50.0})) == lost
+
+
+def test_generations_before_the_last_can_be_dropped(tmp_path: Path) -> None:
+    for value in (1, 2):
+        checkpoint.save(state(value), tmp_path / "last.pt")
+    checkpoint.drop_previous(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 2
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(WeightsError, match="list"):
+        checkpoint.load(tmp_path / "list.pt")

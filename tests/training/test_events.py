@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trans4pass.engine.events import EventFile
-from trans4pass.engine.log import Monitor
+
+from trans4pass.training import Monitor, TensorBoard
+from trans4pass.training.events import EventFile
 
 PICTURE = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
 
@@ -89,16 +90,17 @@ def test_a_running_tensorboard_drops_what_comes_again(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Filled while the points are written, and before there is a file; in both cases the training goes on."""
-    monitor = Monitor(tmp_path, "stage", 9, 0, 1, torch.device("cpu"))
-    with caplog.at_level(logging.WARNING), Path("/dev/full").open("wb") as full, monitor.running(0):
-        monitor.events.file = full
+    tracker = TensorBoard(tmp_path, "run", "stage")
+    monitor = Monitor(tracker, "stage", 9, 1, torch.device("cpu"))
+    with caplog.at_level(logging.WARNING), Path("/dev/full").open("wb") as full, monitor.running(0, 0):
+        tracker._file.file = full
         for step in range(1, 4):
-            monitor.step(step, {"loss": 1.0}, {})
-            monitor.image("val/target", PICTURE, step)
+            monitor.step(step, {"loss": torch.tensor(1.0)}, {}, 0)
+            monitor.evaluated(step, {"target": 1.0}, {"val/target": PICTURE})
     assert [record.getMessage().count("No space left") for record in caplog.records] == [1]
 
     caplog.clear()
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        Monitor(tmp_path / "file" / "tensorboard", "stage", 9, 0, 1, torch.device("cpu")).scalars({"loss": 1.0}, 1)
+        EventFile(tmp_path / "file" / "tensorboard", 0, 0).scalars({"loss": 1.0}, 1)
     assert len(caplog.records) == 1

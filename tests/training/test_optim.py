@@ -6,19 +6,25 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from trans4pass.engine.optim import build_optimizers
 
+from tests.pipeline.conftest import composed
 from trans4pass.errors import ConfigError
+from trans4pass.methods import Method as AnyMethod
+from trans4pass.training import build_optimizers
 
-from .conftest import composed
 
+class Method(AnyMethod):
+    """A network of three parts, and a discriminator where there is to be one."""
 
-class Method(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Sequential()
-        self.network.encoder, self.network.context, self.network.head = (nn.Linear(2, 2) for _ in range(3))
-        self.discriminator = nn.Linear(2, 1)
+    def __init__(self, discriminator: bool = True) -> None:
+        network = nn.Sequential()
+        network.encoder, network.context, network.head = (nn.Linear(2, 2) for _ in range(3))
+        super().__init__(network)
+        self.discriminator = nn.Linear(2, 1) if discriminator else None
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        more = {"discriminator": self.discriminator} if self.discriminator is not None else {}
+        return {"network": self.network, **more}
 
 
 def rates_of(parameter: nn.Parameter, optimizers: dict[str, Optimizer]) -> list[float]:
@@ -52,12 +58,25 @@ def test_a_rate_of_the_head_needs_an_encoder() -> None:
         build_optimizers(Method(), {"network": SGD, "discriminator": {**SGD, "head_lr_scale": 10}}, "optim")
 
 
-def test_a_discriminator_that_the_method_has_not_needs_no_optimiser() -> None:
-    method = Method()
-    method.discriminator = None
-    assert set(build_optimizers(method, {"network": SGD, "discriminator": SGD}, "optim")) == {"network"}
-    with pytest.raises(ConfigError, match="no submodule 'teacher', it has network"):
-        build_optimizers(method, {"network": SGD, "teacher": SGD}, "optim")
+def test_an_optimiser_needs_a_module() -> None:
+    settings = {"network": SGD, "discriminator": SGD}
+    with pytest.raises(ConfigError, match=r"optim\.discriminator: the method has no 'discriminator' .* has network$"):
+        build_optimizers(Method(discriminator=False), settings, "optim")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"head_lr_scale": 0}, r"optim\.network\.head_lr_scale is 0"),
+        ({"head_lr_scale": "many"}, r"optim\.network\.head_lr_scale is 'many'"),
+        ({"head_lr_scale": 2, "lr": "fast"}, r"optim\.network\.lr is 'fast'"),
+        ({"lrr": 1}, r"optim\.network\.lrr has no effect"),
+        ({"_target_": "torch.optim.SGDD"}, r"optim\.network\._target_ is torch\.optim\.SGDD"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build_optimizers(Method(), {"network": {**SGD, **settings}, "discriminator": SGD}, "optim")
 
 
 def test_each_trainable_parameter_needs_exactly_one_optimiser() -> None:
@@ -100,7 +119,7 @@ def adam(value: float, gradients: list[float], lr: float, decay: float, beta: fl
 
 
 @pytest.mark.parametrize(
-    ("experiment", "stage", "part", "by_hand"),
+    ("experiment", "stage", "module", "by_hand"),
     [
         ("source_cityscapes19", "source", "network.encoder", lambda p, g: adam(p, g, 5e-5, 1e-4, 0.999)),
         ("source_cityscapes19", "source", "network.head", lambda p, g: adam(p, g, 5e-4, 1e-4, 0.999)),
@@ -113,13 +132,16 @@ def adam(value: float, gradients: list[float], lr: float, decay: float, beta: fl
         ("pin2pan", "mpa", "discriminator", lambda p, g: adam(p, g, 1e-4, 0, 0.99)),
     ],
 )
-def test_published_optimisers_step_as_by_hand(experiment: str, stage: str, part: str, by_hand: Any) -> None:
+def test_published_optimisers_step_as_by_hand(experiment: str, stage: str, module: str, by_hand: Any) -> None:
     """Weight 2, gradients 0.5 and -0.1."""
     method = Method().double()
-    config = composed(f"experiment={experiment}")["stages"][stage]["optim"]
-    method.discriminator.requires_grad_("discriminator" in config)
-    optimizers = build_optimizers(method, config, "optim")
-    weight = method.get_submodule(part).weight
+    config = composed(f"experiment={experiment}")["stages"][stage]
+    optim, terms = config["optim"], config["method"]["terms"]
+    if "adversarial" in terms:
+        optim["discriminator"] = terms["adversarial"]["optim"]
+    method.discriminator.requires_grad_("discriminator" in optim)
+    optimizers = build_optimizers(method, optim, "optim")
+    weight = method.get_submodule(module).weight
     nn.init.constant_(weight, 2.0)
     for gradient in (0.5, -0.1):
         weight.grad = torch.full_like(weight, gradient)

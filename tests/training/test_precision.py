@@ -160,8 +160,15 @@ def test_where_no_scale_is_left_it_is_no_overflow(on_nonfinite: str, tmp_path: P
     assert torch.equal(weights(trainer.method), weights(twin.method))
 
 
-def test_a_loss_that_is_not_finite_is_no_overflow_either(tmp_path: Path) -> None:
-    trainer = exact(tmp_path)
+@pytest.mark.parametrize("on_nonfinite", ["error", "skip"])
+def test_a_loss_that_is_not_finite_is_no_overflow_either(on_nonfinite: str, tmp_path: Path) -> None:
+    """It leaves the scale as it is."""
+    trainer = exact(tmp_path, on_nonfinite=on_nonfinite)
     nn.init.constant_(trainer.method.network.head.bias, torch.nan)
-    with pytest.raises(NonFinite, match="source/supervised is not finite"):
+    if on_nonfinite == "error":
+        with pytest.raises(NonFinite, match="source/supervised is not finite"):
+            trainer.train_step([batch()])
+        return
+    for skipped in (1, 2):
         trainer.train_step([batch()])
+        assert (trainer.skipped, trainer.scaler.get_scale()) == (skipped, 2.0**16)

@@ -1,13 +1,19 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from trans4pass.engine.schedule import POLICIES, make_schedule
 
 from trans4pass.errors import ConfigError
+from trans4pass.training import POLICIES, make_schedule
+from trans4pass.training.schedules import Schedule
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"
+
+
+def schedule(policy: str, steps: int, **settings: Any) -> Schedule:
+    return make_schedule({"policy": policy, **settings}, steps, "stages.mpa.schedule")
 
 
 @pytest.mark.parametrize(
@@ -31,40 +37,47 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"
     ],
 )
 def test_policies_by_hand(policy: str, parameters: dict, expected: dict[int, float]) -> None:
-    factor = make_schedule(policy, 100, **parameters)
+    factor = schedule(policy, 100, **parameters)
     assert {step: factor(step) for step in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_schedule_can_be_of_one_step() -> None:
-    assert [make_schedule("poly", 1)(step) for step in range(2)] == [1, 0]
+    assert [schedule("poly", 1)(step) for step in range(2)] == [1, 0]
 
 
 def test_warmup_is_a_line_to_the_policy() -> None:
-    factor = make_schedule("fixed", 100, warmup_steps=4)
+    factor = schedule("fixed", 100, warmup_steps=4)
     assert [factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert make_schedule("poly", 100, warmup_steps=4, power=1.0)(1) == pytest.approx(0.5 * 0.99)
+    assert schedule("poly", 100, warmup_steps=4, power=1.0)(1) == pytest.approx(0.5 * 0.99)
+
+
+def test_it_ends_with_its_own_steps_or_the_stages() -> None:
+    assert schedule("poly", 100, power=1.0)(50) == schedule("poly", 80, power=1.0, total_steps=100)(50) == 0.5
+    assert schedule("poly", 100, power=1.0, total_steps=None)(50) == 0.5
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "words"),
     [
-        ({"policy": "plyo", "total_steps": 10}, "plyo"),
-        ({"policy": "poly", "total_steps": 0}, "total_steps"),
-        ({"policy": "poly", "total_steps": 10, "warmup_steps": -1}, "warmup_steps"),
-        ({"policy": "poly", "total_steps": 10, "gamma": 0.1}, "gamma"),
-        ({"policy": "step", "total_steps": 10}, "size"),
-        ({"policy": "step", "total_steps": 10, "step_size": 5}, "takes size, gamma"),
-        ({"policy": "step", "total_steps": 10, "size": 0}, "at least 1 step"),
-        ({"policy": "inv", "total_steps": 10, "gamma": -0.5, "power": 0.75}, "gamma must be >= 0"),
-        ({"policy": "exp", "total_steps": 10, "gamma": -0.5}, "numbers >= 0"),
-        ({"policy": "exp", "total_steps": 10**6, "gamma": 2.0}, "exp"),
-        ({"policy": "exp", "total_steps": 10, "gamma": math.nan}, "numbers >= 0"),
-        ({"policy": "exp", "total_steps": 10, "gamma": math.inf}, "numbers >= 0"),
+        ({"policy": "plyo"}, r"schedule\.policy=plyo is not known\. Did you mean poly\? There are cosine, exp, "),
+        ({}, "schedule lacks policy"),
+        ({"policy": "poly", "total_steps": 0}, r"schedule\.total_steps is 0"),
+        ({"policy": "poly", "warmup_steps": -1}, r"schedule\.warmup_steps is -1"),
+        ({"policy": "poly", "gamma": 0.1}, r"schedule\.gamma has no effect: poly takes power"),
+        ({"policy": "step"}, "schedule lacks size"),
+        ({"policy": "step", "step_size": 5}, r"schedule\.step_size has no effect: step_ takes size, gamma"),
+        ({"policy": "step", "size": 0}, r"schedule\.size is 0"),
+        ({"policy": "inv", "gamma": -0.5, "power": 0.75}, r"schedule\.gamma is -0\.5"),
+        ({"policy": "multistep", "milestones": 5}, r"schedule\.milestones is 5"),
+        ({"policy": "exp", "gamma": -0.5}, "schedule: the policy exp .*-0.5.* numbers >= 0"),
+        ({"policy": "exp", "total_steps": 10**6, "gamma": 2.0}, "schedule: the policy exp"),
+        ({"policy": "exp", "gamma": math.nan}, "numbers >= 0"),
+        ({"policy": "exp", "gamma": math.inf}, "numbers >= 0"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict, word: str) -> None:
-    with pytest.raises(ConfigError, match=word):
-        make_schedule(**settings)
+def test_bad_settings_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"stages\.mpa\.{words}" if words.startswith("schedule") else words):
+        make_schedule(settings, 10, "stages.mpa.schedule")
 
 
 def test_every_policy_has_a_config_that_falls() -> None:
@@ -72,7 +85,7 @@ def test_every_policy_has_a_config_that_falls() -> None:
     for policy in POLICIES:
         settings = yaml.safe_load((CONFIGS / f"{policy}.yaml").read_text())
         assert settings["policy"] == policy
-        factor = make_schedule(**settings | {"total_steps": 100_000})
+        factor = make_schedule(settings, 100_000, "schedule")
         factors = [factor(step) for step in range(0, 100_001, 1000)]
         assert factors == sorted(factors, reverse=True)
         assert factors[0] > 0.99 and (policy == "fixed" or factors[-1] < 0.2)

@@ -212,6 +212,27 @@ def test_step_seeds_differ_by_step_and_rank() -> None:
 # ---- losses and gradients that are not finite ----
 
 
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_waits_for_the_device_once(
+    accumulate: int, clip_grad: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is logged stays where it is until then."""
+    trainer = make(tmp_path, accumulate=accumulate, clip_grad=clip_grad)
+    waits: list[str] = []
+    for name in ("__bool__", "__float__", "__int__", "item", "tolist", "cpu", "numpy"):
+        real = getattr(Tensor, name)
+
+        def counted(tensor: Tensor, *args: Any, real: Any = real, name: str = name) -> Any:
+            waits.append(name)
+            return real(tensor, *args)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    values = trainer.train_step([batch(number) for number in range(accumulate)])
+    assert waits == ["__bool__"]
+    assert all(isinstance(value, Tensor) for value in values.values())
+
+
 def test_a_non_finite_loss_stops_with_step_term_and_files(tmp_path: Path) -> None:
     trainer = make(tmp_path / "a", poison=2)
     with pytest.raises(NonFinite, match=r"step 2: source/supervised is not .*: image2_0, image2_1.*on_nonfinite=skip"):
@@ -327,6 +348,31 @@ def test_scores_are_shown_at_their_steps(tmp_path: Path) -> None:
     shown = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload()
     for side, score in scores.items():
         assert [(event.step, event.value) for event in shown.Scalars(f"miou/{side}")] == [(2, score), (3, score)]
+
+
+@pytest.mark.parametrize("killed", [2, 3, 5])
+def test_a_stage_killed_after_an_evaluation_has_each_point_once(killed: int, tmp_path: Path) -> None:
+    """The checkpoint in front of the evaluation of step 2 does not know its score, which comes again."""
+
+    def started(kill: int | None) -> None:
+        trainer = make(tmp_path, steps=6, eval_every=2, checkpoint_every=100)
+        step = trainer.train_step
+
+        def training(micro_batches: list) -> dict[str, Tensor]:
+            if trainer.step == kill:
+                raise KeyboardInterrupt
+            return step(micro_batches)
+
+        trainer.train_step = training
+        trainer.fit()
+
+    with pytest.raises(KeyboardInterrupt):
+        started(killed)
+    assert checkpoint.load(tmp_path / "last.pt")["evaluated"] < killed // 2 * 2
+    started(None)
+    shown = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in shown.Scalars("miou/source")] == [2, 4, 6]
+    assert [event.step for event in shown.Scalars("source/supervised")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_micro_batches_are_taken_in_order(tmp_path: Path) -> None:

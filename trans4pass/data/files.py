@@ -121,8 +121,8 @@ def read_label(path: Path) -> np.ndarray:
         _refuse_lossy(path, picture)
         if picture.mode not in LABEL_MODES:
             raise DataError(
-                f"the label {path} has {len(picture.getbands())} channel(s) of mode {picture.mode}; a label is a grey or "
-                "paletted PNG (8 or 16 bits) whose values are class ids, so this may be a coloured picture of the label"
+                f"the label {path} has {len(picture.getbands())} channel(s) of mode {picture.mode}; a label is a grey "
+                "or paletted PNG (8 or 16 bits) whose values are class ids, so this may be a coloured picture of it"
             )
         return np.asarray(picture) if picture.mode in ("L", "P") else _sixteen_bits(path, picture)
 

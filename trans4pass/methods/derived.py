@@ -134,7 +134,7 @@ class ChannelStyle(Derivation):
     def __call__(self, batch: Batch, generators: Sequence[Generator]) -> DomainBatch:
         image = as_float(batch[self.domain]["image"])
         style = fitted(batch[self.style]["image"], len(image), batch[self.style]["image"].shape[-2:])
-        drawn = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(image.device)
+        drawn = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(image)
         share = self.strength * drawn.view(-1, 1, 1, 1)
         aligned = align_channels(image, *channel_statistics(style))
         return {**batch[self.domain], "image": torch.lerp(image, aligned, share).clamp(0, 1)}

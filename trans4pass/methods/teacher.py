@@ -19,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from trans4pass import dist
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
+from trans4pass.losses import at_least_single
 from trans4pass.models import MULTIPLE, Segmentor, circular_twin
 
 from .derived import Derivation
@@ -121,7 +122,7 @@ class MeanTeacher(SumOfTerms):
         for number in range(self.views):
             shift, mirrored = number * width // self.views, number % 2 == 1
             view = image.roll(shift, -1)
-            found = self._logits(view.flip(-1) if mirrored else view).float().softmax(1)
+            found = at_least_single(self._logits(view.flip(-1) if mirrored else view)).softmax(1)
             found = (found.flip(-1) if mirrored else found).roll(-shift, -1)
             total = found if total is None else total + found
         return cast("Tensor", total) / self.views

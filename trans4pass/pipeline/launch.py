@@ -155,7 +155,7 @@ def suggestion(word: str, known: Collection[str]) -> str:
         return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
     near = max(sorted(known), key=likeness, default="")
-    return f"; did you mean {near}?" if likeness(near) > 1.3 else "."
+    return f"; did you mean {near}?" if likeness(near) > 1.1 else "."
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from trans4pass.training import checkpoint
 from . import environment
 from .context import RunContext, RunSettings
 from .folder import claimed, keep_environment
+from .launch import CONFIGS
 from .outcome import show_outcome
 from .stage import Stage
 
@@ -36,6 +37,9 @@ NOT_OURS = (
 
 def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Run or resume all stages of a composed configuration (configs/train.yaml)."""
+    if "stages" not in config:
+        known = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+        raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
     settings = run_settings(config)
     environment.set_switches(settings.threads, settings.deterministic, settings.tf32)
     folder = Path(settings.run_dir)

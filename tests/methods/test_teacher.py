@@ -1,0 +1,187 @@
+"""The teacher: what it labels, what it weighs, how it follows, what is deployed."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trans4pass.data import YawRoll
+from trans4pass.errors import ConfigError
+from trans4pass.losses import CrossEntropy
+from trans4pass.methods import Entropy, MeanTeacher, PrototypeContrast, Segmentation, Viewed
+
+from .build import BATCH, Convolution, K, Lookup, random_batch
+
+
+def seeded(batch: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {domain: {**values, "seed": torch.arange(len(values["image"]))} for domain, values in batch.items()}
+
+
+def teacher(network: Any = None, **settings: Any) -> MeanTeacher:
+    network = network or Lookup()
+    terms = {
+        "supervised": Segmentation(network, CrossEntropy()),
+        "self_training": Segmentation(network, CrossEntropy(), "target"),
+    }
+    return MeanTeacher(network, terms, **settings).double()
+
+
+def probabilities(method: MeanTeacher) -> Tensor:
+    return method.teacher(BATCH["target"]["image"]).logits.softmax(1)
+
+
+def test_a_pixel_weighs_its_images_share_of_confident_pixels() -> None:
+    method = teacher(threshold=0.7)
+    learned = method.targets("target", seeded(BATCH))
+    confidence, label = probabilities(method).max(1)
+    assert torch.equal(learned["target"]["label"], label)
+    for image in range(2):
+        sure = sum(float(value) >= 0.7 for value in confidence[image].flatten()) / 6
+        assert 0 < sure < 1
+        assert torch.allclose(learned["target"]["weight"][image].double(), torch.tensor(sure).double())
+    assert learned["source"] is not None and torch.equal(learned["source"]["label"], BATCH["source"]["label"])
+
+
+def test_with_pixels_only_the_confident_ones_have_a_label() -> None:
+    method = teacher(threshold=0.7, weighting="pixels")
+    learned = method.targets("target", seeded(BATCH))["target"]
+    confidence, label = probabilities(method).max(1)
+    assert torch.equal(learned["label"], torch.where(confidence >= 0.7, label, 255))
+    assert "weight" not in learned
+
+
+def test_the_labels_of_the_target_are_never_read() -> None:
+    scrambled = seeded(BATCH)
+    scrambled["target"] = {**scrambled["target"], "label": torch.full_like(BATCH["target"]["label"], 1)}
+    one, other = teacher().targets("target", seeded(BATCH)), teacher().targets("target", scrambled)
+    assert torch.equal(one["target"]["label"], other["target"]["label"])
+    assert not teacher().learns_labels_of("target") and teacher().learns_labels_of("source")
+
+
+def test_it_follows_the_network_at_its_momentum_and_faster_at_first() -> None:
+    method = teacher(momentum=0.75)
+    method.prepare({})
+    start = method.network.logits.detach().clone()
+    with torch.no_grad():
+        method.network.logits += 1
+    method.after_step(0)  # 1 - 1/1 = 0: the network itself
+    assert torch.allclose(method.teacher.logits, start + 1)
+    with torch.no_grad():
+        method.network.logits += 1
+    method.after_step(1)  # 1 - 1/2
+    assert torch.allclose(method.teacher.logits, start + 1.5)
+    method.after_step(99)
+    assert torch.allclose(method.teacher.logits, start + 0.75 * 1.5 + 0.25 * 2)
+    assert method.deployed() is method.teacher
+    assert not any(parameter.requires_grad for parameter in method.teacher.parameters())
+
+
+def test_it_starts_as_the_network_that_was_handed_on() -> None:
+    method = teacher()
+    with torch.no_grad():
+        method.network.logits += 3
+    method.prepare({})
+    assert torch.equal(method.teacher.logits, method.network.logits)
+    assert "teacher" not in method.parts() and "network" in method.parts()
+
+
+def test_it_stays_in_eval_mode() -> None:
+    method = teacher(Convolution())
+    method.train()
+    assert method.network.training and not method.teacher.training
+
+
+def test_views_of_a_network_that_sees_single_pixels_change_nothing() -> None:
+    method = teacher()
+    image = BATCH["target"]["image"]
+    expected = method.probabilities(image)
+    method.views = 3
+    assert torch.allclose(method.probabilities(image), expected)
+
+
+def test_views_are_turned_and_mirrored_back() -> None:
+    method, image = teacher(Convolution(), views=2), random_batch()["target"]["image"]
+    turned = image.roll(32, -1).flip(-1)
+    other = method.teacher(turned).logits.softmax(1).flip(-1).roll(-32, -1)
+    expected = (method.teacher(image).logits.softmax(1) + other) / 2
+    assert torch.allclose(method.probabilities(image), expected)
+
+
+def test_balanced_thresholds_follow_each_classs_mean_confidence() -> None:
+    method = teacher(threshold=0.9, balanced=True, momentum=0.5)
+    assert torch.allclose(method.thresholds(), torch.full((K,), 0.9).double())
+    confidence, label = probabilities(method).max(1)
+    method.targets("target", seeded(BATCH))
+    method.after_step(9)
+    means = [float(confidence[label == k].mean()) if (label == k).any() else 1.0 for k in range(K)]
+    expected = [0.5 + 0.5 * mean for mean in means]
+    assert torch.allclose(method.confidence, torch.tensor(expected).double(), atol=1e-6)
+    assert torch.allclose(method.thresholds(), 0.9 * method.confidence / max(expected), atol=1e-6)
+
+
+def test_a_skipped_step_counts_no_confidence() -> None:
+    method = teacher(balanced=True)
+    method.targets("target", seeded(BATCH))
+    method.discard_step()
+    method.set_step(1)
+    method.after_step(1)
+    assert (method.confidence == 1).all()
+
+
+def test_labels_go_with_the_view() -> None:
+    method = teacher(derive={"target": Viewed("target", YawRoll())})
+    plain = teacher().targets("target", seeded(BATCH))["target"]
+    learned = method.targets("target", seeded(BATCH))["target"]
+    for image in range(2):
+        shifts = [s for s in range(3) if torch.equal(plain["label"][image].roll(s, -1), learned["label"][image])]
+        assert any(torch.equal(plain["image"][image].roll(s, -1), learned["image"][image]) for s in shifts)
+
+
+def test_labels_are_made_once_for_all_phases() -> None:
+    method, batch, calls = teacher(), seeded(BATCH), []
+    method.teacher.register_forward_hook(lambda *_: calls.append(1))
+    assert method.targets("source", batch) is method.targets("target", batch)
+    assert len(calls) == 1
+    method.set_step(1)
+    method.targets("source", batch)
+    assert len(calls) == 2
+
+
+def test_what_cannot_be_taught_is_refused() -> None:
+    network = Lookup()
+    with pytest.raises(ConfigError, match="the teacher is to label target"):
+        MeanTeacher(network, {"supervised": Segmentation(network, CrossEntropy())})
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_entropy_is_one_where_all_classes_are_equally_likely(scale: float) -> None:
+    network = Lookup()
+    with torch.no_grad():
+        network.logits.mul_(scale)
+    method = MeanTeacher(network, {"entropy": Entropy(network, 0.5)}, teaches=())
+    losses = method("target", seeded(BATCH), {}).losses
+    p = network(BATCH["target"]["image"]).logits.softmax(1).detach()
+    expected = -sum(float(v) * math.log(float(v)) for v in p.flatten()) / (12 * math.log(K))
+    assert float(losses["entropy"]) == pytest.approx(0.5 * expected)
+    assert scale or float(losses["entropy"]) == pytest.approx(0.5)
+
+
+def test_contrast_is_the_cross_entropy_of_cosines_with_known_prototypes() -> None:
+    network = Lookup()
+    term = PrototypeContrast(network, 2.0, ["source"], temperature=0.5).double()
+    bank = torch.randn(K, network.feature_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bank[1] = torch.nan
+    term.bank.prototypes.copy_(bank)
+    method = MeanTeacher(network, {"contrast": term}, teaches=()).double()
+    batch = seeded(BATCH)
+    found = method("source", batch, method.normalisers("source", batch)).losses["contrast"]
+    features, labels, total, count = network(BATCH["source"]["image"]).features, BATCH["source"]["label"], 0.0, 0
+    for b, i, j in torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(3)).tolist():
+        if labels[b, i, j] in (255, 1):
+            continue
+        cosines = [torch.cosine_similarity(features[b, :, i, j], bank[k], dim=0).item() / 0.5 for k in (0, 2)]
+        chosen = cosines[0] if labels[b, i, j] == 0 else cosines[1]
+        total, count = total + math.log(sum(map(math.exp, cosines))) - chosen, count + 1
+    assert float(found) == pytest.approx(2 * total / count)
