@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -172,6 +173,13 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES[:-1]:
         for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
             assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_lines_of_python_on_the_first_page_run() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", page_text("README.md"), re.DOTALL | re.MULTILINE)
+    names = {"images": torch.zeros(1, 3, 32, 64, dtype=torch.uint8)}
+    exec(code.replace('"official_checkpoint.pth"', "None"), names)
+    assert names["logits"].shape == (1, 19, 32, 64)
 
 
 # ---- recipes ----

@@ -19,6 +19,7 @@ from trans4pass.inference import Described, Predictor, evaluate, read_checkpoint
 from trans4pass.inference.export import export_weights
 from trans4pass.interrupts import Interrupts
 from trans4pass.models import ENCODERS, HEADS
+from trans4pass.pipeline.launch import known_settings
 from trans4pass.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -164,3 +165,10 @@ def test_a_plugin_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(ConfigError, match=r"no package 'nowhere'.*--config-dir"):
         build.allow_plugins(["nowhere"], str(EXTENSION / "configs"))
+
+
+@pytest.mark.parametrize(
+    "folder", [("--config-dir", str(EXTENSION / "configs")), (f"--config-dir={EXTENSION}/configs",)]
+)
+def test_settings_of_a_folder_of_ones_own_are_known(folder: tuple[str, ...]) -> None:
+    assert "stages.teacher.method.momentum" in known_settings("train", [*folder, "experiment=extension_toy"])

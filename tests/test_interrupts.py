@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -64,7 +64,9 @@ def test_the_death_of_torchrun_counts_as_sigterm(monkeypatch: pytest.MonkeyPatch
 # ---- two processes ----
 
 
-def seen(interrupts: Interrupts, items: list[int], rounds: int, at: int | None = None, number: int = 0) -> list[int]:
+def seen(
+    interrupts: Interrupts, items: Iterable[int], rounds: int, at: int | None = None, number: int = 0
+) -> list[int]:
     """What comes out of `between`; a signal is noted when item `at` does."""
     got = []
     try:

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,10 +35,10 @@ class OtherRankFailed(UserError):
 
 
 class Interrupts:
-    """While entered, notes signals; who has long work to do asks it at short intervals whether to stop.
+    """Notes signals while entered; whoever has long work to do asks it at short intervals whether to stop.
 
-    A second Ctrl-C stops at once. Under torchrun, its death counts as SIGTERM: a signal that it does not forward
-    (SIGUSR1, unless --signals-to-handle names it) ends torchrun and leaves its processes behind.
+    A second Ctrl-C stops at once. The death of torchrun counts as SIGTERM: a signal that it does not forward (SIGUSR1,
+    unless --signals-to-handle names it) ends it and leaves its processes behind.
 
     Args:
         device: where the ranks compare what they noted; NCCL needs a GPU's tensors.
@@ -48,7 +48,7 @@ class Interrupts:
         self.device = device
         self.number: int | None = None
         self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -83,7 +83,7 @@ class Interrupts:
             raise OtherRankFailed("another process of this run cannot go on; what it printed says why")
 
     def check_locally(self) -> None:
-        """As `check`, of this rank's signals only, where ranks do not work in step and nothing is to be kept."""
+        """As `check`, for this rank's signals only, where ranks do not work in step and nothing is to be kept."""
         if self.number is not None:
             raise Interrupted(self.number)
 

@@ -15,7 +15,7 @@ from trans4pass.errors import DamagedFile, StorageError, UserError
 
 log = logging.getLogger(__name__)
 
-FIXES = {
+FIXES: dict[int | None, str] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and start again, a training run with resume=true"),
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS),
@@ -29,17 +29,17 @@ FIXES = {
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Stands around what writes to `path`: the operating system's errors become StorageErrors with their fix."""
+    """Around what writes to `path`: the operating system's errors become StorageErrors with their fix."""
     try:
         yield
     except UserError:
         raise
     except (OSError, RuntimeError) as error:
-        cause = error
-        while cause is not None and not isinstance(cause, OSError):  # torch wraps a failed write in RuntimeError
+        cause: BaseException | None = error
+        while not isinstance(cause, OSError):  # torch wraps a failed write in RuntimeError
+            if cause is None:
+                raise
             cause = cause.__context__
-        if cause is None:
-            raise
         fix = FIXES.get(cause.errno, "look after the disk, then start again")
         raise StorageError(f"cannot write {path} ({cause.strerror or cause}): {fix}") from error
 
@@ -84,7 +84,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write plain values by name: of a mapping, unlike of a number, a part is never whole JSON."""
+    """Write plain values by name: a mapping that is cut off anywhere is no JSON any more, as a number may be."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
@@ -92,7 +92,7 @@ def read_json(path: Path, keys: Collection[str], fix: str) -> dict[str, Any] | N
     """What `write_json` wrote, None where there is no file.
 
     Args:
-        keys: those that must be there.
+        keys: those that it must have.
         fix: what to do about a damaged file.
     Raises:
         DamagedFile: it cannot be read, or lacks keys.
@@ -100,18 +100,17 @@ def read_json(path: Path, keys: Collection[str], fix: str) -> dict[str, Any] | N
     try:
         values = json.loads(path.read_bytes())
         lacking = [key for key in keys if key not in values] if isinstance(values, dict) else ["its values by name"]
-        reason = f"it lacks {', '.join(lacking)}" if lacking else ""
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error)
-    if reason:
-        raise DamagedFile(f"{path} is damaged ({reason}): {fix}")
+        raise DamagedFile(f"{path} is damaged ({error}): {fix}") from error
     return values
 
 
 def recall_json(path: Path, keys: Collection[str], instead: str) -> dict[str, Any] | None:
-    """As `read_json`, for what can be had again: a damaged file is none, and a warning says what is done `instead`."""
+    """As `read_json`, for what can be made again: a damaged file is none, and a warning says what is done `instead`."""
     try:
         return read_json(path, keys, instead)
     except DamagedFile as error:

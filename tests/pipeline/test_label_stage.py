@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trans4pass.engine import checkpoint, pseudo_labels
-from trans4pass.engine.evaluation import Predictor, TestTime
-from trans4pass.engine.interrupt import Interrupted
-from trans4pass.engine.stage import Stage
 
+from tests.small import various_network
 from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.inference import TTA, Predictor, pseudo_labels
+from trans4pass.interrupts import Interrupted
+from trans4pass.pipeline.stage import Stage
+from trans4pass.precision import Precision
+from trans4pass.training import checkpoint
 
 from .conftest import composed, stages_of
-from .small import various_network
 
 MakeStage = Callable[..., Stage]
 SETTINGS = {"size": "[96,32]", "scales": "[1.0,1.5]", "flip": "true", "yaw_rolls": "2", "keep": "0.6", "cap": "0.2"}
@@ -29,7 +30,8 @@ def stage(tiny: list[str], tiny_data: Path, tmp_path: Path) -> MakeStage:
     pixels = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(2, 0, 1)[None]
     network = various_network(11, pixels)
     weights = {f"network.{key}": value for key, value in network.state_dict().items()}
-    checkpoint.save({"method": weights, "labels": composed(*tiny)["labels"]}, tmp_path / "given.pt")
+    config = composed(*tiny)
+    checkpoint.save({"method": weights, "labels": config["labels"], "model": config["model"]}, tmp_path / "given.pt")
 
     def make(*overrides: str, **settings: str) -> Stage:
         chosen = {"init": tmp_path / "given.pt", **SETTINGS, **settings}
@@ -41,11 +43,12 @@ def stage(tiny: list[str], tiny_data: Path, tmp_path: Path) -> MakeStage:
     return make
 
 
-def predicted(stage: Stage, precision: torch.dtype | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def predicted(stage: Stage, precision: Precision = "fp32") -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By image: class and confidence, in float16, of the mean over the views."""
-    network, _ = stage.starting_point()
-    predictor = Predictor(network, torch.device("cpu"), TestTime((1.0, 1.5), True, 2), precision)
-    dataset, maps = stage.dataset(), {}
+    network = stage.run.network({})
+    stage.start.load_network(network)
+    predictor = Predictor(network, torch.device("cpu"), TTA((1.0, 1.5), True, 2), precision)
+    dataset, maps = stage.dataset, {}
     for index in range(len(dataset)):
         probability, label = predictor(dataset[index]["image"][None]).softmax(1)[0].max(0)
         maps[dataset[index]["name"]] = label.numpy(), probability.half().numpy()
@@ -71,10 +74,10 @@ def written(stage: Stage) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_labels_are_the_confident_part_of_the_prediction(precision: str, stage: MakeStage) -> None:
+def test_labels_are_the_confident_part_of_the_prediction(precision: Precision, stage: MakeStage) -> None:
     """Predicted at 96x32, written at the files' 160x32; thresholds are of the whole set."""
     labelling = stage(precision=precision)
-    maps = predicted(labelling, {"fp32": None, "bf16": torch.bfloat16}[precision])
+    maps = predicted(labelling, precision)
     limits = by_sorting(maps, 0.6, 0.2)
     assert len({*limits}) > 3 and max(limits) == 0.2
     result = labelling.execute()
@@ -95,12 +98,12 @@ def test_labels_are_the_confident_part_of_the_prediction(precision: str, stage: 
 
 def test_half_precision_is_another_prediction(stage: MakeStage) -> None:
     """So that the test above can tell them apart."""
-    one, other = predicted(stage()), predicted(stage(), torch.bfloat16)
+    one, other = predicted(stage()), predicted(stage(), "bf16")
     assert any((one[name][1] != other[name][1]).any() for name in one)
 
 
 def test_truth_beside_the_images_is_not_read(stage: MakeStage) -> None:
-    dataset = stage().dataset()
+    dataset = stage().dataset
     assert all((dataset[index]["label"] == 255).all() for index in range(len(dataset)))
     assert [item.label for item in dataset.items] == [None] * 4
 
@@ -141,17 +144,16 @@ def test_a_signal_behind_the_last_image_stops_too(stage: MakeStage, monkeypatch:
 
     monkeypatch.setattr(pseudo_labels, "spill", last)
     with pytest.raises(Interrupted):
-        labelling.predict(labelling.dataset())
+        labelling.predict(labelling.dataset)
 
 
-def test_images_that_cannot_be_read_are_left_out_and_told(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_cannot_be_read_are_left_out_and_logged(stage: MakeStage) -> None:
     labelling = stage("on_bad_sample=skip")
-    dataset = labelling.dataset()
+    dataset = labelling.dataset
     bad = dataset.items[1]
     cut = labelling.folder / "cut.png"
     cut.write_bytes(bad.image.read_bytes()[:100])
     dataset.items[1] = type(bad)(bad.name, cut)
-    monkeypatch.setattr(labelling, "dataset", lambda: dataset)
     result = labelling.execute()
     assert result["left_out"] == [bad.name]
     assert written(labelling).keys() == {item.name for item in dataset.items} - {bad.name}
@@ -162,9 +164,9 @@ def test_images_that_cannot_be_read_are_left_out_and_told(stage: MakeStage, monk
     ("settings", "word"),
     [
         ({"init": "null"}, r"stages\.pseudo_labels\.init is null"),
-        ({"precision": "fp8"}, r"stages\.pseudo_labels\.precision=fp8"),
+        ({"precision": "fp8"}, r"stages\.pseudo_labels\.precision is 'fp8'"),
         ({"scales": "[]"}, "scales"),
-        ({"flip": "1"}, "flip"),
+        ({"flip": "2"}, "flip"),
         ({"yaw_rolls": "0"}, "yaw_rolls"),
         ({"keep": "1.5"}, "keep"),
         ({"cap": "-1"}, "cap"),
@@ -188,10 +190,10 @@ def test_weights_that_do_not_fit_are_known_before_anything_runs(stage: MakeStage
 def test_several_processes_share_the_images(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once over all ranks."""
     labelling = stage()
-    dataset, shares = labelling.dataset(), []
+    dataset, shares = labelling.dataset, []
     monkeypatch.setattr("trans4pass.dist.world_size", lambda: 3)
     for rank in range(3):
         monkeypatch.setattr("trans4pass.dist.rank", lambda rank=rank: rank)
-        shares.append({item.name for item in labelling.own(dataset)})
+        shares.append({item.name for item in labelling.share(dataset, "all")})
     assert sorted(map(len, shares)) == [1, 1, 2]
     assert set.union(*shares) == {item.name for item in dataset.items}

@@ -90,7 +90,8 @@ def trainer_of(
 
 def in_two_processes(work: Callable[[int, str], Any], folder: Path) -> list[Any]:
     """What `work(rank, folder)`, a module's function, returns on each of two gloo ranks."""
-    mp.spawn(_rank, args=(work, str(folder)), nprocs=2)
+    mp.set_forkserver_preload(["trans4pass.pipeline"])  # imported once for all ranks of a test run
+    mp.start_processes(_rank, args=(work, str(folder)), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as td
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trans4pass.training import Monitor, TensorBoard, monitor
 from trans4pass.training.monitor import in_short
+
+from .small import in_two_processes
 
 CPU = torch.device("cpu")
 
@@ -146,3 +149,31 @@ def test_the_bar_shows_steps_and_the_pace(
 def test_values_are_short() -> None:
     shown = in_short({"a": 0.123456, "b": 12345678.0, "c": 1e-9, "d": 2.0})
     assert shown == "a 0.1235  b 1.235e+07  c 1e-09  d 2"
+
+
+# ---- two processes ----
+
+
+def watch(rank: int, folder: str) -> list[int]:
+    """Four steps, logged every two, whose loss is the step's number and an offset; returns what was reduced."""
+    reduced, all_reduce, offset = [], td.all_reduce, 10.0 * rank
+
+    def counted(tensor: torch.Tensor, *args: Any) -> None:
+        reduced.append(tensor.numel())
+        all_reduce(tensor, *args)
+
+    td.all_reduce = counted
+    monitor = make(Path(folder) / f"points{rank}", 4, 2)
+    with monitor.running(0, 0):
+        for step in range(1, 5):
+            values = {"seg": step + offset} | ({"norm": offset} if step == 4 else {})  # not every step has one
+            monitor.step(step, {name: torch.tensor(value) for name, value in values.items()}, {}, skipped=0)
+    return reduced
+
+
+def test_points_are_the_means_of_all_processes(tmp_path: Path) -> None:
+    reduced = in_two_processes(watch, tmp_path)
+    assert reduced == [[1, 2], [1, 2]]  # one for all values of a logged step, none between
+    for rank in range(2):
+        shown = points(tmp_path / f"points{rank}")
+        assert (shown["seg"], shown["norm"]) == ([(2, 6.5), (4, 8.5)], [(4, 5.0)])

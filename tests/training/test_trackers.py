@@ -171,7 +171,7 @@ def test_what_packages_get(tracker: type[WandB], resumed: int, tmp_path: Path, m
 
 
 def test_wandb_offline(offline: Path) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     tracker = WandB(offline / "stage", "run", "stage", mode="offline")
     (offline / "stage").mkdir()
     tracker.begin(0, 0)
@@ -179,6 +179,7 @@ def test_wandb_offline(offline: Path) -> None:
         tracker.log({"loss": 1.0 / step}, step)
     tracker.image("val/target: image, truth", PICTURE, 2)
     tracker.close()
+    wandb.teardown()  # its service, a process that writes behind the run's back
     (folder,) = (offline / "stage" / "wandb").glob("offline-run-*")
     (record,) = folder.glob("*.wandb")
     content = record.read_bytes()

@@ -64,6 +64,12 @@ class LoadReport(NamedTuple):
     missing: list[str]  # tensors of the model that keep their initial values
     dropped: list[str]  # tensors of the file that no model needs
 
+    def __str__(self) -> str:
+        kept, dropped = len(self.missing), len(self.dropped)
+        return (
+            f"{self.format} weights, {self.matched} tensors loaded, {kept} keep their initial values, {dropped} dropped"
+        )
+
 
 def load_weights(model: nn.Module, source: str | PathLike[str] | Weights, allow_nonfinite: bool = False) -> LoadReport:
     """Load a file into `model`, strictly; what it may lack is told in the report and logged.
@@ -75,15 +81,9 @@ def load_weights(model: nn.Module, source: str | PathLike[str] | Weights, allow_
     weights = source if isinstance(source, Weights) else read_weights(source)
     missing = check_weights(model, weights, allow_nonfinite)
     model.load_state_dict(weights.state, strict=False)
-    log.info(
-        "%s: %s weights, %d tensors loaded, %d keep their initial values, %d dropped",
-        weights.path,
-        weights.format,
-        len(weights.state),
-        len(missing),
-        len(weights.dropped),
-    )
-    return LoadReport(weights.format, len(weights.state), missing, weights.dropped)
+    report = LoadReport(weights.format, len(weights.state), missing, weights.dropped)
+    log.info("%s: %s", weights.path, report)
+    return report
 
 
 def check_weights(model: nn.Module, weights: Weights, allow_nonfinite: bool = False) -> list[str]:
@@ -115,12 +115,13 @@ def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], may_l
             if state[key].shape != wanted[key].shape
         ],
         "Values are of another kind:": [
-            f"{key} {_kind(state[key])} instead of {wanted[key].dtype}"
+            f"{key} {state[key].dtype}, {state[key].layout} on {state[key].device} instead of {wanted[key].dtype}"
             for key in both
             if not _holds_numbers(state[key]) or state[key].is_floating_point() != wanted[key].is_floating_point()
         ],
     }
-    return ". ".join(f"{what} {', '.join(keys[:4])}{_more(keys)}" for what, keys in parts.items() if keys)
+    more = {what: f" and {len(keys) - 4} more" if len(keys) > 4 else "" for what, keys in parts.items()}
+    return ". ".join(f"{what} {', '.join(keys[:4])}{more[what]}" for what, keys in parts.items() if keys)
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | PathLike, allow_nonfinite: bool) -> None:
@@ -171,6 +172,7 @@ def identify(state: Mapping[str, Tensor]) -> Variant | None:
 
 
 DESCRIPTION = ("model", "labels")  # what our own files say about themselves
+NESTS = ("method", "state_dict", "model", "network")  # "model" are settings in our own, whose "method" comes first
 FOLDER = 0x10  # zip's attribute
 STAGES = (1, 2, 3, 4)
 HEADS = {  # a tensor that only this head has
@@ -182,7 +184,11 @@ HEADS = {  # a tensor that only this head has
 }
 FAMILIES = {"dmlp": "trans4pass", "dmlp_v2": "trans4pass_plus"}  # heads that give a model its name
 RESNETS = {6: "danet_resnet50", 23: "danet_resnet101", 36: "danet_resnet152"}  # by the blocks of the third stage
-PREFIXES = {"dede_head.": "head.", "backbone.": "encoder.", "decode_head.": "head."}  # official -> here
+PREFIXES = {"dede_head": "head", "backbone": "encoder", "decode_head": "head"}  # official -> here
+ENCODERS = {  # trained on ImageNet: a tensor by which they are known, the classifier to be dropped, their place here
+    "SegFormer": ("patch_embed1.proj.weight", "head.", "encoder."),
+    "ImageNet ResNet": ("layer1.0.conv1.weight", "fc.", "encoder.body."),
+}
 TRANSFORMERS = {  # inside a stage; longer names first
     "attention.self.layer_norm": "attn.norm",
     "attention.self.query": "attn.q",
@@ -260,17 +266,14 @@ def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]
             return "transformers", _from_transformers(encoder), outside + dropped
         except (KeyError, ValueError, RuntimeError) as error:
             raise WeightsError(
-                f"{path} has the names of the transformers library, and some are wrong ({error!r}): get it again"
+                f"{path} has the transformers library's names, some wrong ({error!r}): get it again"
             ) from error
-    if "patch_embed1.proj.weight" in state:
-        dropped = [key for key in state if key.startswith("head.")]
-        encoder = {f"encoder.{key}": value for key, value in state.items() if not key.startswith("head.")}
-        return "SegFormer", encoder, outside + dropped
-    if "layer1.0.conv1.weight" in state:
-        dropped = [key for key in state if key.startswith("fc.")]
-        encoder = {f"encoder.body.{key}": value for key, value in state.items() if not key.startswith("fc.")}
-        return "ImageNet ResNet", encoder, outside + dropped
-    renamed = {_rename(key): value for key, value in state.items()}
+    for format, (mark, classifier, place) in ENCODERS.items():
+        if mark in state:
+            dropped = [key for key in state if key.startswith(classifier)]
+            return format, {f"{place}{key}": state[key] for key in state if key not in dropped}, outside + dropped
+    official = re.compile(rf"^({'|'.join(PREFIXES)})(?=\.)")
+    renamed = {official.sub(lambda found: PREFIXES[found[1]], key): value for key, value in state.items()}
     refuse_first_release(renamed, path)
     return "Trans4PASS" if renamed.keys() == state.keys() else "official", renamed, outside
 
@@ -279,39 +282,23 @@ def _unwrap(content: Any, path: str | PathLike) -> tuple[State, list[str]]:
     """The network's flat state dict out of whatever surrounds it, and the names of the tensors left outside."""
     while isinstance(content, Mapping):
         content = {re.sub(r"^(module\.)+", "", str(key)): value for key, value in content.items()}
-        # A training checkpoint's "model" are settings, so that its "method" comes first.
-        nest = next(
-            (k for k in ("method", "state_dict", "model", "network") if isinstance(content.get(k), Mapping)), None
-        )
-        if nest is None:
+        nests = [content[key] for key in NESTS if isinstance(content.get(key), Mapping)]
+        if not nests:
             break
-        content = content[nest]
+        content = nests[0]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise WeightsError(f"{path} holds no weights, but {_summary(content)}: give a model's checkpoint")
+        names = f" with {', '.join(map(str, list(content)[:5])) or 'nothing'}" if isinstance(content, Mapping) else ""
+        raise WeightsError(f"{path} holds no weights, but a {type(content).__name__}{names}: give a model's checkpoint")
     if any(key.startswith("network.") for key in tensors):
         return _split(tensors, re.compile(r"network\.(?:module\.)?"))
     return tensors, []
-
-
-def _summary(content: Any) -> str:
-    kind = f"a {type(content).__name__}"
-    return (
-        f"{kind} with {', '.join(map(str, list(content)[:5])) or 'nothing'}" if isinstance(content, Mapping) else kind
-    )
 
 
 def _split(state: State, prefix: re.Pattern) -> tuple[State, list[str]]:
     """The tensors under `prefix`, which is taken off, and the names of all others."""
     inside = {prefix.sub("", key, count=1): value for key, value in state.items() if prefix.match(key)}
     return inside, [key for key in state if not prefix.match(key)]
-
-
-def _rename(key: str) -> str:
-    for official, here in PREFIXES.items():
-        if key.startswith(official):
-            return here + key.removeprefix(official)
-    return key
 
 
 def _from_transformers(state: State) -> State:
@@ -374,14 +361,6 @@ def _holds_numbers(tensor: Tensor) -> bool:
     """Whether a file's tensor is plain: its real numbers side by side."""
     plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
     return plain and not tensor.is_complex()
-
-
-def _kind(tensor: Tensor) -> str:
-    return "without values" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
-
-
-def _more(keys: list[str]) -> str:
-    return f" and {len(keys) - 4} more" if len(keys) > 4 else ""
 
 
 def _settings(held: Variant, asked: Variant) -> str:

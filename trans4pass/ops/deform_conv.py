@@ -9,35 +9,23 @@ from torch import Tensor
 
 from trans4pass.errors import ConfigError
 from trans4pass.ops import native
+from trans4pass.ops.sampling import Placing
 
 
 def _torchvision(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    padding: int,
-    wrap: bool,
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
-    refuse_wrap("torchvision", wrap)
+    refuse_wrap("torchvision", placing)
+    stride, padding, _ = placing
     return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, mask=mask)
 
 
 def _mmcv(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    padding: int,
-    wrap: bool,
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
     from mmcv.ops import modulated_deform_conv2d  # optional, and slow to import
 
-    refuse_wrap("mmcv", wrap)
+    refuse_wrap("mmcv", placing)
     # At -1 exactly (zero offset, in the padding) the offset's gradient is 0 here, and not so in the other backends.
     groups, taps = offset.shape[1] // (2 * weight.shape[-1] ** 2), weight.shape[-1] ** 2
     if mask is None:
@@ -45,28 +33,24 @@ def _mmcv(
     # It reads memory as if it were contiguous, whatever the strides.
     tensors = [x.contiguous() for x in (input, offset, mask, weight)]
     # The last three: dilation, groups of the weight, offset groups.
-    return modulated_deform_conv2d(*tensors, bias, stride, padding, 1, 1, groups)
+    return modulated_deform_conv2d(*tensors, bias, placing.stride, placing.padding, 1, 1, groups)
 
 
-def refuse_wrap(name: str, wrap: bool) -> None:
-    if wrap:
+def refuse_wrap(name: str, placing: Placing) -> None:
+    if placing.wrap:
         raise ConfigError(f"deform_backend {name!r} cannot wrap around the map's sides; use 'native'")
 
 
 # A new backend is one function like these: it gets tensors of one floating dtype, with autocast off.
 BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "native": native.deform_conv2d,
-    "torchvision": _torchvision,
-    "mmcv": _mmcv,
-}
+    "native": native.deform_conv2d, "torchvision": _torchvision, "mmcv": _mmcv,
+}  # fmt: skip
 
 
 def check_backend(name: str) -> str:
     """Return `name` unchanged; raises ConfigError where it is neither "auto" nor a backend that is there."""
     if name == "mmcv" and find_spec("mmcv") is None:
-        raise ConfigError(
-            "deform_backend 'mmcv' needs mmcv with its operators, which is not installed: make setup-mmcv"
-        )
+        raise ConfigError("deform_backend 'mmcv' needs mmcv's operators, which are not installed: make setup-mmcv")
     if name != "auto" and name not in BACKENDS:
         raise ConfigError(f"deform_backend {name!r} is not known; choose one of {', '.join(['auto', *BACKENDS])}")
     return name
@@ -97,19 +81,18 @@ def deform_conv2d(
     Raises ConfigError for an unknown backend, ValueError for shapes that do not fit together.
     """
     _check_shapes(input, offset, mask, weight, stride, padding)
-    device = input.device.type
+    device, result = input.device.type, input.dtype
     if check_backend(backend) == "auto":
         # On CUDA the two are not measured against each other: torchvision's kernel is fused, but its gradient's sums
         # have no fixed order.
         exact = torch.are_deterministic_algorithms_enabled()
         backend = "native" if wrap or exact or device == "cpu" else "torchvision"
-    work = torch.promote_types(input.dtype, torch.float32)
-    result = input.dtype
+    work = torch.promote_types(result, torch.float32)
     if torch.is_autocast_enabled(device) and work == torch.float32:
         result = torch.get_autocast_dtype(device)
     tensors = [t if t is None else t.to(work) for t in (input, offset, mask, weight, bias)]
     with torch.autocast(device, enabled=False):
-        return BACKENDS[backend](*tensors, stride, padding, wrap).to(result)
+        return BACKENDS[backend](*tensors, Placing(stride, padding, wrap)).to(result)
 
 
 def _check_shapes(

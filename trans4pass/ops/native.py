@@ -11,24 +11,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trans4pass.ops.sampling import Sampler, choose_layout
+from trans4pass.ops.sampling import Gradients, Placing, Sampler, choose_layout
 
 
 def deform_conv2d(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    padding: int,
-    wrap: bool = False,
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
     """See `trans4pass.ops.deform_conv2d`; all tensors share one floating dtype, and there is no second derivative."""
     kernel, (ho, wo) = weight.shape[-1], offset.shape[2:]
     groups = offset.shape[1] // (2 * kernel**2)
     layout = choose_layout(input.shape[1], groups)
-    sampler = layout(*input.shape, ho, wo, groups, kernel, stride, padding, wrap)
+    sampler = layout(*input.shape, ho, wo, groups, kernel, *placing)
     offset = offset.contiguous().view(-1, groups, kernel**2, 2, ho * wo)  # [B, 2*G*k*k, Ho, Wo] -> [B, G, K, 2, N]
     if mask is not None:
         mask = mask.contiguous().view(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
@@ -80,9 +73,9 @@ class _DeformConv(torch.autograd.Function):
                     grad_samples = sampler.uncolumns(torch.bmm(matrix.t().expand(len(block), -1, -1), block))
                     given = [_at(x, images, positions) for x in (offset, mask, grad_offset, grad_mask)]
                     for groups in sampler.tiles(block):
-                        *where, to_offset, to_mask = (_of(x, groups) for x in given)
+                        offset_tile, mask_tile, *to = (_of(x, groups) for x in given)
                         parted = (sampler.part(x, groups) for x in (source, samples, grad_samples, target))
-                        sampler.sample_backward(sampler.corners(*where, grid), *parted, to_offset, to_mask)
+                        sampler.sample_backward(sampler.corners(offset_tile, mask_tile, grid), *parted, Gradients(*to))
                     grad_matrix += torch.bmm(block, sampler.columns(samples, block).transpose(1, 2)).sum(0)
                 if target is not None:
                     grad_input[images] = sampler.unbordered(target)

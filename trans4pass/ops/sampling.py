@@ -20,6 +20,21 @@ BLOCK_POSITIONS = 512  # at least, for matrix products worth their overhead
 ROW_CHANNELS = 8  # from which on rows are faster than planes
 
 
+class Placing(NamedTuple):
+    """Where a kernel comes to lie."""
+
+    stride: int
+    padding: int
+    wrap: bool  # whether the map goes on sideways, as a full panorama does
+
+
+class Gradients(NamedTuple):
+    """Those of a tile's offset [n, g, K, 2, P] and mask [n, g, K, P], to be set."""
+
+    offset: Tensor
+    mask: Tensor | None
+
+
 class Corners(NamedTuple):
     """Where the samples of a tile lie, and how much each counts."""
 
@@ -35,27 +50,28 @@ class Corners(NamedTuple):
         upper_right, lower_right = upper * fx, lower * fx
         return upper.sub_(upper_right), upper_right, lower - lower_right, lower_right
 
-    def backward(self, dots: list[Tensor], grad_offset: Tensor, grad_mask: Tensor | None) -> None:
-        """Set the gradients of the offset [n, g, K, 2, P] and of the mask [n, g, K, P].
+    def backward(self, dots: list[Tensor], to: Gradients) -> None:
+        """Set the gradients.
 
         `dots` holds, for each neighbour, the dot product over channels of its values and the samples' gradient; it is
         overwritten.
         """
         fy, fx = self.fraction.unbind(3)
-        dy, dx = grad_offset.unbind(3)
+        dy, dx = to.offset.unbind(3)
         upper, lower = torch.lerp(dots[0], dots[1], fx), torch.lerp(dots[2], dots[3], fx)
         torch.sub(lower, upper, out=dy)
         torch.lerp(dots[1].sub_(dots[0]), dots[3].sub_(dots[2]), fy, out=dx)
         if self.mask is not None:
-            grad_offset.mul_(self.mask.unsqueeze(3))
-            torch.lerp(upper, lower, fy, out=grad_mask)
+            to.offset.mul_(self.mask.unsqueeze(3))
+            torch.lerp(upper, lower, fy, out=to.mask)
 
 
 class Sampler(NamedTuple):
-    """The sizes of one deformable convolution, and what follows from them; the subclasses add a memory layout.
+    """The sizes of one deformable convolution, and what follows from them.
 
-    A layout keeps samples in the order in which they are read and written fastest. `lay` brings one number per sample,
-    [n, g, K, P], into that order, ready to be multiplied with samples; `unlay` brings it back.
+    Samples are kept in the order in which they are read and written fastest: here as [n, g, C/G, K*P], a plane per
+    channel, which is fast for few channels per offset group; subclasses lay them otherwise. `lay` brings one number per
+    sample, [n, g, K, P], into that order, ready to be multiplied with samples; `unlay` brings it back.
     """
 
     batch: int
@@ -163,19 +179,9 @@ class Sampler(NamedTuple):
             samples.addcmul_(self.gather(source, shift, index), self.lay(weight))
 
     def sample_backward(
-        self,
-        corners: Corners,
-        source: Tensor,
-        samples: Tensor,
-        grad: Tensor,
-        target: Tensor | None,
-        grad_offset: Tensor,
-        grad_mask: Tensor | None,
+        self, corners: Corners, source: Tensor, samples: Tensor, grad: Tensor, target: Tensor | None, to: Gradients
     ) -> None:
-        """Fill `samples` again, add the map's gradient to `target` (unless it is None) and set the other gradients.
-
-        `grad` is the samples' gradient; the others' shapes are those of `Corners.backward`.
-        """
+        """Fill `samples`, whose gradient is `grad`, again; add the map's gradient to `target`; set those of `to`."""
         index, dots = self.lay_index(corners.index), []
         samples.zero_()
         for shift, weight in zip(self.shifts, corners.weights()):
@@ -184,11 +190,7 @@ class Sampler(NamedTuple):
             dots.append(self.unlay(self.sum_channels(neighbour.mul_(grad)), corners.index.shape))
             if target is not None:
                 self.scatter_add(target, shift, index, grad * weight)
-        corners.backward(dots, grad_offset, grad_mask)
-
-
-class PlaneSampler(Sampler):
-    """Samples as [n, g, C/G, K*P], a plane per channel: fast for few channels per offset group."""
+        corners.backward(dots, to)
 
     def tiles(self, block: Tensor) -> list[slice]:
         """Slices of the offset groups for a `block` [n, O, P] of the result."""
@@ -239,7 +241,7 @@ class PlaneSampler(Sampler):
         return columns.reshape(len(columns), self.groups, self.depth, -1)  # [n, C*K, P] -> [n, G, C/G, K*P]
 
 
-class PointSampler(PlaneSampler):
+class PointSampler(Sampler):
     """Planes with an offset for every channel: interpolated row by row, with half of the general way's products."""
 
     def sample(self, corners: Corners, source: Tensor, samples: Tensor) -> None:
@@ -250,28 +252,20 @@ class PointSampler(PlaneSampler):
             samples.mul_(mask)
 
     def sample_backward(
-        self,
-        corners: Corners,
-        source: Tensor,
-        samples: Tensor,
-        grad: Tensor,
-        target: Tensor | None,
-        grad_offset: Tensor,
-        grad_mask: Tensor | None,
+        self, corners: Corners, source: Tensor, samples: Tensor, grad: Tensor, target: Tensor | None, to: Gradients
     ) -> None:
-        index, (fy, fx), mask = self._lay_corners(corners)
+        (index, (fy, fx), mask), shape = self._lay_corners(corners), corners.index.shape
         upper, upper_right, lower, lower_right = (self.gather(source, shift, index) for shift in self.shifts)
         dx = torch.lerp(upper_right - upper, lower_right - lower, fy)
         upper, lower = upper.lerp_(upper_right, fx), lower.lerp_(lower_right, fx)
         torch.lerp(upper, lower, fy, out=samples)
         dy = lower.sub_(upper)
         if mask is not None:
-            torch.mul(self.unlay(grad, grad_mask.shape), self.unlay(samples, grad_mask.shape), out=grad_mask)
+            torch.mul(self.unlay(grad, shape), self.unlay(samples, shape), out=to.mask)
             samples.mul_(mask)
             grad = grad * mask
-        for axis, slope in enumerate((dy, dx)):
-            shape = corners.index.shape
-            torch.mul(self.unlay(grad, shape), self.unlay(slope, shape), out=grad_offset.select(3, axis))
+        for slope, out in zip((dy, dx), to.offset.unbind(3)):
+            torch.mul(self.unlay(grad, shape), self.unlay(slope, shape), out=out)
         if target is not None:
             below = grad * fy
             above = grad - below
@@ -342,4 +336,4 @@ def choose_layout(channels: int, groups: int) -> type[Sampler]:
     """The fastest layout, as measured on a CPU."""
     if channels == groups:
         return PointSampler
-    return RowSampler if groups == 1 and channels >= ROW_CHANNELS else PlaneSampler
+    return RowSampler if groups == 1 and channels >= ROW_CHANNELS else Sampler

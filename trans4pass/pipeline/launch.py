@@ -127,6 +127,8 @@ def known_settings(name: str, overrides: Sequence[str]) -> set[str]:
     """All keys of configs/<name>.yaml, inner ones too, with the choices among `overrides`; empty if they do not fit."""
     words = [override.split(",")[0] for override in overrides]  # of a sweep the first
     choices = [word for word in words if "=" in word and (CONFIGS / re.split("[=@]", word)[0]).is_dir()]
+    if own := re.search(r"--config-dir[= ](\S+)", " ".join(overrides)):
+        choices.append(f"hydra.searchpath=[file://{Path(own[1]).resolve()}]")
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra.compose(name, choices, return_hydra_config=True)
