@@ -1,5 +1,7 @@
 """The segmentation model that every encoder and head is put together in."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +39,9 @@ class Segmentor(nn.Module):
         self, encoder: nn.Module, head: nn.Module, context: nn.Module | None = None, edges: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder  # any modules that keep to the above
         self.context = context
-        self.head = head
+        self.head: Any = head
         self.edges = edges
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
