@@ -108,6 +108,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 def stages_of(folder: Path, *overrides: str) -> dict[str, Stage]:
     """A configuration's enabled stages by name, in a folder, nothing run yet."""
     config = composed(*overrides)
+    config["num_workers"] = config["num_workers"] or 0
     labels = LabelSpace.from_dict(config["labels"])
     run = RunContext(run_settings(config), config, folder, labels, torch.device("cpu"), Interrupts())
     return {stage.name: stage for stage in make_stages(run)}

@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,28 +12,29 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from trans4pass.engine import checkpoint
-from trans4pass.engine.evaluation import Predictor, evaluate
-from trans4pass.engine.interrupt import Interrupted
-from trans4pass.engine.metrics import Scores
-from trans4pass.engine.stage import Stage, part
-from trans4pass.engine.trainer import Trainer
 
 from trans4pass import create_model
-from trans4pass.data import EvalTransform
+from trans4pass.data import EvalTransform, View
 from trans4pass.errors import ConfigError
+from trans4pass.inference import Predictor, evaluate, submodule_state
+from trans4pass.inference.metrics import Scores
+from trans4pass.interrupts import Interrupted
+from trans4pass.pipeline import TrainStage
+from trans4pass.pipeline.domains import with_class_weights
+from trans4pass.training import Trainer, checkpoint
 
 from .conftest import stages_of
-from .test_optim import Method
 
-MakeStage = Callable[..., Stage]
+MakeStage = Callable[..., TrainStage]
+ADVERSARIAL = "terms.adversarial"
+LOSS = "stages.source.method.terms.supervised.loss"
 
 
 @pytest.fixture
 def stage(tiny: list[str], tmp_path: Path) -> MakeStage:
     """A stage of the tiny experiment by name; `overrides` change its settings."""
 
-    def make(name: str, *overrides: str) -> Stage:
+    def make(name: str, *overrides: str) -> TrainStage:
         made = stages_of(tmp_path, *tiny, "stages.warmup.init=null", "stages.mpa.init=null", *overrides)[name]
         made.folder.mkdir(exist_ok=True)
         return made
@@ -42,14 +42,15 @@ def stage(tiny: list[str], tmp_path: Path) -> MakeStage:
     return make
 
 
-def built(stage: Stage) -> Trainer:
-    """Its trainer, and a monitor that keeps what it is shown."""
-    trainer = stage.build_trainer({domain: stage.dataset(domain) for domain in stage.config["domains"]})
-    shown: dict[str, tuple[int, torch.Tensor]] = {}
-    trainer.monitor = SimpleNamespace(
-        image=lambda name, picture, step: shown.update({name: (step, picture)}), shown=shown
-    )
-    return trainer
+def built(stage: TrainStage) -> Trainer:
+    return stage.build_trainer()[0]
+
+
+def counting(stage: TrainStage, images: int) -> TrainStage:
+    """The stage, with so many images in its domains."""
+    for domain in stage.data.domains.values():
+        domain.__dict__["files"] = range(images)
+    return stage
 
 
 # ---- the schedule ----
@@ -58,10 +59,10 @@ def built(stage: Stage) -> Trainer:
 @pytest.mark.parametrize(
     ("experiment", "name", "stop", "total", "rates"),
     [
-        ("pin2pan", "warmup", 8_000, 10_000, {"network": 1.15e-3, "discriminator": 1e-4}),
-        ("pin2pan", "mpa", 80_000, 100_000, {"network": 1.15e-5, "discriminator": 1e-4}),
-        ("pin2pan13", "warmup", 8_000, 10_000, {"network": 1.15e-5, "discriminator": 1e-4}),
-        ("pin2pan13", "mpa", 80_000, 100_000, {"network": 1.15e-5, "discriminator": 1e-4}),
+        ("pin2pan", "warmup", 8_000, 10_000, {"network": 1.15e-3, "adversarial": 1e-4}),
+        ("pin2pan", "mpa", 80_000, 100_000, {"network": 1.15e-5, "adversarial": 1e-4}),
+        ("pin2pan13", "warmup", 8_000, 10_000, {"network": 1.15e-5, "adversarial": 1e-4}),
+        ("pin2pan13", "mpa", 80_000, 100_000, {"network": 1.15e-5, "adversarial": 1e-4}),
     ],
 )
 def test_adaptation_stops_where_published_before_its_schedule_ends(
@@ -69,42 +70,43 @@ def test_adaptation_stops_where_published_before_its_schedule_ends(
 ) -> None:
     """poly .9: at the stop a quarter of the rate is left (.2^.9 = .235), for the discriminator too."""
     stage = stages_of(tmp_path, f"experiment={experiment}", "stages.warmup.init=null", "stages.mpa.init=null")[name]
-    trainer = stage.assemble(Method(), stage.count_steps({}))
-    assert trainer.settings.steps == stop
-    for part_, rate in rates.items():
-        (lr,), (factor,) = trainer.schedulers[part_].base_lrs, trainer.schedulers[part_].lr_lambdas
-        assert lr == pytest.approx(rate)
-        for step in (0, 1, stop // 2, stop - 1, stop):
-            assert lr * factor(step) == pytest.approx(rate * (1 - step / total) ** 0.9, rel=1e-12)
-        assert factor(stop) == pytest.approx(0.2**0.9)
+    assert stage.trainer_settings().steps == stop
+    with torch.device("meta"):
+        optimizers = stage.build_optimizers(stage.build_method(ahead=True))
+    assert {key: [group["lr"] for group in value.param_groups] for key, value in optimizers.items()} == {
+        key: [pytest.approx(rate)] for key, rate in rates.items()
+    }
+    factor = stage.build_schedule()  # of all optimisers
+    for step in (0, 1, stop // 2, stop - 1, stop):
+        assert factor(step) == pytest.approx((1 - step / total) ** 0.9, rel=1e-12)
+    assert factor(stop) == pytest.approx(0.2**0.9)
 
 
 def test_source_training_runs_its_schedule_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 epochs of Cityscapes' 2,975 images on four GPUs with four images each; the head at ten times the rate."""
     monkeypatch.setattr("trans4pass.dist.world_size", lambda: 4)
-    method = Method()
-    method.discriminator = None
-    stage = stages_of(tmp_path, "experiment=source_cityscapes19")["source"]
-    trainer = stage.assemble(method, stage.count_steps({"source": range(2975)}))
-    assert trainer.settings.steps == round(200 * 2975 / 16) == 37188
-    scheduler = trainer.schedulers["network"]
-    assert scheduler.base_lrs == pytest.approx([5e-5, 5e-4])
-    for factor in scheduler.lr_lambdas:
-        assert factor(0) == 1
-        assert factor(18594) == pytest.approx(0.5**0.9)
-        assert factor(37187) == pytest.approx((1 / 37188) ** 0.9)
-        assert factor(37188) == 0
+    stage = counting(stages_of(tmp_path, "experiment=source_cityscapes19")["source"], 2975)
+    assert stage.trainer_settings().steps == round(200 * 2975 / 16) == 37188
+    with torch.device("meta"):
+        optimizers = stage.build_optimizers(stage.build_method(ahead=True))
+    assert [group["lr"] for group in optimizers["network"].param_groups] == pytest.approx([5e-5, 5e-4])
+    factor = stage.build_schedule()
+    assert factor(0) == 1
+    assert factor(18594) == pytest.approx(0.5**0.9)
+    assert factor(37187) == pytest.approx((1 / 37188) ** 0.9)
+    assert factor(37188) == 0
 
 
 def test_a_training_step_has_the_rate_of_the_whole_schedule(stage: MakeStage) -> None:
     """A stage of 2 steps in a schedule of 10: what the optimiser has, step by step."""
     warmup = stage("warmup", "stages.warmup.steps=2", "stages.warmup.schedule.total_steps=10")
     trainer = built(warmup)
-    batches = warmup.batches(0)
+    batches = warmup.data.batches(0)
     rates = []
     for _ in range(3):
-        rates.append(trainer.optimizers["network"].param_groups[0]["lr"])
         trainer.train_step([next(batches)])
+        rates.append(trainer.optimizers["network"].param_groups[0]["lr"])
+        trainer.step += 1
     assert rates == pytest.approx([5e-4 * (1 - step / 10) ** 0.9 for step in range(3)])
 
 
@@ -119,32 +121,29 @@ def test_a_training_step_has_the_rate_of_the_whole_schedule(stage: MakeStage) ->
     ],
 )
 def test_epochs_are_counted_in_steps(overrides: list[str], steps: int, stage: MakeStage) -> None:
-    source = stage("source", *(f"stages.source.{override}" for override in overrides))
-    assert source.count_steps({"source": range(6)}) == steps
-    assert source.assemble(_supervised(), steps).settings.steps == steps
-
-
-def _supervised() -> Method:
-    method = Method()
-    method.discriminator = None
-    return method
+    source = counting(stage("source", *(f"stages.source.{override}" for override in overrides)), 6)
+    assert source.count_steps() == steps
+    assert source.trainer_settings().steps == steps
 
 
 @pytest.mark.parametrize("overrides", [["steps=null"], ["epochs=3"], ["steps=null", "epochs=0"], ["steps=0"]])
 def test_steps_or_epochs_are_needed_and_not_both(overrides: list[str], stage: MakeStage) -> None:
-    source = stage("source", *(f"stages.source.{override}" for override in overrides))
     with pytest.raises(ConfigError, match=r"steps|epochs"):
-        source.count_steps({"source": range(6)})
+        stage("source", *(f"stages.source.{override}" for override in overrides))
 
 
 def test_settings_reach_the_trainer(stage: MakeStage) -> None:
     chosen = {"precision": "bf16", "accumulate": 3, "clip_grad": 0.5, "on_nonfinite": "skip"}
-    chosen |= {"eval_every": 11, "checkpoint_every": 12, "log_every": 13}
-    source = stage("source", *(f"stages.source.{key}={value}" for key, value in chosen.items()))
-    settings = source.assemble(_supervised(), 4).settings
-    assert {key: getattr(settings, key) for key in chosen} == chosen
-    other = stage("source", "seed=1").assemble(_supervised(), 4).settings
-    assert len({settings.seed, other.seed, stage("warmup").assemble(Method(), 4).settings.seed}) == 3
+    chosen |= {"eval_every": 11, "checkpoint_every": 12}
+    every = 13
+    source = stage(
+        "source", f"stages.source.log_every={every}", *(f"stages.source.{key}={value}" for key, value in chosen.items())
+    )
+    trainer = built(source)
+    assert {key: getattr(trainer.settings, key) for key in chosen} == chosen
+    assert trainer.monitor.log_every == every
+    stages = source, stage("source", "seed=1"), stage("warmup")
+    assert len({made.trainer_settings().seed for made in stages}) == 3
 
 
 # ---- what it starts from ----
@@ -157,32 +156,35 @@ def test_the_same_seed_makes_the_same_method(stage: MakeStage) -> None:
     torch.manual_seed(2)
     same = built(stage("warmup")).method.state_dict()
     other = built(stage("warmup", "seed=1")).method.state_dict()
-    for key in ("network.head.pred.weight", "discriminator.0.weight"):
+    for key in ("network.head.pred.weight", f"{ADVERSARIAL}.discriminator.0.weight"):
         assert torch.equal(one[key], same[key])
         assert not torch.equal(one[key], other[key])
     later = built(stage("mpa", "stages.mpa.domains.target.labels=truth")).method.state_dict()
     assert torch.equal(one["network.head.pred.weight"], later["network.head.pred.weight"])
-    assert not torch.equal(one["discriminator.0.weight"], later["discriminator.0.weight"])  # each stage's own
+    assert not torch.equal(
+        one[f"{ADVERSARIAL}.discriminator.0.weight"], later[f"{ADVERSARIAL}.discriminator.0.weight"]
+    )  # each stage's own
 
 
 def test_a_checkpoint_brings_network_and_discriminator(stage: MakeStage, tmp_path: Path) -> None:
     before = built(stage("warmup", "seed=5"))
     checkpoint.save(before.state(), tmp_path / "given.pt")
-    for ahead in (False, True):
-        mpa = stage("mpa", f"stages.mpa.init={tmp_path / 'given.pt'}")
-        trainer = mpa.build_trainer({domain: mpa.dataset(domain, True) for domain in ("source", "target")}, ahead)
-        for name in ("network", "discriminator"):
-            old, new = (part(method.state_dict(), name) for method in (before.method, trainer.method))
-            assert all(torch.equal(old[key], new[key]) for key in old)
-    without = stage("warmup", f"stages.warmup.init={tmp_path / 'given.pt'}", "stages.warmup.method.lambda_adv=0")
-    assert built(without).method.discriminator is None
+    trainer = built(stage("mpa", f"stages.mpa.init={tmp_path / 'given.pt'}", "stages.mpa.domains.target.labels=truth"))
+    for name in ("network", ADVERSARIAL):
+        old, new = (submodule_state(method.state_dict(), name) for method in (before.method, trainer.method))
+        assert old and all(torch.equal(old[key], new[key]) for key in old)
+    off = [f"stages.mpa.method.{ADVERSARIAL}.weight=0", "stages.mpa.domains.target.labels=truth"]
+    without = built(stage("mpa", f"stages.mpa.init={tmp_path / 'given.pt'}", *off))
+    assert list(without.method.terms) == ["supervised", "self_training", "prototypes"]
+    assert list(without.optimizers) == ["network"]
     source = stage("source", f"stages.source.init={tmp_path / 'given.pt'}")
     checkpoint.save(built(source).state(), tmp_path / "source.pt")
-    fresh = built(stage("warmup", f"stages.warmup.init={tmp_path / 'source.pt'}")).method
-    assert not torch.equal(fresh.discriminator[0].weight, before.method.discriminator[0].weight)
+    fresh = built(stage("warmup", f"stages.warmup.init={tmp_path / 'source.pt'}")).method.state_dict()
+    key = f"{ADVERSARIAL}.discriminator.0.weight"
+    assert not torch.equal(fresh[key], before.method.state_dict()[key])
 
 
-def test_a_checkpoint_tells_model_labels_and_stage(stage: MakeStage) -> None:
+def test_a_checkpoint_describes_model_labels_and_stage(stage: MakeStage) -> None:
     meta = built(stage("warmup")).meta
     assert (meta["model"]["name"], meta["labels"]["name"], meta["stage"]) == ("trans4pass_micro", "toy11", "warmup")
 
@@ -198,7 +200,7 @@ def names(batches: Any, count: int) -> list[dict[str, list[str]]]:
 def test_batches_go_on_where_a_step_begins(stage: MakeStage) -> None:
     """Images and their augmentation, for each domain in an order of its own."""
     warmup = stage("warmup", "stages.warmup.accumulate=2")
-    whole, later = warmup.batches(0), warmup.batches(2)
+    whole, later = warmup.data.batches(0), warmup.data.batches(4)
     for _ in range(4):
         next(whole)
     for _ in range(3):
@@ -211,43 +213,45 @@ def test_batches_go_on_where_a_step_begins(stage: MakeStage) -> None:
 
 def test_order_and_augmentation_follow_from_the_seed(stage: MakeStage) -> None:
     """Another seed, another stage and another domain have an order and augmentations of their own."""
-    order = names(stage("warmup").batches(0), 9)
-    assert order == names(stage("warmup").batches(0), 9)
-    assert order != names(stage("warmup", "seed=1").batches(0), 9)
-    assert [batch["source"] for batch in order] != [batch["source"] for batch in names(stage("source").batches(0), 9)]
+    order = names(stage("warmup").data.batches(0), 9)
+    assert order == names(stage("warmup").data.batches(0), 9)
+    assert order != names(stage("warmup", "seed=1").data.batches(0), 9)
+    assert [batch["source"] for batch in order] != [
+        batch["source"] for batch in names(stage("source").data.batches(0), 9)
+    ]
     seeds = {
-        built_.dataset(domain).seed
+        built_.data.domains[domain].files.seed
         for built_ in (stage("warmup"), stage("warmup", "seed=1"), stage("mpa"))
         for domain in ("source", "target")
-        if (built_.name, domain) != ("mpa", "target")  # whose labels are not there yet
     }
-    assert len(seeds) == 5
+    assert len(seeds) == 6
 
 
 def test_labels_are_the_truth_or_none(stage: MakeStage) -> None:
     """Also where the target's labels lie beside its images."""
-    batch = next(stage("warmup").batches(0))
+    batch = next(stage("warmup").data.batches(0))
     assert (batch["target"]["label"] == 255).all()
     assert (batch["source"]["label"] != 255).float().mean() > 0.5
-    batch = next(stage("warmup", "stages.warmup.domains.source.labels=none").batches(0))
+    batch = next(stage("warmup", "stages.warmup.domains.source.labels=none").data.batches(0))
     assert (batch["source"]["label"] == 255).all()
 
 
 def test_pseudo_labels_are_read_from_their_stage(stage: MakeStage) -> None:
     mpa = stage("mpa")
     labelling = mpa.labelling["pseudo_labels"]
-    items = mpa.dataset("target", ahead=True).items
+    target = mpa.data.domains["target"]
+    items = target.files.items
     (labelling.folder / "labels").mkdir(parents=True)
     for number, item in enumerate(items[1:], 1):
         path = labelling.folder / "labels" / f"{item.name}_labelTrainIds.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((32, 160), number, np.uint8)).save(path)
-    (labelling.folder / "done.json").write_text(json.dumps({"left_out": [items[0].name]}))
-    dataset = mpa.plain("target", mpa.dataset("target"))
+    (labelling.folder / "done.json").write_text(json.dumps({"seconds": 1, "kept": 1, "left_out": [items[0].name]}))
+    dataset = target.unaugmented
     labels = {sample["name"]: sample["label"].unique().tolist() for sample in (dataset[i] for i in range(len(dataset)))}
     assert labels == {item.name: [number] for number, item in enumerate(items[1:], 1)}
     with pytest.raises(ConfigError, match=r"labels=nowhere is neither truth, none.*\(pseudo_labels\)"):
-        stage("mpa", "stages.mpa.domains.target.labels=nowhere").dataset("target")
+        stage("mpa", "stages.mpa.domains.target.labels=nowhere")
 
 
 @pytest.mark.parametrize(("fit", "size"), [("resize", (96, 32)), ("cover_crop", (160, 32)), ("scale_crop", (160, 32))])
@@ -257,8 +261,8 @@ def test_images_without_augmentation_are_whole(fit: str, size: tuple[int, int], 
     settings = {"fit": fit, "base": base, "size": "[96,32]", "flip": 1.0, "jitter": 0.0, "yaw_roll": "false"}
     overrides = [f"stages.warmup.domains.target.transform.{key}={value}" for key, value in settings.items()]
     warmup = stage("warmup", *overrides)
-    dataset = warmup.dataset("target")
-    (sample, *_) = warmup.plain_loaders({"target": dataset})["target"]
+    dataset = warmup.data.domains["target"].dataset
+    (sample, *_) = warmup.data.unaugmented()["target"]
     assert tuple(sample["image"].shape[:1:-1]) == size
     plain = dataset.with_transform(EvalTransform(size))[0]
     assert torch.equal(sample["image"][0], plain["image"])
@@ -269,29 +273,26 @@ def test_images_without_augmentation_are_whole(fit: str, size: tuple[int, int], 
 
 def test_counted_weights_are_of_the_share_of_labelled_pixels(stage: MakeStage) -> None:
     """1 / ln(1.1 + share), by counting the files' pixels; counted once."""
-    source = stage("source", "stages.source.method.loss.class_weights=auto")
-    dataset = source.dataset("source")
+    source = stage("source", f"{LOSS}.class_weights=auto")
+    dataset = source.data.domains["source"].files
     labels = torch.cat([dataset.load(item)[1].flatten() for item in dataset.items])
     labels = labels[labels != 255]
     expected = [1 / math.log(1.1 + (labels == number).double().mean().item()) for number in range(11)]
-    weights = built(source).method.objective.loss.class_weights
+    weights = built(source).method.terms["supervised"].loss.class_weights
     assert weights.tolist() == pytest.approx(expected, abs=6e-5)
-    path = source.folder / "class_weights.json"
+    path = source.folder / "class_weights_source.json"
     kept = json.loads(path.read_text())
     assert list(kept) == list(source.run.labels.classes)
     path.write_text(json.dumps(dict.fromkeys(kept, 2.0)))
-    assert built(source).method.objective.loss.class_weights.tolist() == [2.0] * 11
+    assert built(source).method.terms["supervised"].loss.class_weights.tolist() == [2.0] * 11
 
 
 def test_terms_of_a_sum_are_weighed_too(stage: MakeStage) -> None:
-    where = "stages.source.method.loss"
-    chosen = [f"loss@{where}=cross_entropy_dice", f"{where}.terms.cross_entropy.class_weights=auto"]
-    source = stage("source", *chosen)
-    datasets = {"source": source.dataset("source")}
-    loss = source.config["method"]["loss"]
-    ahead = source.weigh_classes(loss, where, datasets, ahead=True)
+    source = stage("source", f"loss@{LOSS}=cross_entropy_dice", f"{LOSS}.terms.cross_entropy.class_weights=auto")
+    loss = source.config["method"]["terms"]["supervised"]["loss"]
+    ahead = with_class_weights(loss, LOSS, source.data.domains, "source", ahead=True)
     assert ahead["terms"]["cross_entropy"]["class_weights"] is None  # counting takes a pass over the set
-    weighed = source.weigh_classes(loss, where, datasets, ahead=False)
+    weighed = with_class_weights(loss, LOSS, source.data.domains, "source", ahead=False)
     assert len(weighed["terms"]["cross_entropy"]["class_weights"]) == 11
     assert loss["terms"]["cross_entropy"]["class_weights"] == "auto"  # the run's settings stay as they are
 
@@ -299,11 +300,11 @@ def test_terms_of_a_sum_are_weighed_too(stage: MakeStage) -> None:
 @pytest.mark.parametrize("weights", ["[1.0,2.0]", "even"])
 def test_class_weights_that_do_not_fit_are_refused(weights: str, stage: MakeStage) -> None:
     with pytest.raises(ConfigError, match=r"class_weights is .* 11 classes"):
-        built(stage("source", f"stages.source.method.loss.class_weights={weights}"))
+        built(stage("source", f"{LOSS}.class_weights={weights}"))
 
 
 def test_a_method_without_its_labels_or_domains_is_refused(stage: MakeStage) -> None:
-    with pytest.raises(ConfigError, match=r"stages\.mpa\.domains\.target\.labels is none.*lambda_target=0"):
+    with pytest.raises(ConfigError, match=r"stages\.mpa\.domains\.target\.labels is none.*leave out the terms"):
         built(stage("mpa", "stages.mpa.domains.target.labels=none"))
     with pytest.raises(ConfigError, match=r"domains has source, target; the method reads source"):
         built(stage("source", "+stages.source.domains.target=${stages.source.domains.source}"))
@@ -313,19 +314,19 @@ def test_a_method_without_its_labels_or_domains_is_refused(stage: MakeStage) -> 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "named"),
     [
         ([], ["source", "target"]),  # pinholes, and panoramas that are cropped
         (["stages.warmup.domains.target.transform.fit=resize"], ["source"]),
     ],
 )
-def test_what_is_no_full_panorama_is_told(
-    overrides: list[str], told: list[str], stage: MakeStage, caplog: pytest.LogCaptureFixture
+def test_what_is_no_full_panorama_is_named(
+    overrides: list[str], named: list[str], stage: MakeStage, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         stage("warmup", "model.wrap=true", *overrides).check()
         lines = [record.message for record in caplog.records if "no full panoramas" in record.message]
-    assert [line.split()[0] for line in lines] == [f"stages.warmup.domains.{domain}" for domain in told]
+    assert [line.split()[0] for line in lines] == [f"stages.warmup.domains.{domain}" for domain in named]
     caplog.clear()
     stage("warmup", *overrides).check()
     assert "no full panoramas" not in caplog.text
@@ -341,96 +342,108 @@ def test_widths_that_cannot_wrap_are_refused(stage: MakeStage) -> None:
 # ---- scores ----
 
 
-def score(network: nn.Module, stage: Stage, side: str) -> Scores:
-    dataset = dict(stage.run.validation())[side]
+def score(network: nn.Module, stage: TrainStage, side: str) -> Scores:
+    dataset = stage.run.validation[side]
     return evaluate(Predictor(network, torch.device("cpu")), dataset, stage.run.labels).scores()
 
 
 def test_in_between_the_judge_is_scored_and_at_the_end_all(stage: MakeStage) -> None:
     warmup = stage("warmup")
-    trainer = built(warmup)
-    trainer.step = 3
-    expected = {side: score(trainer.method.network, warmup, side) for side in ("source", "target")}
-    assert warmup.evaluate(trainer, False) == {"target": expected["target"].miou}
-    assert list(trainer.monitor.shown) == ["val/target: image, truth, prediction"]
-    assert warmup.evaluate(trainer, True) == {side: scores.miou for side, scores in expected.items()}
+    trainer, evaluator = warmup.build_trainer()
+    network = trainer.method.network.eval()
+    expected = {side: score(network, warmup, side) for side in ("source", "target")}
+    between = evaluator.evaluate(network, 3, False)
+    assert between.scores == {"target": expected["target"].miou}
+    assert list(between.pictures) == ["val/target: image, truth, prediction"]
+    final = evaluator.evaluate(network, 3, True)
+    assert final.scores == {side: scores.miou for side, scores in expected.items()}
     assert expected["source"].miou != expected["target"].miou
-    assert warmup.classes_in_mean == {side: f"{scores.classes_in_mean} of 11" for side, scores in expected.items()}
-    pictures = {name: (step, picture.shape) for name, (step, picture) in trainer.monitor.shown.items()}
-    assert pictures == {  # rows of three pictures, 4 pixels apart: 2 and 3 images for validation, 4 of 6 and 4 to train
-        "val/source: image, truth, prediction": (3, (3, 2 * 36 - 4, 3 * 68 - 4)),
-        "val/target: image, truth, prediction": (3, (3, 3 * 36 - 4, 3 * 164 - 4)),
-        "train/source: image, truth, prediction": (3, (3, 4 * 36 - 4, 3 * 68 - 4)),
-        "train/target: image, no label, prediction": (3, (3, 4 * 36 - 4, 3 * 164 - 4)),
+    assert evaluator.classes_in_mean == {side: f"{scores.classes_in_mean} of 11" for side, scores in expected.items()}
+    assert {name: picture.shape for name, picture in final.pictures.items()} == {
+        # rows of three pictures, 4 pixels apart: 2 and 3 images for validation, 4 of 6 and 4 to train
+        "val/source: image, truth, prediction": (3, 2 * 36 - 4, 3 * 68 - 4),
+        "val/target: image, truth, prediction": (3, 3 * 36 - 4, 3 * 164 - 4),
+        "train/source: image, truth, prediction": (3, 4 * 36 - 4, 3 * 68 - 4),
+        "train/target: image, no label, prediction": (3, 4 * 36 - 4, 3 * 164 - 4),
     }
 
 
-def test_the_classes_that_the_mean_ran_over_are_told(stage: MakeStage) -> None:
+class TwoClasses(View):
+    def one(self, sample: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {**sample, "label": sample["label"].clamp(1, 2)}
+
+
+def test_the_classes_that_the_mean_ran_over_are_counted(stage: MakeStage) -> None:
     """Labels of classes 1 and 2, predictions of class 0."""
     warmup = stage("warmup")
-    network = built(warmup).method.network
+    trainer, evaluator = warmup.build_trainer()
+    network = trainer.method.network.eval()
     nn.init.zeros_(network.head.pred.weight)
     network.head.pred.bias.data = torch.eye(11)[0]
-    dataset = dict(warmup.run.validation())["target"]
-    two = dataset.with_transform(lambda image, label: (image, label.clamp(1, 2)))
-    assert warmup.score(warmup.predictor(network), "target", two) == 0
-    assert warmup.classes_in_mean["target"] == "3 of 11"
+    dataset = warmup.run.validation["target"]
+    warmup.run.validation["target"] = dataset.with_transform(TwoClasses())
+    assert evaluator.scores(network, ["target"]) == {"target": 0}
+    assert evaluator.classes_in_mean["target"] == "3 of 11"
 
 
 def test_without_a_target_the_source_is_scored_in_between(stage: MakeStage) -> None:
     source = stage("source", "evaluate.target=null")
-    trainer = built(source)
-    assert source.evaluate(trainer, False) == {"source": score(trainer.method.network, source, "source").miou}
+    trainer, evaluator = source.build_trainer()
+    network = trainer.method.network.eval()
+    assert evaluator.evaluate(network, 1, False).scores == {"source": score(network, source, "source").miou}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_evaluations_are_in_the_stages_precision(precision: str, stage: MakeStage) -> None:
     warmup = stage("warmup", f"stages.warmup.precision={precision}")
-    trainer, seen = built(warmup), set()
+    (trainer, evaluator), seen = warmup.build_trainer(), set()
     trainer.method.network.head.pred.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    warmup.evaluate(trainer, False)
+    evaluator.evaluate(trainer.method.network.eval(), 1, False)
     assert seen == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
 
 
 def test_the_best_weights_are_scored_on_the_other_sides(stage: MakeStage) -> None:
     """Not the last ones; what was measured while training stays."""
     warmup = stage("warmup")
-    trainer = built(warmup)
-    best = create_model("trans4pass_micro", 11, embed_dim=16)
-    assert score(best, warmup, "source").miou != score(trainer.method.network, warmup, "source").miou
+    trainer, evaluator = warmup.build_trainer()
+    best = create_model("trans4pass_micro", 11, embed_dim=16).eval()
+    assert score(best, warmup, "source").miou != score(trainer.method.network.eval(), warmup, "source").miou
     weights = {f"network.{key}": value for key, value in best.state_dict().items()}
     checkpoint.save({"method": weights}, warmup.folder / "best.pt")
     trainer.best = {"step": 2, "target": 99.0}
     expected = {"step": 2, "target": 99.0, "source": score(best, warmup, "source").miou}
-    assert warmup.score_best(trainer) == expected
+    assert warmup.best_scores(trainer, evaluator) == expected
     trainer.best = {}
-    assert warmup.score_best(trainer) == {}
+    assert warmup.best_scores(trainer, evaluator) == {}
 
 
 def test_a_given_checkpoint_is_scored_once(stage: MakeStage, tmp_path: Path) -> None:
-    assert stage("warmup").score_given(built(stage("warmup"))) == {}
+    fresh = stage("warmup")
+    trainer, evaluator = fresh.build_trainer()
+    assert fresh.initial_scores(trainer.method, evaluator) == {}
     checkpoint.save(built(stage("warmup", "seed=5")).state(), tmp_path / "given.pt")
     given = stage("warmup", f"stages.warmup.init={tmp_path / 'given.pt'}")
-    trainer = built(given)
-    expected = {side: score(trainer.method.network, given, side).miou for side in ("source", "target")}
-    assert given.score_given(trainer) == expected
-    nn.init.zeros_(trainer.method.network.head.pred.weight)
-    assert given.score_given(trainer) == expected  # as it was before it was trained on
+    trainer, evaluator = given.build_trainer()
+    method = trainer.method.eval()
+    expected = {side: score(method.network, given, side).miou for side in ("source", "target")}
+    assert given.initial_scores(method, evaluator) == expected
+    nn.init.zeros_(method.network.head.pred.weight)
+    assert given.initial_scores(method, evaluator) == expected  # as it was before it was trained on
 
 
 # ---- what it leaves ----
 
 
-def test_a_stage_tells_what_it_did(stage: MakeStage) -> None:
+def test_a_stage_reports_what_it_did(stage: MakeStage) -> None:
     source = stage("source", "stages.source.steps=2", "stages.source.eval_every=1", "log_every=1")
-    (source.folder / "seconds.json").write_text("1000.0")  # of the process that was interrupted
+    (source.folder / "seconds.json").write_text(json.dumps({"seconds": 1000.0}))  # of the process that was interrupted
     result = source.run_or_skip()
     trainer = built(source)
-    trainer.load()
-    last = {side: score(trainer.method.network, source, side).miou for side in ("source", "target")}
+    trainer.resume()
+    last = {side: score(trainer.method.network.eval(), source, side).miou for side in ("source", "target")}
     assert result["last"] == last
     assert result["best"]["step"] in (1, 2) and set(result["best"]) == {"step", "source", "target"}
-    assert (result["kind"], result["steps"], result["given"]) == ("train", 2, {})
+    assert (result["steps"], result["initial"]) == (2, {})
     assert 1000 < result["seconds"] < 2000
     assert 0 < result["seconds_per_step"] < 100
     assert set(result["classes_in_mean"]) == {"source", "target"}
@@ -439,7 +452,7 @@ def test_a_stage_tells_what_it_did(stage: MakeStage) -> None:
 
 def test_a_signal_stops_between_two_first_prototypes(stage: MakeStage) -> None:
     warmup = stage("warmup")
-    loader = warmup.plain_loaders({"source": warmup.dataset("source")})["source"]
+    loader = iter(warmup.data.unaugmented()["source"])
     next(loader)
     warmup.run.interrupts.number = 15
     with pytest.raises(Interrupted):
@@ -449,8 +462,8 @@ def test_a_signal_stops_between_two_first_prototypes(stage: MakeStage) -> None:
 # ---- what makes it another run ----
 
 
-def settings_of(stage: Stage) -> Mapping[str, Any]:
-    return json.loads(json.dumps(stage.settings()))
+def settings_of(stage: TrainStage) -> Mapping[str, Any]:
+    return json.loads(json.dumps(stage.identity()))
 
 
 def test_what_changes_the_result_changes_the_settings(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:

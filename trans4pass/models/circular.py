@@ -5,6 +5,7 @@ covers [i, i + 1): with align_corners=True the first and the last column would b
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,10 @@ def pad_circular(x: Tensor, columns: int) -> Tensor:
     return torch.cat((x[..., ring[:columns]], x, x[..., ring[columns:]]), -1)
 
 
-def resize(x: Tensor, size: tuple[int, int], wrap: bool, align_corners: bool = True) -> Tensor:
+def resize(x: Tensor, size: Sequence[int], wrap: bool, align_corners: bool = True) -> Tensor:
     """Bilinear [B, C, h, w] -> [B, C, *size]; `wrap` makes columns circular, `align_corners` is for what is not."""
     if not wrap:
-        return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+        return F.interpolate(x, list(size), mode="bilinear", align_corners=align_corners)
     width = x.shape[-1]
     x = F.interpolate(x, (size[0], width), mode="bilinear", align_corners=align_corners)
     if size[1] == width:
@@ -75,8 +76,7 @@ def make_circular(model: nn.Module) -> None:
     Deformable convolutions become native, the only ones that can wrap.
     """
     for module in model.modules():
-        if hasattr(module, "wrap"):
-            module.wrap = True
-        if hasattr(module, "backend"):
-            module.backend = "native"
+        for name, value in {"wrap": True, "backend": "native"}.items():
+            if hasattr(module, name):
+                setattr(module, name, value)
         module.__class__ = LAYERS.get(type(module), type(module))

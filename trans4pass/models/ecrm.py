@@ -25,6 +25,9 @@ class PrototypeRing(nn.Module):
     to position written % size.
     """
 
+    bank: Tensor
+    written: Tensor
+
     def __init__(self, size: int, width: int, num_classes: int) -> None:
         super().__init__()
         self.register_buffer("bank", torch.zeros(size, width, num_classes))

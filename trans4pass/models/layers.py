@@ -47,12 +47,13 @@ class DeformableProjection(nn.Module):
         self, in_dim: int, out_dim: int, kernel: int, stride: int, deform: bool = True, backend: str = "auto"
     ) -> None:
         super().__init__()
-        shape = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
-        self.proj = nn.Conv2d(in_dim, out_dim, **shape)
+        shape = kernel, stride, kernel // 2
+        self.stride, self.padding = shape[1:]
+        self.proj = nn.Conv2d(in_dim, out_dim, *shape)
         self.deform, self.backend = deform, check_backend(backend)
         if deform:
-            self.offset_conv = nn.Conv2d(in_dim, 2 * kernel * kernel, **shape)
-            self.modulator_conv = nn.Conv2d(in_dim, kernel * kernel, **shape)
+            self.offset_conv = nn.Conv2d(in_dim, 2 * kernel * kernel, *shape)
+            self.modulator_conv = nn.Conv2d(in_dim, kernel * kernel, *shape)
 
     def project(self, x: Tensor) -> Tensor:
         if not self.deform:
@@ -60,29 +61,17 @@ class DeformableProjection(nn.Module):
         convs, limit = (self.offset_conv, self.modulator_conv), min(x.shape[-2:]) // 4
         # One convolution for both: the input is unfolded once.
         weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
-        rows, columns = self.proj.padding
-        if self.wrap:
-            both = F.conv2d(pad_circular(x, columns), weight, bias, self.proj.stride, (rows, 0))
-        else:
-            both = F.conv2d(x, weight, bias, self.proj.stride, (rows, columns))
+        padded, columns = (pad_circular(x, self.padding), 0) if self.wrap else (x, self.padding)
+        both = F.conv2d(padded, weight, bias, self.stride, (self.padding, columns))
         offset, modulator = both.split([conv.out_channels for conv in convs], dim=1)
-        return deform_conv2d(
-            x,
-            offset.clamp(-limit, limit),
-            2 * torch.sigmoid(modulator),
-            self.proj.weight,
-            self.proj.bias,
-            self.proj.stride[0],
-            rows,
-            self.backend,
-            self.wrap,
-        )
+        offset, modulator = offset.clamp(-limit, limit), 2 * torch.sigmoid(modulator)
+        how = self.stride, self.padding, self.backend, self.wrap
+        return deform_conv2d(x, offset, modulator, self.proj.weight, self.proj.bias, *how)
 
 
 def zero_deformation(module: nn.Module) -> None:
     """Set the offset and modulator convolutions of every `DeformableProjection` in `module` to zero; call it last."""
     for child in module.modules():
         if isinstance(child, DeformableProjection) and child.deform:
-            for conv in (child.offset_conv, child.modulator_conv):
-                nn.init.zeros_(conv.weight)
-                nn.init.zeros_(conv.bias)
+            for parameter in (*child.offset_conv.parameters(), *child.modulator_conv.parameters()):
+                nn.init.zeros_(parameter)

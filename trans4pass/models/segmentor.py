@@ -1,5 +1,7 @@
 """The segmentation model that every encoder and head is put together in."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,9 +47,9 @@ class Segmentor(nn.Module):
         alignment: Alignment | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder  # any modules that keep to the above
         self.context = context
-        self.head = head
+        self.head: Any = head
         self.edges = edges
         self.alignment = alignment
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)

@@ -118,5 +118,6 @@ class DMLPHead(nn.Module):
         return [resize(x, size, self.wrap) for x in decoded]
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
-        features = sum(self.decode(maps))
+        first, *others = self.decode(maps)
+        features = sum(others, first)
         return HeadOutput(features, self.pred(features), {})
