@@ -23,6 +23,7 @@ TOY = "experiment=pin2pan_toy"
 TERMS = "stages.mpa.method.terms"
 LOSS = "stages.source.method.terms.supervised.loss"
 MISSPELT = {
+    "adapt": (["ouput=a"], "ouput", "output"),
     "benchmark": (["repeat=1"], "repeat", "repeats"),
     "benchmark_data": (["image=1"], "image", "images"),
     "check_data": (["limt=1"], "limt", "limit"),

@@ -46,6 +46,7 @@ class Item:
 class Common(TypedDict, total=False):
     """What every data set takes besides where it lies and which part of it is read."""
 
+    names: Collection[str] | None  # of the images that are read; None: all
     labelled: bool | None  # False: every label is all 255, and no label file is opened; None: the family's choice, True
     transform: View | None
     seed: int  # of the transform
@@ -72,6 +73,7 @@ class SegmentationDataset(Dataset):
         self,
         items: Iterable[Item],
         labels: LabelSpace,
+        names: Collection[str] | None = None,
         labelled: bool | None = None,
         transform: View | None = None,
         seed: int = 0,
@@ -83,7 +85,9 @@ class SegmentationDataset(Dataset):
         self.labels = labels
         self.labelled = labelled is not False
         self.seed = seed
-        self.found = list(items)  # with the labels that they should have, there or not
+        self.found = (
+            list(items) if names is None else self._named(list(items), set(names))
+        )  # with the labels that they should have, there or not
         self.items = self._checked(self.found if self.labelled else [item.without_label() for item in self.found])
         if self.labelled:
             self.prepare_labels()
@@ -151,22 +155,6 @@ class SegmentationDataset(Dataset):
         other._set_transform(transform)
         return other
 
-    def only(self, names: Collection[str], labelled: bool) -> "SegmentationDataset":
-        """A copy with the images of these names, whose labels alone must exist; ConfigError for names it lacks."""
-        known, kept = {item.name for item in self.items}, set(names)
-        if not kept or kept - known:
-            raise ConfigError(
-                f"{self.name}: of the {len(kept)} images chosen, {len(kept - known)} are not there"
-                f"{', such as ' + min(kept - known) if kept - known else ''}; names are like {self.items[0].name}"
-            )
-        other = copy.copy(self)
-        other.labelled = labelled
-        items = [item for item in self.found if item.name in kept]
-        other.items = other._checked(items if labelled else [item.without_label() for item in items])
-        if labelled:
-            other.prepare_labels()
-        return other
-
     def relabelled(self, folder: str | Path, without: Collection[str] = ()) -> "SegmentationDataset":
         """A copy whose labels are `<folder>/<name>_labelTrainIds.png`, train ids of its label space, image-sized.
 
@@ -219,6 +207,15 @@ class SegmentationDataset(Dataset):
         files = [item.image, item.label] if self.labelled else [item.image]
         settings = [*self.settings(), item.encoding]
         return self.cache.fetch(settings, files, self.labelled, lambda: self.load(item))
+
+    def _named(self, items: list[Item], names: set[str]) -> list[Item]:
+        known = {item.name for item in items}
+        if not names or names - known:
+            raise ConfigError(
+                f"{self.name}: of the {len(names)} images chosen, {len(names - known)} are not there"
+                f"{': ' + min(names - known) if names - known else ''}; a name is {items[0].name}, for example"
+            )
+        return [item for item in items if item.name in names]
 
     def _set_transform(self, transform: View | None) -> None:
         if transform is not None and transform.needs_panorama and not self.panorama:

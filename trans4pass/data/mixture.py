@@ -7,8 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from trans4pass.errors import ConfigError
-
 from .base import Item, SegmentationDataset
 from .views import View
 
@@ -59,14 +57,8 @@ class Mixture(SegmentationDataset):
     def with_transform(self, transform: View | None) -> "Mixture":
         return self._changed({name: part.with_transform(transform) for name, part in self.parts.items()})
 
-    def only(self, names: Collection[str], labelled: bool) -> "Mixture":
-        split = self._by_part(names)
-        if unknown := split.keys() - self.parts.keys():
-            raise ConfigError(f"images of {', '.join(unknown)} are chosen, and there are {', '.join(self.parts)}")
-        return self._changed({part: self.parts[part].only(kept, labelled) for part, kept in split.items()})
-
     def relabelled(self, folder: str | Path, without: Collection[str] = ()) -> "Mixture":
-        left = self._by_part(without, all_parts=True)
+        left = {name: [x.removeprefix(f"{name}/") for x in without if x.startswith(f"{name}/")] for name in self.parts}
         return self._changed(
             {name: part.relabelled(Path(folder) / name, left[name]) for name, part in self.parts.items()}
         )
@@ -74,17 +66,9 @@ class Mixture(SegmentationDataset):
     def label_files(self) -> Iterator[Path]:
         return (path for part in self.parts.values() for path in part.label_files())
 
-    def _by_part(self, names: Collection[str], all_parts: bool = False) -> dict[str, list[str]]:
-        split: dict[str, list[str]] = {part: [] for part in self.parts} if all_parts else {}
-        for name in names:
-            part, _, rest = name.partition("/")
-            split.setdefault(part, []).append(rest)
-        return split
-
     def _changed(self, parts: Mapping[str, SegmentationDataset]) -> "Mixture":
         other = copy.copy(self)
         other.labelled = all(part.labelled for part in parts.values())
-        weights = dict(zip(self.parts, self.weights, strict=True))
-        other.parts, other.weights = dict(parts), [weights[name] for name in parts]
+        other.parts = dict(parts)
         other._collect()
         return other

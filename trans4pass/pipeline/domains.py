@@ -86,29 +86,30 @@ class Domain:
         """The training set as it lies on disk, with its view, without pseudo-labels, which may not exist yet."""
         labelled = self.settings.labels == TRUTH
         seed = self.run.seed(self.stage.name, self.name, "augmentation")
-        sides = self.settings.data
-        weights = {sides: 1.0} if isinstance(sides, str) else sides
-        found = [
-            self.run.dataset(
-                side, self.settings.split, self.where, labelled=labelled and not self.settings.images, seed=seed
-            )
-            for side in weights
-        ]
-        dataset = found[0] if isinstance(sides, str) else Mixture(dict(zip(weights, found)), list(weights.values()))
-        if self.settings.images is not None:
-            dataset = dataset.only(self.chosen_images(dataset), labelled)
+        settings, sides = self.settings, self.settings.data
+        if isinstance(sides, str):
+            chosen = {} if settings.images is None else {"names": self.chosen_images()}
+            dataset = self.run.dataset(sides, settings.split, self.where, labelled=labelled, seed=seed, **chosen)
+        else:
+            if settings.images is not None:
+                raise ConfigError(f"{self.where}.images chooses from one data set, and data has {', '.join(sides)}")
+            parts = {
+                side: self.run.dataset(side, settings.split, self.where, labelled=labelled, seed=seed) for side in sides
+            }
+            dataset = Mixture(parts, list(sides.values()))
         dataset.notes = self.stage.folder / f"notes_{self.name}"
         return dataset.with_transform(self.view)
 
-    def chosen_images(self, dataset: SegmentationDataset) -> list[str]:
+    def chosen_images(self) -> list[str]:
         """The names that `images` means: those of a text file, or that many, drawn by the run's seed."""
-        chosen = self.settings.images
+        chosen, settings = self.settings.images, self.settings
         if isinstance(chosen, int):
-            if chosen > len(dataset):
-                raise ConfigError(f"{self.where}.images={chosen}, and there are {len(dataset)} in {dataset.name}")
+            items = self.run.dataset(str(settings.data), settings.split, self.where, labelled=False).items
+            if chosen > len(items):
+                raise ConfigError(f"{self.where}.images={chosen}, and there are {len(items)} in data.{settings.data}")
             generator = torch.Generator().manual_seed(self.run.seed("images"))
-            drawn = torch.randperm(len(dataset), generator=generator)[:chosen].tolist()
-            return [dataset.items[index].name for index in sorted(drawn)]
+            drawn = torch.randperm(len(items), generator=generator)[:chosen].tolist()
+            return [items[index].name for index in sorted(drawn)]
         try:
             return Path(str(chosen)).read_text("utf-8").split()
         except OSError as error:
@@ -190,7 +191,7 @@ def with_class_weights(config: Any, where: str, domains: Mapping[str, Domain], d
     domain = config.get("domain", domain)
     result = {key: with_class_weights(v, f"{where}.{key}", domains, domain, ahead) for key, v in config.items()}
     weights = result.get("class_weights")
-    labels = domains[domain].run.labels
+    labels = next(iter(domains.values())).run.labels
     if weights == "auto":
         result["class_weights"] = None if ahead else counted_class_weights(domains[domain])
     elif weights is not None and (isinstance(weights, str) or len(weights) != labels.num_classes):

@@ -1,0 +1,118 @@
+"""The recipes of today on a tiny toy world: what they read, leave, and refuse."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from trans4pass.errors import ConfigError
+from trans4pass.inference import open_checkpoint
+from trans4pass.pipeline.launch import launch
+from trans4pass.pipeline.run import train
+from trans4pass.storage import read_json
+from trans4pass.training import checkpoint
+
+from .conftest import ROOT, assert_same_weights, stages_of
+
+PLACES = "[160,32]"
+CHOICE = "experiment=pin2pan_toy_"
+
+
+def recipe(tiny: list[str], name: str, stage: str) -> list[str]:
+    """Overrides that make a recipe's experiment a matter of seconds."""
+    kept = [
+        text for text in tiny if not text.startswith(("experiment", "stages.warmup", "stages.mpa", "stages.pseudo"))
+    ]
+    view = f"stages.{stage}.method.derive.target.view"
+    domains = {"source": "[64,32]", "target": PLACES, "labelled": "[64,32]"}
+    used = {"teacher": ["source", "target"], "source_free": ["target"], "few_labels": list(domains)}[stage]
+    return [
+        CHOICE + name, *kept, f"stages.{stage}.steps=3", f"stages.{stage}.eval_every=2", f"{view}.size=[64,32]",
+        f"{view}.base=32", "stages.source.steps=2",
+        *(f"stages.{stage}.domains.{domain}.transform.size={domains[domain]}" for domain in used),
+        *(f"stages.{stage}.domains.{domain}.batch_size=2" for domain in used),
+        *(["stages.few_labels.domains.labelled.transform.base=32"] if stage == "few_labels" else []),
+    ]  # fmt: skip
+
+
+RECIPES = {"teacher": "teacher", "source_free": "source_free", "few_labels": "few_labels"}
+
+
+def run(folder: Path, *overrides: str) -> int:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return launch(train, compose("train", [*overrides, f"run_dir={folder}"]))
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of each recipe, and of `teacher` followed by the BatchNorm statistics of the target."""
+    folder = tmp_path_factory.mktemp("recipes")
+    for name, stage in RECIPES.items():
+        extra = ["target_labels=2"] if name == "few_labels" else []
+        assert run(folder / name, *recipe(tiny, name, stage), *extra) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_average_is_handed_on_and_knows_the_sources_colours(runs: Path, name: str) -> None:
+    content = checkpoint.load(runs / name / RECIPES[name] / "last.pt")
+    assert content["deployed"] == "teacher" and content["model"]["align"] == 0.75
+    statistics = read_json(runs / name / "source" / "channel_statistics.json", (), "")
+    assert content["model"]["statistics"] == statistics
+    assert not (runs / name / RECIPES[name] / "channel_statistics.json").exists()  # its start has them
+    network, _ = open_checkpoint(runs / name / RECIPES[name] / "last.pt")
+    teacher = {key.removeprefix("teacher."): value for key, value in content["method"].items()}
+    assert all(torch.equal(value, teacher[key]) for key, value in network.state_dict().items())
+    assert network.alignment is not None
+    network, _ = open_checkpoint(runs / name / RECIPES[name] / "last.pt", align=0.0)
+    assert network.alignment is None
+
+
+@pytest.mark.parametrize("name", ["teacher", "source_free"])
+def test_no_label_of_the_target_reaches_it(
+    tiny: list[str], runs: Path, tiny_data: Path, tmp_path: Path, name: str
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(tiny_data, root)
+    for number, path in enumerate(sorted((root / "toy/DensePASS/gtFine/train").rglob("*.png"))):
+        with Image.open(path) as file:
+            shape = np.asarray(file).shape
+        Image.fromarray(np.random.RandomState(number).choice([0, 2, 10], shape).astype(np.uint8)).save(path)
+    scrambled = [f"data_root={root}" if text.startswith("data_root") else text for text in recipe(tiny, name, name)]
+    assert run(tmp_path / "run", *scrambled, "evaluate.target=null") == 0
+    assert_same_weights(runs / name, tmp_path / "run", name)
+
+
+def test_few_labels_are_as_many_as_said(tiny: list[str], tmp_path: Path) -> None:
+    overrides = recipe(tiny, "few_labels", "few_labels")
+    by_number = stages_of(tmp_path, *overrides, "target_labels=2")["few_labels"].data.domains["labelled"].files
+    assert len(by_number) == 2 and len({item.name for item in by_number.items}) == 2
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(item.name for item in by_number.items))
+    by_name = stages_of(tmp_path, *overrides, f"target_labels={names}")["few_labels"].data.domains["labelled"].files
+    assert [item.name for item in by_name.items] == [item.name for item in by_number.items]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("nowhere.txt", "cannot be read"),
+        ("99", "images=99, and there are 4"),
+        ("{folder}/names.txt", "1 are not there"),
+    ],
+)
+def test_a_list_that_names_no_image_is_refused(tiny: list[str], tmp_path: Path, value: str, text: str) -> None:
+    (tmp_path / "names.txt").write_text("no_such_panorama\n")
+    overrides = [*recipe(tiny, "few_labels", "few_labels"), f"target_labels={value.format(folder=tmp_path)}"]
+    with pytest.raises(ConfigError, match=text):
+        stages_of(tmp_path, *overrides)["few_labels"].check()
+
+
+def test_source_labels_that_a_derivation_keeps_are_needed(tiny: list[str], tmp_path: Path) -> None:
+    overrides = recipe(tiny, "teacher", "teacher")
+    with pytest.raises(ConfigError, match=r"domains\.source\.labels is none"):
+        stages_of(tmp_path, *overrides, "stages.teacher.domains.source.labels=none")["teacher"].build_method(ahead=True)
