@@ -166,7 +166,7 @@ class SegmentationDataset(Dataset):
         if not self.labelled:
             raise DataError(f"{self.name}: class counts need labels, and this data set was made with labelled=False")
         with ThreadPoolExecutor() as pool:
-            return sum(pool.map(self._count_classes, self.items))
+            return torch.stack(list(pool.map(self._count_classes, self.items))).sum(0)
 
     def _count_classes(self, item: Item) -> Tensor:
         label = self.load(item)[1] if self.black_is_ignored else self.load_label(item)

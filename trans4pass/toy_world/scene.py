@@ -63,9 +63,8 @@ STREETS: dict[str, tuple[Range, Range]] = {
 
 def streets_between(share: float) -> dict[str, Range]:
     """Every bound of every range, `share` of the way from source to target."""
-    return {
-        name: tuple(a + share * (b - a) for a, b in zip(source, target)) for name, (source, target) in STREETS.items()
-    }
+    mixed = {name: [a + share * (b - a) for a, b in zip(source, target)] for name, (source, target) in STREETS.items()}
+    return {name: (low, high) for name, (low, high) in mixed.items()}
 
 
 REACH = 64.0  # m of street that are built up, before and behind the camera
