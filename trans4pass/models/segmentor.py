@@ -1,5 +1,6 @@
 """The segmentation model that every encoder and head is put together in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ SMALLEST = 32
 class Segmentor(nn.Module):
     """Normalise, encode, decode, and resize the logits to the image.
 
-    `encoder` maps a normalised image to a list of four maps, finest first, and tells their widths and strides as
-    `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and tells
+    `encoder` maps a normalised image to a list of four maps, finest first, and exposes their widths and strides as
+    `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and exposes
     `num_classes`, `feature_dim` (E) and `feature_level`, the map whose size its features have. Any pair that keeps to
     this fits.
 
@@ -27,7 +28,7 @@ class Segmentor(nn.Module):
     built from its `channels`. `edges` (reverse edge supervision) stands beside the head: from the encoder's maps to
     edge logits by name, `edge1` the finest.
 
-    `wrap` tells whether images are full panoramas whose sides are neighbours (see models/circular.py).
+    `wrap`: images are full panoramas whose sides are neighbours (see models/circular.py).
     """
 
     wrap = False
@@ -103,7 +104,7 @@ class Segmentor(nn.Module):
         return SegOutput(logits, features, aux | branches)
 
 
-def input_size(network: nn.Module, size: tuple[int, int], scale: float) -> tuple[int, int]:
+def input_size(network: nn.Module, size: Sequence[int], scale: float) -> tuple[int, int]:
     """(height, width) `size` of an image at `scale`, rounded to what `network` can take."""
     height, width = (max(SMALLEST, round(side * scale)) for side in size)
     return height, round(width / MULTIPLE) * MULTIPLE if getattr(network, "wrap", False) else width
