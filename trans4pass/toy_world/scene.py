@@ -152,7 +152,7 @@ def from_hex(codes: str) -> np.ndarray:
     return np.array([list(bytes.fromhex(code)) for code in codes.split()], np.float32) / 255
 
 
-# Hues overlap between classes on purpose: texture and place have to tell a wall from a house and a sign from a coat.
+# Hues overlap between classes on purpose: texture and place distinguish a wall from a house and a sign from a coat.
 HOUSES = from_hex("9e5c47 b89970 b3a899 808c9e bd8c5c 8f7066")
 STONES = from_hex("858078 8c6b57 998f75")
 METALS = from_hex("383b40 4d4f52 3d332b")
