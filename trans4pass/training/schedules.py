@@ -91,7 +91,9 @@ def make_schedule(settings: dict[str, Any], steps: int, where: str) -> Schedule:
         raise ConfigError(f"{where}: {policy} with {values}: {error}") from None
     if any(not isfinite(factor) or factor < 0 for factor in factors):
         numbers = ", ".join(map(str, factors))
-        raise ConfigError(f"{where}: {policy} with {values} gives factors {numbers} at steps 0, 1, {total}; not numbers >= 0")
+        raise ConfigError(
+            f"{where}: {policy} with {values} gives factors {numbers} at steps 0, 1, {total}; not numbers >= 0"
+        )
     return lambda step: (min(1.0, (step + 1) / warmup) if warmup else 1.0) * function(step, total, **values)
 
 
