@@ -105,7 +105,7 @@ class SumOfTerms(Method):
         trained = {name: term for name, term in self.terms.items() if any(True for _ in term.parameters())}
         return {"network": self.network, **trained}
 
-    def parts(self) -> Mapping[str, nn.Module]:
+    def transferable_modules(self) -> Mapping[str, nn.Module]:
         terms = {f"terms.{name}": term for name, term in self.terms.items()}
         return {**{name: child for name, child in self.named_children() if name != "terms"}, **terms}
 
