@@ -17,9 +17,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from tests.pipeline import conftest as pipeline
 from trans4pass import build
 from trans4pass.cli import TOOLS
+from trans4pass.interrupts import Interrupts
+from trans4pass.labels import LabelSpace
 from trans4pass.models import ENCODERS, HEADS
+from trans4pass.pipeline import RunContext, TrainStage
 from trans4pass.pipeline.launch import launch, refuse_unknown_additions, register_models, resolved
-from trans4pass.pipeline.run import run_settings, train
+from trans4pass.pipeline.run import make_stages, run_settings, train
 from trans4pass.training import POLICIES, checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -114,15 +117,16 @@ def parse(line: str) -> Command:
 
 
 def each_of_sweep(overrides: list[str]) -> Iterator[list[str]]:
-    """Every value of a sweep once, beside the first ones of all others."""
+    """The first and the last values of all sweeps."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [
         [f"{text.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
         if override.is_sweep_override() else [text]
         for text, override in zip(overrides, parsed, strict=True)
     ]  # fmt: skip
-    for index in range(max(map(len, choices), default=1)):
-        yield [values[min(index, len(values) - 1)] for values in choices]
+    yield [values[0] for values in choices]
+    if any(len(values) > 1 for values in choices):
+        yield [values[-1] for values in choices]
 
 
 ALL = [(page, line) for page in PAGES for line in commands_of(page)]
@@ -138,9 +142,15 @@ def configs_on_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}: {line}" for page, line in ALL])
-def test_every_command_composes(page: str, line: str, configs_on_pages: Path) -> None:
-    """With its plug-ins left out, which the recipes import."""
+def test_every_command_composes(
+    page: str, line: str, configs_on_pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that has the checkpoints that it names; plug-ins are the recipes' business."""
     command = parse(line)
+    monkeypatch.chdir(tmp_path)
+    for file in re.findall(r"(?<==)\S+\.(?:pt|pth)\b", line):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
     folders = [configs_on_pages] if command.config_dir is None else [ROOT / command.config_dir]
     path = f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"
     for overrides in each_of_sweep(command.overrides):
@@ -151,7 +161,19 @@ def test_every_command_composes(page: str, line: str, configs_on_pages: Path) ->
             continue
         plain = resolved(config)
         if command.tool == "train":
-            assert run_settings({**plain, "num_workers": 0}).stages
+            check_training({**plain, "num_workers": 0})
+
+
+def check_training(config: dict[str, Any]) -> None:
+    """Build what can be built without data and without plug-ins: stages, and their methods on no device."""
+    settings, labels = run_settings(config), LabelSpace.from_dict(config["labels"])
+    if settings.plugins:
+        return
+    run = RunContext(settings, config, Path("nowhere"), labels, torch.device("cpu"), Interrupts())
+    with torch.device("meta"):
+        for stage in make_stages(run):
+            if isinstance(stage, TrainStage):
+                stage.build_optimizers(stage.build_method(ahead=True))
 
 
 def test_commands_are_found() -> None:

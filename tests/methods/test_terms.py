@@ -348,7 +348,7 @@ def test_what_optimisers_train_and_other_stages_take_over(stage: str) -> None:
         trained["adversarial"] = method.terms["adversarial"]
     assert method.trained_modules() == trained
     expected = {"network": method.network, **{f"terms.{name}": term for name, term in method.terms.items()}}
-    assert method.parts() == expected
+    assert method.transferable_modules() == expected
     assert method.deployed() is method.network
 
 

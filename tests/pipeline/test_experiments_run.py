@@ -35,7 +35,7 @@ def small(experiment: str) -> list[str]:
     overrides = ["model=trans4pass_micro", "model.embed_dim=16", "num_workers=0", "threads=1", "device=cpu"]
     overrides += [f"data.{side}.eval_size=[64,40]" for side in config["data"]]
     for name, stage in config["stages"].items():
-        if stage["kind"] == "labels":
+        if "method" not in stage:
             overrides += [f"stages.{name}.size=[64,40]", f"stages.{name}.scales=[1.0]"]
             continue
         overrides += [f"stages.{name}.{setting}" for setting in ("steps=2", "epochs=null", "schedule.total_steps=null")]

@@ -525,3 +525,71 @@ def test_gains_are_measured_from_the_checkpoint_that_is_given(
     shutil.copy(finished / "mpa" / "last.pt", given)  # another file under the same name
     assert run_here(tmp_path / "r", *off, f"stages.warmup.init={given}", "resume=true") == 2
     assert "inputs.init" in capsys.readouterr().out
+
+
+def first_release(finished: Path, path: Path) -> Path:
+    """The MPA stage's checkpoint as release 0.1.0 wrote it: other names in the method, no `deployed`, no `plugins`."""
+    names = {"terms.adversarial.discriminator.": "discriminator.", "terms.prototypes.bank.": "bank."}
+    state = checkpoint.load(finished / "mpa" / "last.pt")
+    method = {}
+    for key, value in state["method"].items():
+        new = next((prefix for prefix in names if key.startswith(prefix)), None)
+        if new is not None:
+            method[names[new] + key.removeprefix(new)] = value
+        elif key.startswith("network."):
+            method[key] = value
+    kept = {key: state[key] for key in ("step", "evaluated", "history", "best", "skipped", "model", "labels", "stage")}
+    checkpoint.save({"method": method, "optimizers": {}, "schedulers": {}, "scaler": {}, **kept}, path)
+    return path
+
+
+def test_a_stage_starts_from_a_checkpoint_of_the_first_release(finished: Path, run_here: Run, tmp_path: Path) -> None:
+    """Network, discriminator and prototypes come along, as from a checkpoint of today."""
+    off = [f"stages.{name}.enabled=false" for name in ("source", "warmup", "pseudo_labels")]
+    settings = [*off, "stages.mpa.domains.target.labels=truth", "stages.mpa.steps=1"]
+    old = first_release(finished, tmp_path / "old.pt")
+    assert {key.split(".")[0] for key in checkpoint.load(old)["method"]} == {"network", "discriminator", "bank"}
+    for name, start in (("new", finished / "mpa" / "last.pt"), ("old", old)):
+        assert run_here(tmp_path / name, *settings, f"stages.mpa.init={start}") == 0
+    assert_same_weights(tmp_path / "new", tmp_path / "old")
+    for part in ("terms.adversarial", "terms.prototypes"):
+        assert f"{part} comes along from" in " ".join(log_of(tmp_path / "old").split())
+
+
+PLUGIN = """
+from trans4pass.methods import SumOfTerms
+
+class Same(SumOfTerms):
+    pass
+"""
+
+
+def test_a_checkpoint_made_with_a_plug_in_opens_only_when_it_is_named(
+    run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("trans4pass.build.PREFIXES", ["torch.optim."])
+    off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
+    alone = [*off, "stages.warmup.enabled=false", "stages.source.steps=1"]
+    method = "stages.source.method._target_=mine.Same"
+    assert run_here(tmp_path / "a", *alone, method) == 2
+    assert "plugins=[mine]" in " ".join(capsys.readouterr().out.split())
+    assert run_here(tmp_path / "a", *alone, method, "plugins=[nowhere_at_all]") == 2
+    assert "there is no package 'nowhere_at_all'" in " ".join(capsys.readouterr().out.split())
+    assert run_here(tmp_path / "a", *alone, method, "plugins=[mine]") == 0
+    start = tmp_path / "a" / "source" / "last.pt"
+    assert checkpoint.load(start)["plugins"] == ["mine"]
+    later = [*off, "stages.source.enabled=false", "stages.warmup.steps=1", f"stages.warmup.init={start}"]
+    capsys.readouterr()
+    assert run_here(tmp_path / "b", *later) == 2
+    assert "was made with mine, code from outside" in " ".join(capsys.readouterr().out.split())
+    assert run_here(tmp_path / "b", *later, "plugins=[mine]") == 0
+
+
+def test_a_stage_that_is_off_is_none_to_start_from(run_here: Run, tmp_path: Path) -> None:
+    """Whichever of YAML's words says so: `previous` is the stage before it."""
+    off = ["stages.warmup.enabled=no", "stages.pseudo_labels.enabled=off", "stages.mpa.enabled=false"]
+    assert run_here(tmp_path / "r", "stages.source.steps=1", *off) == 0
+    assert list(json.loads((tmp_path / "r" / "summary.json").read_text())["stages"]) == ["source"]
+    assert not (tmp_path / "r" / "warmup").exists()

@@ -1,17 +1,16 @@
 """How long a sample takes from its files and from the cache, on pictures made for it."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from trans4pass.data import Folder, TrainTransform
+from trans4pass.data import Folder, Size, TrainTransform
 from trans4pass.labels import LabelSpace
 
 
-def write_pictures(root: Path, count: int, size: Sequence[int]) -> None:
+def write_pictures(root: Path, count: int, size: Size) -> None:
     """`count` PNGs of (W,H) pixels and their labels, in Folder's layout, about as compressible as photographs."""
     for folder in ("images", "annotations"):
         (root / folder / "train").mkdir(parents=True)
@@ -25,12 +24,12 @@ def write_pictures(root: Path, count: int, size: Sequence[int]) -> None:
         classes.save(root / f"annotations/train/{number}.png")
 
 
-def milliseconds_per_sample(root: Path, cache_size: Sequence[int]) -> dict[str, float]:
+def milliseconds_per_sample(root: Path, cache_size: Size) -> dict[str, float]:
     """Time per training sample, resized to `cache_size`, in this process: from files, and from each kind of cache.
 
     "filled" is the first pass, which decodes and writes. The files and the cache may lie in the system's page cache.
     """
-    labels = LabelSpace("two", ("a", "b"), [[0, 0, 0], [255, 255, 255]], {})
+    labels = LabelSpace("two", ("a", "b"), np.array([[0, 0, 0], [255, 255, 255]]), {})
     transform = TrainTransform(cache_size)
 
     def measured(**cache) -> float:

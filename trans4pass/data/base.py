@@ -243,7 +243,7 @@ class SegmentationDataset(Dataset):
 
 
 def check_labels_exist(items: Iterable[Item], dataset: str, fix: str) -> None:
-    """Raise DataError unless every item's label file exists; it names the first and tells how many are missing."""
+    """Raise DataError unless every item's label file exists; it names the first and counts the missing."""
     missing = [item for item in items if not has_label(item)]
     if missing:
         item = missing[0]

@@ -60,7 +60,7 @@ class DecodeCache:
             width, height = self.size or image_size(images[0])
         except DataError:
             return  # it is named when it is read
-        _tell(self.folder, dataset, len(images), width * height * (4 if labelled else 3))
+        _log_size(self.folder, dataset, len(images), width * height * (4 if labelled else 3))
 
     def fetch(self, settings: Any, files: Sequence[Path], labelled: bool, load: Callable[[], Pair]) -> Pair:
         """The sample from the cache, else from `load`, at the cache's size.
@@ -106,13 +106,13 @@ class DecodeCache:
                     raise
         except OSError as error:
             self.writing = False
-            # Every worker finds out by itself; one of them tells.
+            # Every worker finds out by itself; one of them logs it.
             if get_worker_info() is None or get_worker_info().id == 0:
                 log.warning("cannot write to the cache %s (%s); going on without filling it", self.folder, error)
 
 
 @functools.cache
-def _tell(folder: Path, dataset: str, count: int, size: int) -> None:
+def _log_size(folder: Path, dataset: str, count: int, size: int) -> None:
     needed, free = count * size / 2**30, shutil.disk_usage(folder).free / 2**30
     log.info(
         "cache %s: %s takes %d x %.1f MiB = %.1f GiB once it is filled; %.1f GiB are free",

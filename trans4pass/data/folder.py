@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 @cache  # a run makes its data sets several times
 def point_out_narrow(path: Path) -> None:
     """Log a hint where the picture, said to be a panorama, cannot go all round."""
-    with contextlib.suppress(DataError):  # a picture that cannot be read is told when it is
+    with contextlib.suppress(DataError):  # one that cannot be read is named when it is read
         width, height = image_size(path)
         if width < 2 * height:
             log.warning(

@@ -73,9 +73,10 @@ class EdgeLoss(AgainstEdges):
     """The edges that a network predicts at L levels, (B,L,H,W) logits at the labels' size, summed over the levels."""
 
     def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-        edges, known = edge_target(labels, self.radius, self.wrap)
-        each = [None if x is None else x[:, None].expand_as(logits).flatten(0, 1) for x in (edges, known, weights)]
-        return soft_dice(torch.sigmoid(logits).flatten(0, 1), *each)  # B,L,H,W -> B*L,H,W
+        levels = logits.shape[1]
+        edges, known = (x.repeat_interleave(levels, 0) for x in edge_target(labels, self.radius, self.wrap))
+        weights = None if weights is None else weights.repeat_interleave(levels, 0)
+        return soft_dice(torch.sigmoid(logits).flatten(0, 1), edges, known, weights)  # B,L,H,W -> B*L,H,W
 
 
 class MaskEdge(AgainstEdges):

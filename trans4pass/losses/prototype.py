@@ -6,6 +6,8 @@ Pixels' features are pulled towards their class's prototype by a softened KL div
 cross-entropy against the prototype's strongest channel.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,9 +17,9 @@ from trans4pass.labels import IGNORE
 from .pixel import safe_ratio
 
 
-def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest-neighbour resize of integer labels (B,H,W) to (B,*size), int64."""
-    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+    return F.interpolate(labels[:, None].float(), list(size), mode="nearest")[:, 0].long()
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class Discriminator(nn.Sequential):
 
 
 class Adversarial(Term):
-    """The network is to make the target's probability maps pass as the source's; a discriminator learns to tell them.
+    """The network is to make the target's probability maps pass as the source's; a discriminator separates them.
 
     Args:
         network: has as many classes as the discriminator has input channels.

@@ -28,7 +28,7 @@ class Method(nn.Module):
     counts, and learns: per phase `targets`, then `normalisers`, then `forward`, so that labels made in training obey
     the rule of labels from files: N ranks, N accumulated batches and one large batch take the same step.
 
-    The trainer calls `train()` before training, and `eval()` and `train()` around evaluations; a part that must not
+    The trainer calls `train()` before training, and `eval()` and `train()` around evaluations; a module that must not
     follow (a teacher stays in eval mode) overrides its own `train`.
 
     Attributes:
@@ -48,11 +48,11 @@ class Method(nn.Module):
         return True
 
     def trained_modules(self) -> Mapping[str, nn.Module]:
-        """What optimisers may be given, by the names that they have in a configuration."""
+        """What optimisers may train, by the names in a configuration."""
         return {"network": self.network}
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        """What another stage takes over where it has a part of the same name that fits."""
+    def transferable_modules(self) -> Mapping[str, nn.Module]:
+        """What another stage takes over where it has a module of the same name that fits."""
         return dict(self.named_children())
 
     def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:

@@ -181,7 +181,7 @@ class PrototypeDistillation(Term):
 
     @torch.no_grad()
     def _bank_features(self, network: Segmentor, images: Tensor, features: Tensor) -> Tensor:
-        """Features (B,E,h,w) for the bank: the given ones, or the mean over `bank_scales` in eval mode."""
+        """Features (B,E,h,w) for the bank: `features`, or the mean over `bank_scales` in eval mode."""
         if self.bank_scales == (1.0,):
             return features
         was_training = network.training
@@ -198,7 +198,7 @@ class PrototypeDistillation(Term):
         """The number of labelled pixels whose class has a prototype, at the features' size."""
         labels = batch["label"]
         # The features' size is that of a strided convolution's output: rounded up.
-        labels = resize_labels(labels, tuple(-(-side // network.feature_stride) for side in labels.shape[1:]))
+        labels = resize_labels(labels, [-(-side // network.feature_stride) for side in labels.shape[1:]])
         known = self.bank.prototypes.isfinite().all(1)
         return {"pixels": pixel_counts(labels.where(known[labels.where(labels != IGNORE, 0)], IGNORE))}
 

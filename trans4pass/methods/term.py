@@ -126,10 +126,10 @@ class SumOfTerms(Method):
         return any(term.learns_labels for phase in phases for term in self._terms(phase).values())
 
     def trained_modules(self) -> Mapping[str, nn.Module]:
-        own = {name: term for name, term in self.terms.items() if any(True for _ in term.parameters())}
-        return {"network": self.network, **own}
+        trained = {name: term for name, term in self.terms.items() if any(True for _ in term.parameters())}
+        return {"network": self.network, **trained}
 
-    def parts(self) -> Mapping[str, nn.Module]:
+    def transferable_modules(self) -> Mapping[str, nn.Module]:
         terms = {f"terms.{name}": term for name, term in self.terms.items()}
         return {**{name: child for name, child in self.named_children() if name != "terms"}, **terms}
 
@@ -171,8 +171,8 @@ class SumOfTerms(Method):
         losses: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for name, term in self._terms(phase).items():
-            own = {key.removeprefix(f"{name}."): norm for key, norm in norms.items() if key.startswith(f"{name}.")}
-            result = term(ForwardPass(phase, batch[phase], output, self.network), own)
+            divisors = {key.removeprefix(f"{name}."): norm for key, norm in norms.items() if key.startswith(f"{name}.")}
+            result = term(ForwardPass(phase, batch[phase], output, self.network), divisors)
             losses |= {f"{name}.{key}".removesuffix("."): loss for key, loss in result.losses.items()}
             values |= {f"{name}.{key}": value for key, value in result.values.items()}
         if dist.active():

@@ -37,7 +37,7 @@ def resize(x: Tensor, size: Sequence[int], wrap: bool, align_corners: bool = Tru
 
 
 class CircularConv2d(nn.Conv2d):
-    """A convolution whose map goes on sideways."""
+    """A convolution for which the left and right borders of a map meet."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.padding
@@ -46,7 +46,7 @@ class CircularConv2d(nn.Conv2d):
 
 
 class CircularMaxPool2d(nn.MaxPool2d):
-    """Max pooling whose map goes on sideways; the padding is the same on all sides."""
+    """Max pooling for which the left and right borders of a map meet; the padding is the same on all sides."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_circular(x, self.padding)

@@ -67,8 +67,8 @@ class ECRM(nn.Module):
 
     Takes the encoder's list of maps, of widths `channels`; returns the list with the last map replaced by one of
     `width` channels at the same size, and the auxiliary map `coarse`: the class logits [B, K, h, w] that weigh the
-    pixels into prototypes. They have no other gradient than from their own loss. `channels` tells the head the new
-    widths.
+    pixels into prototypes. They have no other gradient than from their own loss. `channels` are the new widths,
+    for the head.
 
     Each training forward writes one entry per image (of all ranks) into a ring of `bank_size` before it reads it;
     evaluation writes nothing. Where nothing was ever written, the context is zero. Activation checkpointing must not

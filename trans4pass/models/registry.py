@@ -99,8 +99,8 @@ def create_model(
     if name.startswith("timm/"):
         name, settings = "timm", {"encoder": name.removeprefix("timm/"), **settings}
     num_classes = converted(Positive, num_classes, "num_classes")
-    encoder_name, own_head = MODELS.get(name, (name, None))
-    chosen = {"name": own_head, **({"name": head} if isinstance(head, str) else head or {})}
+    encoder_name, default_head = MODELS.get(name, (name, None))
+    chosen = {"name": default_head, **({"name": head} if isinstance(head, str) else head or {})}
     make_encoder = look_up(encoder_name, ENCODERS, "model", {**MODELS, **ENCODERS})
     if chosen["name"] is None:
         raise ConfigError(f"{name} is an encoder: add head=..., one of {', '.join(HEADS)}")
@@ -158,17 +158,17 @@ def circular_twin(model: Segmentor) -> Segmentor:
 
 def taken(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings that `make` takes, and that it has not been given yet."""
-    given = make.keywords if isinstance(make, functools.partial) else {}
+    preset = make.keywords if isinstance(make, functools.partial) else {}
     takes = inspect.signature(make).parameters
-    return {key: value for key, value in settings.items() if key in takes and key not in given}
+    return {key: value for key, value in settings.items() if key in takes and key not in preset}
 
 
-def assemble(make: Callable[..., T], where: str, settings: bool | Mapping[str, Any], *given: Any) -> T:
-    """`make(*given, **settings)`, the settings checked; True stands for none."""
+def assemble(make: Callable[..., T], where: str, settings: bool | Mapping[str, Any], *positional: Any) -> T:
+    """`make(*positional, **settings)`, the settings checked; True stands for none."""
     settings = {} if settings is True else settings
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{where} is true, false or a mapping of settings, not {settings!r}")
-    return make(*given, **checked(make, settings, where, positional=len(given)))
+    return make(*positional, **checked(make, settings, where, positional=len(positional)))
 
 
 def look_up(name: str, table: Mapping[str, T], kind: str, known: Mapping[str, Any] | None = None) -> T:

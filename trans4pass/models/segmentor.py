@@ -1,5 +1,6 @@
 """The segmentation model that every encoder and head is put together in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ SMALLEST = 32
 class Segmentor(nn.Module):
     """Normalise, encode, decode, and resize the logits to the image.
 
-    `encoder` maps a normalised image to a list of four maps, finest first, and tells their widths and strides as
-    `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and tells
+    `encoder` maps a normalised image to a list of four maps, finest first, and exposes their widths and strides as
+    `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and exposes
     `num_classes`, `feature_dim` (E) and `feature_level`, the map whose size its features have. Any pair that keeps to
     this fits.
 
@@ -30,7 +31,7 @@ class Segmentor(nn.Module):
 
     `alignment` gives images the source's channel statistics before anything else.
 
-    `wrap` tells whether images are full panoramas whose sides are neighbours (see models/circular.py).
+    `wrap`: images are full panoramas whose sides are neighbours (see models/circular.py).
     """
 
     wrap = False
@@ -114,7 +115,7 @@ class Segmentor(nn.Module):
         return SegOutput(logits, features, aux | branches)
 
 
-def input_size(network: nn.Module, size: tuple[int, int], scale: float) -> tuple[int, int]:
+def input_size(network: nn.Module, size: Sequence[int], scale: float) -> tuple[int, int]:
     """(height, width) `size` of an image at `scale`, rounded to what `network` can take."""
     height, width = (max(SMALLEST, round(side * scale)) for side in size)
     return height, round(width / MULTIPLE) * MULTIPLE if getattr(network, "wrap", False) else width

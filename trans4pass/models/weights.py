@@ -45,7 +45,7 @@ class Variant(NamedTuple):
         return f"{self.name} with {self.num_classes} classes{listed}"
 
     def options(self) -> dict[str, Any]:
-        """What `create_model` takes beside name and classes, where it is told."""
+        """What `create_model` takes beside name and classes, where it is known."""
         return {key: value for key, value in self._asdict().items() if value and key not in ("name", "num_classes")}
 
 
@@ -72,7 +72,7 @@ class LoadReport(NamedTuple):
 
 
 def load_weights(model: nn.Module, source: str | PathLike[str] | Weights, allow_nonfinite: bool = False) -> LoadReport:
-    """Load a file into `model`, strictly; what it may lack is told in the report and logged.
+    """Load a file into `model`, strictly; what it lacks by nature is reported and logged.
 
     An encoder alone (SegFormer's, a ResNet's) leaves the head and the deforming patch embeddings' offset and modulator
     convolutions as they are. Raises WeightsError where the file cannot be read, holds another model, or, unless
@@ -151,7 +151,7 @@ def as_weights(content: Any, path: str | PathLike[str]) -> Weights:
 
 
 def identify(state: Mapping[str, Tensor]) -> Variant | None:
-    """The model that a whole state dict belongs to, told by names and shapes; None where there is none."""
+    """The model that a whole state dict belongs to, by names and shapes; None where there is none."""
     _, state, _ = _convert(dict(state), "the state dict")
     head = next((head for head, key in HEADS.items() if key in state), None)
     preds = (state.get(key) for key in ("head.pred.weight", "head.pred.1.weight"))
@@ -159,13 +159,13 @@ def identify(state: Mapping[str, Tensor]) -> Variant | None:
     size, resnet = _encoder_size(state), _resnet_name(state)
     if head is None or pred is None or not (size or resnet):
         return None
-    own_head = head == "danet" if resnet else head in FAMILIES
+    is_default = head == "danet" if resnet else head in FAMILIES
     return Variant(
         name=resnet or f"{FAMILIES.get(head, 'trans4pass')}_{size}",
         num_classes=pred.shape[0],
         embed_dim=pred.shape[1] if head in FAMILIES else None,
         deform=None if resnet else tuple(f"encoder.patch_embed{stage}.offset_conv.weight" in state for stage in STAGES),
-        head=None if own_head else head,
+        head=None if is_default else head,
         ecrm=any(key.startswith("context.") for key in state),
         edges=any(key.startswith("edges.") for key in state),
     )
@@ -206,7 +206,7 @@ TRANSFORMERS_STAGES = {"patch_embeddings": "patch_embed", "block": "block", "lay
 def read_file(path: str | PathLike) -> Any:
     """All that a checkpoint holds, on the CPU; a run's exported safetensors look like its checkpoints.
 
-    Raises WeightsError where the file is not there, is damaged (as far as its checksums tell), or holds more than
+    Raises WeightsError where the file is not there, is damaged (as far as its checksums show), or holds more than
     plain values.
     """
     path = Path(path)
@@ -241,7 +241,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise WeightsError where the checksums in torch's zip archive tell that `path` is damaged."""
+    """Raise WeightsError where the checksums in torch's zip archive show that `path` is damaged."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch's old format has no checksums
             return
@@ -358,9 +358,9 @@ def _explain(state: State, wanted: State, different: str) -> str:
 
 
 def _holds_numbers(tensor: Tensor) -> bool:
-    """Whether a file's tensor is plain: its real numbers side by side."""
-    plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
-    return plain and not tensor.is_complex()
+    """Whether a file's tensor has its real numbers side by side."""
+    dense = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+    return dense and not tensor.is_complex()
 
 
 def _settings(held: Variant, asked: Variant) -> str:

@@ -71,7 +71,7 @@ def deform_conv2d(
 
     `offset` [B, 2*G*k*k, Ho, Wo] is in pixels, (y, x) interleaved tap by tap within each of the G offset groups;
     `mask` [B, G*k*k, Ho, Wo] multiplies the samples (None: ones); `weight` is [O, C, k, k], `bias` [O].
-    A neighbour outside the map counts 0; with `wrap` the map goes on sideways instead, as a full panorama does.
+    A neighbour outside the map counts 0; with `wrap` the map's left and right borders meet, as a full panorama's do.
     Positions are kept in float32 (float64 for a float64 input), under autocast too; the result has the autocast dtype,
     or else the input's.
 
@@ -105,8 +105,8 @@ def _check_shapes(
     fits = fits and offset.shape == (batch, 2 * groups * kernel**2, *size)
     fits = fits and (mask is None or mask.shape == (batch, groups * kernel**2, *size))
     if not fits:
-        given = ", ".join(str(None if t is None else list(t.shape)) for t in (input, offset, mask, weight))
+        shapes = ", ".join(str(None if t is None else list(t.shape)) for t in (input, offset, mask, weight))
         raise ValueError(
-            f"input, offset, mask and weight are {given}; expected [B, C, H, W], [B, 2*G*k*k, {size[0]}, {size[1]}], "
+            f"input, offset, mask and weight are {shapes}; expected [B, C, H, W], [B, 2*G*k*k, {size[0]}, {size[1]}], "
             f"[B, G*k*k, {size[0]}, {size[1]}] or None, and [O, C, k, k] with G dividing C"
         )

@@ -44,9 +44,9 @@ class _DeformConv(torch.autograd.Function):
             for positions in parts:
                 block = out[images, :, positions]
                 samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
-                given = [_at(x, images, positions) for x in (offset, mask)]
+                blocked = [_at(x, images, positions) for x in (offset, mask)]
                 for groups in sampler.tiles(block):
-                    corners = sampler.corners(*(_of(x, groups) for x in given), grid)
+                    corners = sampler.corners(*(_of(x, groups) for x in blocked), grid)
                     sampler.sample(corners, sampler.part(source, groups), sampler.part(samples, groups))
                 torch.bmm(matrix.expand(len(block), -1, -1), sampler.columns(samples, block), out=block)
                 if bias is not None:
@@ -71,9 +71,9 @@ class _DeformConv(torch.autograd.Function):
                     block = grad[images, :, positions]
                     samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
                     grad_samples = sampler.uncolumns(torch.bmm(matrix.t().expand(len(block), -1, -1), block))
-                    given = [_at(x, images, positions) for x in (offset, mask, grad_offset, grad_mask)]
+                    blocked = [_at(x, images, positions) for x in (offset, mask, grad_offset, grad_mask)]
                     for groups in sampler.tiles(block):
-                        offset_tile, mask_tile, *to = (_of(x, groups) for x in given)
+                        offset_tile, mask_tile, *to = (_of(x, groups) for x in blocked)
                         parted = (sampler.part(x, groups) for x in (source, samples, grad_samples, target))
                         sampler.sample_backward(sampler.corners(offset_tile, mask_tile, grid), *parted, Gradients(*to))
                     grad_matrix += torch.bmm(block, sampler.columns(samples, block).transpose(1, 2)).sum(0)

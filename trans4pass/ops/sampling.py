@@ -25,7 +25,7 @@ class Placing(NamedTuple):
 
     stride: int
     padding: int
-    wrap: bool  # whether the map goes on sideways, as a full panorama does
+    wrap: bool  # whether the map's left and right borders meet, as a full panorama's do
 
 
 class Gradients(NamedTuple):
@@ -151,7 +151,7 @@ class Sampler(NamedTuple):
         return self.lay_map(maps)
 
     def fill_maps(self, maps: Tensor, x: Tensor) -> Tensor:
-        """Write `x` [n, C, H, W], wrapped sideways or not, into as many of the laid `maps` as it needs: these."""
+        """Write `x` [n, C, H, W], its sides joined or not, into as many of the laid `maps` as it needs: these."""
         maps = maps[: len(maps) // min(self._images, self.batch) * len(x)]
         inner = self.unlay_map(maps)[:, :, BORDER:-BORDER]
         if self.wrap:

@@ -209,7 +209,8 @@ def counted_class_weights(domain: Domain) -> list[float]:
     The published list fits the same formula with shares of all pixels, the ignored ones included.
     """
     path: Path = domain.stage.folder / f"class_weights_{domain.name}.json"
-    known = recall_json(path, domain.run.labels.classes, "the classes are counted again")
+    # Rank 0 decides: it may have written the file before the others look.
+    known = dist.broadcast_object(recall_json(path, domain.run.labels.classes, "the classes are counted again"))
     if known is not None:
         return list(known.values())
     log.info("counting the classes of %d labels for class_weights=auto", len(domain.dataset))

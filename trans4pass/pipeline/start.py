@@ -42,7 +42,7 @@ class Start(NamedTuple):
     def carry_over(self, method: Method) -> None:
         """Give a method all that there is for it: the network, and every other submodule of the same name that fits."""
         self.load_network(method.network)
-        for name, module in method.parts().items():
+        for name, module in method.transferable_modules().items():
             state, wanted = submodule_state(self.method, name), module.state_dict()
             if module is method.network or not state or not wanted:
                 continue

@@ -27,16 +27,18 @@ INCIDENTAL_ANYWHERE = ("checkpoint_every", "log_every")
 def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Print runs that differ in the seed alone stage by stage, others with a row per setting (configs/compare.yaml)."""
     # Path.glob takes no absolute patterns.
-    given = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
-    if not isinstance(given, list) or not given:
-        raise ConfigError(f"runs must name a folder or more, e.g. runs=[runs/a,runs/b] or 'runs/a_*', got {given}")
-    found = [Path(path) for run in given for path in sorted(glob(str(run))) or [str(run)]]  # noqa: PTH207
+    patterns = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
+    if not isinstance(patterns, list) or not patterns:
+        raise ConfigError(f"runs must name a folder or more, e.g. runs=[runs/a,runs/b] or 'runs/a_*', got {patterns}")
+    found = [Path(path) for run in patterns for path in sorted(glob(str(run))) or [str(run)]]  # noqa: PTH207
     runs = list(dict.fromkeys(path.resolve() for path in found))  # a pattern and a name may mean one run
-    for run in runs:
-        if not ((run / "summary.json").is_file() and (run / "config.yaml").is_file()):
-            raise ConfigError(f"{run} is no finished run: name such folders, e.g. runs=[runs/a,runs/b] or 'runs/a_*'")
     again = "run the same command again with resume=true, which writes it anew"
-    summaries = [read_json(run / "summary.json", ("stages", "seed", "final", "model", "gain"), again) for run in runs]
+    summaries: list[Summary] = []
+    for run in runs:
+        summary = read_json(run / "summary.json", ("stages", "seed", "final", "model", "gain"), again)
+        if summary is None or not (run / "config.yaml").is_file():
+            raise ConfigError(f"{run} is no finished run: name such folders, e.g. runs=[runs/a,runs/b] or 'runs/a_*'")
+        summaries.append(summary)
     if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
         raise ConfigError("the runs have different stages: compare runs of one experiment")
     settings = distinguish([read_config(run / "config.yaml", again) for run in runs])
@@ -132,7 +134,7 @@ def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Table:
             f"{model['gmacs']:.2f}",
             spread([stage["seconds_per_step"] for stage in firsts if stage.get("seconds_per_step")], ".2f"),
         )
-    width, height = summaries[0]["model"]["size"]
+    width, height = next(iter(groups.values()))[0]["model"]["size"]
     shown.caption = f"GMACs of one {width}x{height} image, deformable sampling not counted"
     return shown
 

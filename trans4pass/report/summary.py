@@ -10,6 +10,7 @@ from torch import Tensor
 from trans4pass.inference.pictures import GAP, contact_sheet
 from trans4pass.labels import LabelSpace
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 MEANS = "classes_in_mean"
 FACTS = ("best", "judge", "initial", "steps", "skipped", "seconds_per_step")  # beside the scores by side
 RESERVED = (*FACTS, MEANS, "step", "seconds", "kept", "bad_samples")  # no side can be called so
@@ -40,7 +41,7 @@ def comparison(rows: Mapping[str, Sequence[Tensor]], labels: LabelSpace, least_w
     return page
 
 
-def draw_legend(labels: LabelSpace, width: int, font: ImageFont.ImageFont) -> Image.Image:
+def draw_legend(labels: LabelSpace, width: int, font: Font) -> Image.Image:
     """Class names on their colours, in as many lines as `width` needs."""
     x, y, places = GAP, GAP, []
     for name in labels.classes:
@@ -119,8 +120,9 @@ def goal(sides: Sequence[str]) -> str | None:
 
 def first_score(stages: Mapping[str, Mapping[str, Any]], side: str | None) -> float | None:
     """What gains on a side are measured from: the mIoU of a checkpoint that it began with, else of the first stage."""
-    scored = (values for values in stages.values() if side in values)
-    return next(((values.get("initial") or values)[side] for values in scored), None)
+    if side is None:
+        return None
+    return next(((values.get("initial") or values)[side] for values in stages.values() if side in values), None)
 
 
 def number(value: float | None) -> str:

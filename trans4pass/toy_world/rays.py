@@ -88,7 +88,7 @@ def _cross_in_plan(form: np.ndarray, start: np.ndarray, plan: np.ndarray) -> tup
 
     `start` (3,N) and `plan` (2,N,C) are the rays in the shapes' own scaled frames.
     """
-    enter, leave = np.zeros((2, *plan.shape[1:]), np.float32)
+    enter, leave = (np.zeros(plan.shape[1:], np.float32) for _ in range(2))
     box, ball = form == BOX, form == ELLIPSOID
     sides = _cross_slab(start[:2, box, None], plan[:, box])
     enter[box], leave[box] = sides[0].max(axis=0), sides[1].min(axis=0)

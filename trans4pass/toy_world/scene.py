@@ -63,9 +63,8 @@ STREETS: dict[str, tuple[Range, Range]] = {
 
 def streets_between(share: float) -> dict[str, Range]:
     """Every bound of every range, `share` of the way from source to target."""
-    return {
-        name: tuple(a + share * (b - a) for a, b in zip(source, target)) for name, (source, target) in STREETS.items()
-    }
+    mixed = {name: [a + share * (b - a) for a, b in zip(source, target)] for name, (source, target) in STREETS.items()}
+    return {name: (low, high) for name, (low, high) in mixed.items()}
 
 
 REACH = 64.0  # m of street that are built up, before and behind the camera
@@ -153,7 +152,7 @@ def from_hex(codes: str) -> np.ndarray:
     return np.array([list(bytes.fromhex(code)) for code in codes.split()], np.float32) / 255
 
 
-# Hues overlap between classes on purpose: texture and place have to tell a wall from a house and a sign from a coat.
+# Hues overlap between classes on purpose: texture and place distinguish a wall from a house and a sign from a coat.
 HOUSES = from_hex("9e5c47 b89970 b3a899 808c9e bd8c5c 8f7066")
 STONES = from_hex("858078 8c6b57 998f75")
 METALS = from_hex("383b40 4d4f52 3d332b")

@@ -135,7 +135,7 @@ def _shade_ground(
 class Surface(NamedTuple):
     """Points on the surfaces of shapes."""
 
-    seed: np.ndarray  # (n,) the shape's number, float32: tells its texture from its neighbours'
+    seed: np.ndarray  # (n,) the shape's number, float32: sets its texture off from its neighbours'
     local: np.ndarray  # (3,n) right, forward and up from the shape's centre, m
     unit: np.ndarray  # (3,n) the same in half extents, -1 .. 1
     half: np.ndarray  # (3,n) the half extents, m
@@ -145,7 +145,7 @@ class Surface(NamedTuple):
 
     @property
     def run(self) -> np.ndarray:
-        """(n,) metres along the face, sideways."""
+        """(n,) metres along the face, horizontally."""
         return np.where(self.face == 0, self.local[1], self.local[0])
 
 

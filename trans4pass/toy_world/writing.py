@@ -66,7 +66,8 @@ class ToyWorld:
 
     def images(self) -> list[tuple[str, str, int]]:
         """Every image of the world as (domain, split, index)."""
-        return [(*name.split("_"), index) for name in COUNTS for index in range(getattr(self, name))]
+        names = [(name, *name.split("_")) for name in COUNTS]
+        return [(domain, split, i) for name, domain, split in names for i in range(getattr(self, name))]
 
     def render(self, root: Path, progress: Progress | None = None, workers: int = 1) -> None:
         """Write every image and label file below `root`, in `workers` processes if more than 1.

@@ -4,7 +4,8 @@ from . import checkpoint
 from .monitor import Monitor
 from .optim import build_optimizers
 from .schedules import POLICIES, make_schedule
-from .trackers import CSV, TensorBoard, Tracker, Trackers, Trackio, WandB
+from .tensorboard import TensorBoard
+from .trackers import CSV, Tracker, Trackers, Trackio, WandB
 from .trainer import Evaluation, Evaluator, Trainer, TrainerSettings, TrainingData, to_device
 
 __all__ = [

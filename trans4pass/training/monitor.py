@@ -14,8 +14,7 @@ from torch import Tensor
 from trans4pass import dist
 from trans4pass.console import peak_memory, progress_bar
 
-from .events import MIOU
-from .trackers import Tracker
+from .trackers import MIOU, Tracker
 
 log = logging.getLogger(__name__)
 

@@ -84,17 +84,17 @@ def make_schedule(settings: dict[str, Any], steps: int, where: str) -> Schedule:
         near = nearest(policy, POLICIES)
         raise ConfigError(f"{where}.policy={policy} is not known.{near} There are {', '.join(sorted(POLICIES))}")
     function, total = POLICIES[policy], total or steps
-    own = checked(function, {k: v for k, v in settings.items() if k not in OUTLINE}, where, positional=2)
+    values = checked(function, {k: v for k, v in settings.items() if k not in OUTLINE}, where, positional=2)
     try:
-        factors = [float(function(step, total, **own)) for step in (0, 1, total)]
+        factors = [float(function(step, total, **values)) for step in (0, 1, total)]
     except ArithmeticError as error:  # a division by 0, a power beyond all numbers
-        raise ConfigError(f"{where}: the policy {policy} with {own}: {error}") from None
+        raise ConfigError(f"{where}: {policy} with {values}: {error}") from None
     if any(not isfinite(factor) or factor < 0 for factor in factors):
+        numbers = ", ".join(map(str, factors))
         raise ConfigError(
-            f"{where}: the policy {policy} with {own} gives the factors {', '.join(map(str, factors))} at steps 0, 1 "
-            f"and {total}; they must be numbers >= 0"
+            f"{where}: {policy} with {values} gives factors {numbers} at steps 0, 1, {total}; not numbers >= 0"
         )
-    return lambda step: (min(1.0, (step + 1) / warmup) if warmup else 1.0) * function(step, total, **own)
+    return lambda step: (min(1.0, (step + 1) / warmup) if warmup else 1.0) * function(step, total, **values)
 
 
 OUTLINE = ("policy", "total_steps", "warmup_steps")

@@ -1,4 +1,4 @@
-"""Where a training stage's figures and pictures go: TensorBoard files, CSV, Weights & Biases, Trackio, or several."""
+"""Where a training stage's figures and pictures go: CSV, Weights & Biases, Trackio, or several; see tensorboard.py."""
 
 import csv
 import importlib
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trans4pass.errors import ConfigError
 
-from .events import MIOU, EventFile
+MIOU = "miou/"  # in front of the scores of an evaluation
 
 
 class Tracker(ABC):
@@ -66,22 +66,6 @@ class Trackers(Tracker):
             tracker.close()
 
 
-class TensorBoard(Tracker):
-    """Event files in the stage's folder `tensorboard`: tensorboard --logdir runs."""
-
-    def begin(self, step: int, evaluated: int) -> None:
-        self._file = EventFile(self.folder / "tensorboard", step, evaluated)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._file.scalars(values, step)
-
-    def image(self, name: str, picture: Tensor, step: int) -> None:
-        self._file.image(name, picture, step)
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class CSV(Tracker):
     """`metrics.csv` in the stage's folder: a line per number, (step, name, value)."""
 
@@ -114,7 +98,7 @@ class WandB(Tracker):
     package = "wandb"
 
     def __init__(self, folder: Path, run: str, stage: str, project: str = "trans4pass", mode: str | None = None):
-        """`mode` is the package's own, e.g. offline; None: what its environment variables say."""
+        """`mode` as the package has it, e.g. offline; None: what its environment variables say."""
         super().__init__(folder, run, stage)
         try:
             self._library: Any = importlib.import_module(self.package)
@@ -126,7 +110,7 @@ class WandB(Tracker):
 
     def begin(self, step: int, evaluated: int) -> None:
         name = f"{self.run}/{self.stage}"
-        # Steps that are logged again are told apart by the resumed run's own name.
+        # The resumed run's name sets apart the steps that are logged again.
         name = f"{name} from step {step}" if step else name
         self._run = self._start(name)
 

@@ -89,9 +89,9 @@ class Trainer:
         optimizers: by the names of what they train (see `build_optimizers`).
         schedule: factor on the learning rates by step.
         data, evaluator: see their protocols.
-        monitor: shows progress, and tells trackers.
+        monitor: shows progress, and feeds the tracker.
         folder: of the stage; `last.pt` and `best.pt` are written there and read from there.
-        meta: plain values stored in each checkpoint (model, labels, ...).
+        meta: numbers, strings, lists and dicts stored in each checkpoint (model, labels, ...).
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Trainer:
         self.stage, self.method, self.optimizers, self.schedule = stage, method, optimizers, schedule
         self.data, self.evaluator, self.monitor, self.settings = data, evaluator, monitor, settings
         self.folder, self.device, self.interrupts, self.meta = folder, device, interrupts, meta
-        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.evaluated = 0  # the last step after which the model was evaluated
         self.saved: tuple[int, int | None] = (0, None)  # `step` and `evaluated` of `last.pt`
@@ -170,7 +170,7 @@ class Trainer:
             self.leave_out(buffers)
         return values
 
-    # ---- its parts ----
+    # ---- one step ----
 
     def normalisers(self, learned: Mapping[str, list[Batch]]) -> dict[str, dict[str, Tensor]]:
         """By phase and name, averaged over micro-batches and, in one reduction, over ranks."""
@@ -182,8 +182,8 @@ class Trainer:
         }
         if means and dist.active():
             flat = dist.mean_(torch.cat([mean.reshape(-1) for mean in means.values()]))
-            parts = flat.split([mean.numel() for mean in means.values()])
-            means = {key: part.view_as(mean) for part, (key, mean) in zip(parts, means.items(), strict=True)}
+            pieces = flat.split([mean.numel() for mean in means.values()])
+            means = {key: piece.view_as(mean) for piece, (key, mean) in zip(pieces, means.items(), strict=True)}
         return {phase: {name: mean for (of, name), mean in means.items() if of == phase} for phase in learned}
 
     def backward(self, phase: str, result: Losses, values: dict[str, Tensor]) -> None:
@@ -193,37 +193,37 @@ class Trainer:
             key = f"{phase}/{name}"
             values[key] = values.get(key, 0) + value.detach() * share
         total = reduce(torch.add, result.losses.values())
-        # A loss that is not finite makes the gradient so, on all ranks: one look at the gradient tells of both.
+        # A loss that is not finite makes the gradient so, on all ranks: one look at the gradient is enough.
         guard = torch.where(total.isfinite(), 1.0, torch.nan).to(total.dtype)
         self.scaler.scale(total * share).backward(guard)
 
     def update(self, values: dict[str, Tensor], batches: list[Batch]) -> bool:
         """Step the optimisers; False, without a step, where a loss or gradient is not finite."""
+        norms: dict[str, Tensor] = {}
         for name, optimizer in self.optimizers.items():
             self.scaler.unscale_(optimizer)
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = values[GRAD_NORM + name] = nn.utils.get_total_norm([p.grad for p in parameters])
+            norms[name] = nn.utils.get_total_norm([p.grad for p in parameters])
             if self.settings.clip_grad:
-                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
-        norms = torch.stack([values[GRAD_NORM + name] for name in self.optimizers])
-        finite = bool(norms.isfinite().all())  # the step's one wait for the device
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norms[name])
+        finite = bool(torch.stack(list(norms.values())).isfinite().all())  # the step's one wait for the device
+        scale = None  # the scaler's choice
         if finite:
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
-        # With fp16 the scaler lowers its scale, and tries again, until there is no scale left to lower.
-        lowers = not finite and self.is_overflow(values)
-        if not finite and not lowers:
-            self.report_nonfinite(values, batches)
-        self.scaler.update(None if finite or lowers else self.scaler.get_scale())
+        else:
+            lost = [name for name, value in values.items() if not value.isfinite()]
+            # With fp16 the scaler lowers its scale, and tries again, until there is no scale left to lower.
+            overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+            if not overflow or dist.any_(bool(lost), self.device):
+                lost = lost or [f"the gradient of {name}" for name, norm in norms.items() if not norm.isfinite()]
+                self.report_nonfinite(lost, batches)
+                scale = self.scaler.get_scale()
+        self.scaler.update(scale)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        values |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
         return finite
-
-    def is_overflow(self, values: Mapping[str, Tensor]) -> bool:
-        """Whether it is fp16's loss scale, on all ranks, that makes a gradient infinite: the losses are finite."""
-        if not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
-            return False
-        return not dist.any_(any(not value.isfinite() for value in losses_of(values).values()), self.device)
 
     def set_rates(self) -> None:
         """Give every parameter group its learning rate of this step."""
@@ -245,13 +245,9 @@ class Trainer:
             buffer.copy_(old)
         self.method.discard_step()
 
-    def report_nonfinite(self, values: Mapping[str, Tensor], batches: list[Batch]) -> None:
-        lost = [name for name, value in losses_of(values).items() if not value.isfinite()]
-        trained = [name for name in self.optimizers if not values[GRAD_NORM + name].isfinite()]
-        elsewhere = " (of this or another process)" * dist.active()
-        where = ", ".join(lost) or f"the gradient of {', '.join(trained)}{elsewhere}"
+    def report_nonfinite(self, lost: list[str], batches: list[Batch]) -> None:
         images = [name for batch in batches for domain in batch.values() for name in domain["name"]]
-        text = f"stage {self.stage}, step {self.step}: {where} is not finite; images: {', '.join(images)}"
+        text = f"stage {self.stage}, step {self.step}: {', '.join(lost)} is not finite; images: {', '.join(images)}"
         if self.settings.on_nonfinite == "error":
             raise NonFinite(f"{text}. Lower the learning rate, or leave such steps out with on_nonfinite=skip")
         self.skipped += 1
@@ -354,14 +350,14 @@ class Trainer:
             raise
 
     def share_statistics(self) -> None:
-        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each has its own.
+        """Average BatchNorm's running statistics over the ranks; without SyncBatchNorm (on CPUs) each has others.
 
         After every step, not only when they are saved: where a run is interrupted must not change its last digits.
         """
         if not dist.active():
             return
-        own = [m for m in self.method.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
-        buffers = [b for module in own for b in (module.running_mean, module.running_var) if b is not None]
+        norms = [m for m in self.method.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+        buffers = [b for module in norms for b in (module.running_mean, module.running_var) if b is not None]
         if buffers:
             means = dist.mean_(torch.cat(buffers)).split([len(buffer) for buffer in buffers])
             for buffer, mean in zip(buffers, means, strict=True):
@@ -387,18 +383,12 @@ class Trainer:
         return True
 
 
-GRAD_NORM = "grad_norm/"
 RESUMED = ("step", "evaluated", "history", "best", "skipped")
 
 
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps (0 = never) happens at this one."""
     return every > 0 and step > 0 and step % every == 0
-
-
-def losses_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A step's values without the gradients' norms."""
-    return {name: value for name, value in values.items() if not name.startswith(GRAD_NORM)}
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

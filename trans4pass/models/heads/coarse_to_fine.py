@@ -1,7 +1,7 @@
 """Reverse edge attention and the coarse-to-fine head of OSFormer (arXiv 2207.02255), for semantic maps.
 
 On purpose different from the official code: maps are resized to the next level's size rather than doubled, so that odd
-sizes and dilated encoders fit; and an edge map tells the union of all classes' edges instead of an instance's edge.
+sizes and dilated encoders fit; and an edge map shows the union of all classes' edges instead of an instance's edge.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,8 @@ def refuse_first_release(state: Mapping[str, Tensor], path: str | PathLike = "th
     """Raise WeightsError where `state` holds a reverse edge head of release 0.1.0, whose maps were fused otherwise."""
     if any(key.endswith("laterals.0.weight") for key in state):
         raise WeightsError(
-            f"{path} holds a head of release 0.1.0 that tells edges (model.head=coarse_to_fine or model.edges=true); "
-            "its convolutions have changed since, so that its weights fit no more: train that model again (a run: with "
+            f"{path} holds a head of release 0.1.0 with edges (model.head=coarse_to_fine or model.edges=true); its "
+            "convolutions have changed since, so that its weights fit no more: train that model again (a run: with "
             "overwrite=true or another name=...), or use release 0.1.0"
         )
 
@@ -53,12 +53,12 @@ class ReverseEdgeAttention(nn.Module):
 
 
 class ReverseEdgeHead(nn.Module):
-    """Fuse the encoder's maps from coarse to fine and tell edges on the way; stands beside any segmentation head.
+    """Fuse the encoder's maps from coarse to fine and predict edges on the way; stands beside any segmentation head.
 
     Takes the encoder's list of maps, of widths `channels`, finest first. Each is convolved (3x3, GroupNorm). From the
     coarsest on, the fused map is resized bilinearly to the next level and added to that level's convolved map; ReLU and
     a convolution (3x3, GroupNorm) follow the sum, and a last ReLU the finest one's convolution. Returns edge logits by
-    name: `edge1` is the finest level's [B, 1, H/4, W/4], `edge2` the next one's. `levels` counts those that tell edges,
+    name: `edge1` is the finest level's [B, 1, H/4, W/4], `edge2` the next one's. `levels` counts those with edges,
     from the finest: 3 is every level above the coarsest, each from its sum; 1 is the finest alone, from the last map.
     Raises ConfigError for another number, or where `width` is not a multiple of 32 above 32.
     """
@@ -71,7 +71,7 @@ class ReverseEdgeHead(nn.Module):
         above = len(channels) - 1
         if not 1 <= levels <= above:
             raise ConfigError(
-                f"levels that tell edges must be 1 to {above}, the number of those above the coarsest, got {levels}"
+                f"levels that predict edges must be 1 to {above}, the number of those above the coarsest, got {levels}"
             )
         if width % GROUPS or width <= GROUPS:
             raise ConfigError(f"the width of coarse-to-fine maps must be a multiple of {GROUPS} above it, got {width}")

@@ -9,55 +9,53 @@ import logging
 import struct
 import time
 from collections.abc import Mapping
+from io import BufferedWriter
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
+
+from .trackers import MIOU, Tracker
 
 log = logging.getLogger(__name__)
 
 PREFIX = "events.out.tfevents."  # TensorBoard knows its files by it
-MIOU = "miou/"  # what evaluations tell, beside pictures
 
 
-class EventFile:
-    """Adds one file to a folder's points, after dropping those that are to come again.
+class TensorBoard(Tracker):
+    """Event files in the stage's folder `tensorboard`, one more at each start: tensorboard --logdir runs.
 
     A file that cannot be written is a warning: the training is worth more than its curves.
-
-    Args:
-        folder: of the stage's event files.
-        start: the step that the stage goes on from; later points are dropped.
-        evaluated: the last step whose evaluation is not done again.
     """
 
-    def __init__(self, folder: Path, start: int, evaluated: int):
-        self.file = None
+    _file: BufferedWriter | None = None
+
+    def begin(self, step: int, evaluated: int) -> None:
+        folder = self.folder / "tensorboard"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             earlier = sorted(folder.glob(f"{PREFIX}*"))
             for path in earlier:
-                drop_later(path, start, evaluated)
+                drop_later(path, step, evaluated)
             # Above all others, even where the clock has gone back: readers follow the names' order.
             numbers = [int(digits) for path in earlier if (digits := path.name.split(".")[3]).isdigit()]
             path = folder / f"{PREFIX}{max([int(time.time()), *(number + 1 for number in numbers)]):010d}.trans4pass"
-            self.file = path.open("wb")
+            self._file = path.open("wb")
         except OSError as error:
             self._give_up(error)
         self._write(Event(file_version="brain.Event:2"))
         # A TensorBoard that has been watching all the time drops the later points too.
-        self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(Event(step=step, summary=Summary(value=points)))
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
-        """Add an RGB picture (3,H,W), uint8."""
         png = io.BytesIO()
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(png, "PNG")
         _, height, width = picture.shape
@@ -65,27 +63,27 @@ class EventFile:
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 
     def close(self) -> None:
-        if self.file is not None:
+        if self._file is not None:
             try:
-                self.file.close()
+                self._file.close()
             except OSError as error:
                 self._give_up(error)
 
     def _write(self, event: Event) -> None:
-        if self.file is None:
+        if self._file is None:
             return
         event.wall_time = time.time()
         try:
-            RecordWriter(self.file).write(event.SerializeToString())
-            self.file.flush()
+            RecordWriter(self._file).write(event.SerializeToString())
+            self._file.flush()
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
         log.warning("no more points for TensorBoard until the run is started again: %s", error)
-        if self.file is not None:
-            self.file.raw.close()  # without another try to write what is buffered
-        self.file = None
+        if self._file is not None:
+            self._file.raw.close()  # without another try to write what is buffered
+        self._file = None
 
 
 def drop_later(path: Path, start: int, evaluated: int) -> None:

@@ -9,29 +9,34 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trans4pass.training import Monitor, TensorBoard
-from trans4pass.training.events import EventFile
 
 PICTURE = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
 
 
 def read(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
 def points(folder: Path, tag: str = "loss") -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in read(folder).Scalars(tag)]
 
 
+def begun(folder: Path, start: int, evaluated: int) -> TensorBoard:
+    tracker = TensorBoard(folder, "run", "stage")
+    tracker.begin(start, evaluated)
+    return tracker
+
+
 def run(folder: Path, start: int, stop: int, evaluated: int | None = None, value: float = 1.0) -> None:
     """What a stage writes from its start to where it is killed: nothing is closed."""
-    events = EventFile(folder, start, start if evaluated is None else evaluated)
+    events = begun(folder, start, start if evaluated is None else evaluated)
     for step in range(start + 1, stop + 1):
-        events.scalars({"loss": value, "rate": 2.0}, step)
+        events.log({"loss": value, "rate": 2.0}, step)
 
 
 def test_scalars_and_pictures_are_read_back(tmp_path: Path) -> None:
-    events = EventFile(tmp_path, 0, 0)
-    events.scalars({"loss": 0.5, "miou/target": 60.0}, 3)
+    events = begun(tmp_path, 0, 0)
+    events.log({"loss": 0.5, "miou/target": 60.0}, 3)
     events.image("val/target: image, truth", PICTURE, 3)
     events.close()
     assert points(tmp_path) == [(3, 0.5)]
@@ -58,12 +63,12 @@ def test_a_killed_stage_has_each_point_once(
 def test_an_evaluation_that_is_repeated_has_its_points_once(tmp_path: Path) -> None:
     """A checkpoint written before its step was evaluated: the losses up to it stay, the scores come again."""
     for evaluated, score in ((0, 1.0), (2, 2.0)):
-        events = EventFile(tmp_path, 4 if evaluated else 0, evaluated)
+        events = begun(tmp_path, 4 if evaluated else 0, evaluated)
         for step in range(1, 5) if not evaluated else ():
-            events.scalars({"loss": 0.0}, step)
+            events.log({"loss": 0.0}, step)
             if step == 2:
-                events.scalars({"miou/target": 7.0}, step)
-        events.scalars({"miou/target": score}, 4)
+                events.log({"miou/target": 7.0}, step)
+        events.log({"miou/target": score}, 4)
         events.image("val/target", PICTURE, 4)
     assert [step for step, _ in points(tmp_path)] == [1, 2, 3, 4]
     assert points(tmp_path, "miou/target") == [(2, 7.0), (4, 2.0)]
@@ -73,7 +78,7 @@ def test_an_evaluation_that_is_repeated_has_its_points_once(tmp_path: Path) -> N
 @pytest.mark.parametrize("lost", [1, 3, 15, 30])
 def test_a_file_cut_by_a_crash_is_gone_on_with(lost: int, tmp_path: Path) -> None:
     run(tmp_path, 0, 6)
-    (path,) = tmp_path.iterdir()
+    (path,) = (tmp_path / "tensorboard").iterdir()
     path.write_bytes(path.read_bytes()[:-lost])
     run(tmp_path, 5, 8)
     assert [step for step, _ in points(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -93,7 +98,7 @@ def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
     tracker = TensorBoard(tmp_path, "run", "stage")
     monitor = Monitor(tracker, "stage", 9, 1, torch.device("cpu"))
     with caplog.at_level(logging.WARNING), Path("/dev/full").open("wb") as full, monitor.running(0, 0):
-        tracker._file.file = full
+        tracker._file = full
         for step in range(1, 4):
             monitor.step(step, {"loss": torch.tensor(1.0)}, {}, 0)
             monitor.evaluated(step, {"target": 1.0}, {"val/target": PICTURE})
@@ -102,5 +107,5 @@ def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
     caplog.clear()
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        EventFile(tmp_path / "file" / "tensorboard", 0, 0).scalars({"loss": 1.0}, 1)
+        begun(tmp_path / "file", 0, 0).log({"loss": 1.0}, 1)
     assert len(caplog.records) == 1
