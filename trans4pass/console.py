@@ -5,12 +5,20 @@ import resource
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from trans4pass import dist
 from trans4pass.storage import writing
@@ -29,7 +37,8 @@ class LogFile(logging.FileHandler):
         if not isinstance(error, OSError):
             super().handleError(record)
             return
-        self.stream.buffer.raw.close()  # without another try to write what is buffered
+        stream: Any = self.stream
+        stream.buffer.raw.close()  # without another try to write what is buffered
         self.stream = None
         logging.getLogger().removeHandler(self)
         log.warning("no more lines in %s until the run is started again: %s", self.baseFilename, error)
@@ -61,7 +70,7 @@ def peak_memory(device: torch.device) -> float:
     return kilobytes / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def progress_bar(*columns: object) -> Progress:
+def progress_bar(*columns: ProgressColumn | str) -> Progress:
     """The project's one progress bar; shown on rank 0 of a terminal, silent elsewhere."""
     return Progress(
         TextColumn("{task.description}"),

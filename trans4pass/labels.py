@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -47,7 +48,7 @@ class LabelSpace:
             return NotImplemented
         return self.classes == other.classes and self.to_dict() == other.to_dict()
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType] mutable, so in no set
 
     @classmethod
     def from_dict(cls, mapping: Mapping) -> "LabelSpace":
@@ -61,7 +62,8 @@ class LabelSpace:
             raise ConfigError(
                 f"labels/{name}: `classes` is {{class: [r, g, b]}}, `encodings` {{encoding: {{class: [..]}}}}"
             )
-        return cls(name, tuple(classes), list(classes.values()), {k: _frozen(name, k, v) for k, v in encodings.items()})
+        palette: Any = list(classes.values())  # the constructor checks it, and makes it an array
+        return cls(name, tuple(classes), palette, {k: _frozen(name, k, v) for k, v in encodings.items()})
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "LabelSpace":

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, partial
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from annotated_types import Ge, Gt, Interval
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -64,13 +64,17 @@ def converted(hint: Any, value: Any, where: str) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]  # of a union's alternatives the first tells most
-        place = where
-        for step in first["loc"]:  # leads into lists and mappings, and names a union's alternatives on the way
-            listed = isinstance(value, Sequence) and isinstance(step, int) and step < len(value)
-            if listed or (isinstance(value, Mapping) and step in value):
-                place, value = f"{place}.{step}", value[step]
-        choice = isinstance(value, str) and first["type"] in ("dict_type", "mapping_type", "is_instance_of")
-        fix = f". A file of configs/<group> is chosen with <group>@{place}={value}" if choice else ""
+        place, inner = where, cast(Any, value)
+        for step in cast(
+            tuple[Any, ...], first["loc"]
+        ):  # leads into lists and mappings, and names a union's alternatives on the way
+            keys: Any = (
+                inner if isinstance(inner, Mapping) else range(len(inner)) if isinstance(inner, Sequence) else ()
+            )
+            if step in keys:
+                place, inner = f"{place}.{step}", inner[step]
+        choice = isinstance(inner, str) and first["type"] in ("dict_type", "mapping_type", "is_instance_of")
+        fix = f". A file of configs/<group> is chosen with <group>@{place}={inner}" if choice else ""
         fault = f"it must be {hint}" if first["type"] == "missing" else first["msg"]
         raise ConfigError(f"{place} is {first['input']!r}: {fault[0].lower()}{fault[1:]}{fix}") from None
 

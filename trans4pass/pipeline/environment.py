@@ -73,9 +73,11 @@ def restarted_store() -> dict[str, Any]:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if not kept or not restarts:
         return {}
-    store = td.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = td.TCPStore(  # pyright: ignore[reportPrivateImportUsage] documented as td's
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+    )
     place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-    return {"store": td.PrefixStore(f"restart_{restarts}", store), **place}
+    return {"store": td.PrefixStore(f"restart_{restarts}", store), **place}  # pyright: ignore[reportPrivateImportUsage]
 
 
 def choose_device(name: str) -> torch.device:

@@ -27,7 +27,8 @@ class ValidationSets:
     """
 
     def __init__(self, run: RunContext, stage: str, precision: Precision, data: StageData, judge: str | None):
-        self.run, self.stage, self.precision, self.data, self.judge = run, stage, precision, data, judge
+        self.run, self.stage, self.data, self.judge = run, stage, data, judge
+        self.precision: Precision = precision
         self.classes_in_mean: dict[str, str] = {}
 
     def evaluate(self, model: Segmentor, step: int, final: bool) -> Evaluation:

@@ -102,7 +102,7 @@ def explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     """In one line why configs/<name>.yaml does not compose with `overrides`, and what may be meant."""
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options:
-        group, _, option = error.missing_cfg_file.rpartition("/")
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = [known for known in error.options if not known.startswith("_")]
         return f"there is no {group}={option}{suggestion(option, options)} There are {', '.join(options)}"
     unknown = re.match(r"Could not (?:override|delete)[^']*'(.+?)'", text)
@@ -137,7 +137,7 @@ def known_settings(name: str, overrides: Sequence[str]) -> set[str]:
     return {*keys(OmegaConf.to_container(composed)), *map(str, composed.hydra.runtime.choices)}
 
 
-def keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def keys(values: Any, prefix: str = "") -> Iterator[str]:
     """The dotted keys of nested mappings, inner ones too."""
     for key, value in values.items():
         yield f"{prefix}{key}"
@@ -163,6 +163,7 @@ def suggestion(word: str, known: Collection[str]) -> str:
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, all interpolations filled in; ConfigError for what is missing."""
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"configuration: {error}") from error
+    return values

@@ -110,7 +110,7 @@ class Stage(ABC):
 
     def forget_start(self) -> None:
         """Give its memory back, once it is taken over."""
-        self.__dict__.pop("start", None)
+        vars(self).pop("start", None)
 
     def identity(self) -> dict[str, Any]:
         """All that the stage's result follows from, as plain values."""

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import PositiveFloat
@@ -37,7 +37,8 @@ class TrainStageSettings(TrainerSettings):
     domains: Mapping[str, Mapping[str, Any]]
     optim: Mapping[str, Mapping[str, Any]]
     schedule: Mapping[str, Any]
-    steps: Positive | None
+    steps: Positive | None  # pyright: ignore[reportIncompatibleVariableOverride] counted where null
+    seed: int = field(default=0, init=False)  # follows from the run's
     epochs: PositiveFloat | None
     log_every: Positive
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -140,7 +141,7 @@ class TrainStage(Stage):
         method.to(self.run.device)
         self.run.speed_up(method.network)
         if dist.active() and self.run.device.type == "cuda":
-            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+            method = cast(Method, nn.SyncBatchNorm.convert_sync_batchnorm(method))
         settings, device = self.trainer_settings(), self.run.device
         evaluator = ValidationSets(self.run, self.name, settings.precision, self.data, self.judge)
         monitor = Monitor(self.build_tracker(), self.name, settings.steps, self.settings.log_every, device)
@@ -153,8 +154,9 @@ class TrainStage(Stage):
 
     def trainer_settings(self) -> TrainerSettings:
         names = [field.name for field in fields(TrainerSettings)]
-        chosen = {name: getattr(self.settings, name) for name in names}
-        return TrainerSettings(**chosen | {"steps": self.count_steps(), "seed": self.run.seed(self.name, "layers")})
+        chosen: dict[str, Any] = {name: getattr(self.settings, name) for name in names}
+        chosen |= {"steps": self.count_steps(), "seed": self.run.seed(self.name, "layers")}
+        return TrainerSettings(**chosen)
 
     def count_steps(self) -> int:
         if self.settings.steps is not None:
