@@ -111,7 +111,7 @@ def test_parts_with_the_common_normaliser_add_up_to_the_whole() -> None:
 
 @pytest.mark.parametrize("build", [AgainstEdges, EdgeLoss, MaskEdge])
 def test_a_bad_radius_is_refused(build: type[AgainstEdges]) -> None:
-    with pytest.raises(ConfigError, match="loss.radius is 0"):
+    with pytest.raises(ConfigError, match=r"loss\.radius is 0"):
         checked(build, {"radius": 0}, "loss")
     assert (build().radius, build().wrap) == (2, False)
 
