@@ -84,7 +84,7 @@ def test_it_starts_as_the_network_that_was_handed_on() -> None:
         method.network.logits += 3
     method.prepare({})
     assert torch.equal(method.teacher.logits, method.network.logits)
-    assert "teacher" not in method.parts() and "network" in method.parts()
+    assert "teacher" not in method.transferable_modules() and "network" in method.transferable_modules()
 
 
 def test_it_stays_in_eval_mode() -> None:

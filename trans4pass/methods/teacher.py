@@ -77,8 +77,9 @@ class MeanTeacher(SumOfTerms):
     def learns_labels_of(self, domain: str) -> bool:
         return domain not in self.teaches and super().learns_labels_of(domain)
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        return {name: part for name, part in super().parts().items() if name != "teacher"}  # it starts as the network
+    def transferable_modules(self) -> Mapping[str, nn.Module]:
+        modules = super().transferable_modules()
+        return {name: module for name, module in modules.items() if name != "teacher"}  # it starts as the network
 
     def train(self, mode: bool = True) -> "MeanTeacher":
         super().train(mode)
