@@ -65,13 +65,10 @@ def converted(hint: Any, value: Any, where: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]  # of a union's alternatives the first tells most
         place, inner = where, cast(Any, value)
-        for step in cast(
-            tuple[Any, ...], first["loc"]
-        ):  # leads into lists and mappings, and names a union's alternatives on the way
-            keys: Any = (
-                inner if isinstance(inner, Mapping) else range(len(inner)) if isinstance(inner, Sequence) else ()
-            )
-            if step in keys:
+        step: Any
+        for step in first["loc"]:  # leads into lists and mappings, and names a union's alternatives on the way
+            places: Any = range(len(inner)) if isinstance(inner, Sequence) else inner
+            if isinstance(inner, (Mapping, Sequence)) and step in places:
                 place, inner = f"{place}.{step}", inner[step]
         choice = isinstance(inner, str) and first["type"] in ("dict_type", "mapping_type", "is_instance_of")
         fix = f". A file of configs/<group> is chosen with <group>@{place}={inner}" if choice else ""
