@@ -12,6 +12,7 @@ GROUND: dict[str, set[str]] = {
     "dist": set(),
     "precision": set(),
     "labels": {"errors"},
+    "hub": {"errors"},
     "settings": {"errors"},
     "storage": {"errors"},
     "build": {"errors", "settings"},
@@ -29,7 +30,7 @@ FLOORS: dict[str, set[str]] = {
     "methods": LOW | {"ops", "sphere", "models", "losses", "data"},
     "inference": LOW | {"sphere", "models", "data", "methods"},
     "training": LOW | {"models", "methods", "inference"},
-    "report": LOW | {"inference"},
+    "report": LOW | {"sphere", "inference"},
     "pipeline": LOW | {"models", "data", "toy_world", "methods", "inference", "training", "report"},
     "cli": {"pipeline"},
 }

@@ -33,6 +33,7 @@ MISSPELT = {
     "make_toy_world": (["world.source_tran=1"], "world.source_tran", "world.source_train"),
     "plot_schedules": (["schedules.step.sze=1"], "schedules.step.sze", "schedules.step.size"),
     "predict": (["inptu=a"], "inptu", "input"),
+    "report": (["rnu=a"], "rnu", "run"),
     "train": ([TOY, "stages.mpa.optim.lrr=1"], "stages.mpa.optim.lrr", "stages.mpa.optim.network.lr"),
 }
 MISTAKES = {  # of train.py: what is typed, what is named, what is meant

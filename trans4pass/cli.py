@@ -11,6 +11,7 @@ TOOLS = {
     "export": ("export_weights", "inference.export", "export_weights"),
     "adapt": ("adapt", "inference.adapt", "adapt"),
     "compare": ("compare", "report.compare", "compare_runs"),
+    "report": ("report", "report.page", "report_runs"),
     "check-data": ("check_data", "pipeline.check_data", "check_data"),
     "toy-world": ("make_toy_world", "pipeline.make_toy_world", "make_toy_world"),
 }

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.table import Table
 
 from trans4pass.console import console
-from trans4pass.errors import ConfigError, DamagedFile
+from trans4pass.errors import ConfigError
 from trans4pass.interrupts import Interrupts
 from trans4pass.settings import flatten
 from trans4pass.storage import read_json
 
+from .run_folder import read_config
 from .summary import first_score, goal
 
 Summary = Mapping[str, Any]
@@ -46,17 +46,6 @@ def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: In
     for words, summary in zip(settings, summaries, strict=True):
         groups.setdefault(words, []).append(summary)
     console.print(compare_seeds(summaries) if len(groups) == 1 else compare_settings(groups))
-
-
-def read_config(path: Path, fix: str) -> Mapping[str, Any]:
-    """The settings of a finished run; DamagedFile, which says the fix, where the file is cut or empty."""
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DamagedFile(f"{path} is damaged ({error}): {fix}") from error
-    if not isinstance(config, Mapping):
-        raise DamagedFile(f"{path} is damaged (it holds {type(config).__name__}): {fix}")
-    return config
 
 
 def distinguish(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,0 +1,306 @@
+"""report.html: finished runs on one page that opens from disk, without a network; several runs side by side."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from trans4pass.console import console
+from trans4pass.errors import ConfigError
+from trans4pass.inference import Confusion
+from trans4pass.interrupts import Interrupts
+from trans4pass.labels import LabelSpace
+from trans4pass.settings import flatten
+from trans4pass.storage import write_text
+
+from .charts import Points, bars, escape, lines, matrix
+from .compare import is_incidental
+from .run_folder import RunFolder, read_run
+from .summary import first_score, number
+from .viewer import Map, Seen, Span, group, page
+
+RATES, MIOU = "lr/", "miou/"  # in front of what the trackers call learning rates and scores
+NO_LOSSES = (RATES, MIOU, "grad_norm/", "seconds_per_step", "skipped")
+MOST_SHOWN = 40  # settings that differ between runs
+
+
+def report_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Write the report of one run, or of several side by side, as configs/report.yaml describes."""
+    folders = config["runs"] if config["runs"] is not None else [config["run"]]
+    if not isinstance(folders, list) or None in folders or not folders:
+        raise ConfigError("name a finished run's folder, run=runs/a, or several, runs=[runs/a,runs/b]")
+    output = config["output"] or (Path(folders[0]) / "report.html" if len(folders) == 1 else "report.html")
+    console.print(f"wrote {write_report([Path(folder) for folder in folders], Path(output))}", soft_wrap=True)
+
+
+def write_report(folders: Sequence[Path], output: Path) -> Path:
+    """Write the page of finished runs, and return where it is."""
+    write_text(output, report_page([read_run(folder) for folder in folders]))
+    return output
+
+
+def report_page(runs: Sequence[RunFolder]) -> str:
+    """The page. What an older run did not leave is left out."""
+    names = unlike([run.name for run in runs])
+    title = " and ".join(names)
+    groups = [(name, run, *pictures(run)) for name, run in zip(names, runs, strict=True)]
+    shown = [(name, run, group(seen, labels)) for name, run, seen, labels in groups if labels is not None]
+    sections = [
+        f"<h1>{escape(title)}</h1>",
+        each(names, runs, lambda _, run: headline(run) + stages_table(run)),
+        differences(names, runs) if len(runs) > 1 else "",
+        section("Look around", looks(shown), "Chosen by the final stage's mIoU, from the best to the worst."),
+        section("Classes", charts(class_charts(names, runs)), "After the last step, on the validation sets."),
+        section("Training", charts(curves(names, runs))),
+        section("Confusion", charts(confusions(names, runs)), "Rows are true classes, columns predicted ones."),
+        section("Around the panorama", "".join(region_tables(names, runs))),
+        section("Pseudo-labels", charts(pseudo_labels(names, runs))),
+        section("Prototypes", charts(prototypes(names, runs)), "Cosine similarity of the final stage's prototypes."),
+        section("How it was made", each(names, runs, lambda _, run: provenance(run))),
+    ]
+    return page(title, "\n".join(filter(None, sections)), [data for _, _, data in shown])
+
+
+def section(title: str, content: str, words: str = "") -> str:
+    """A part of the page; nothing where it has no content."""
+    note = f'<p class="soft">{escape(words)}</p>' if words else ""
+    return f"<section><h2>{escape(title)}</h2>{note}{content}</section>" if content else ""
+
+
+def charts(figures: Iterable[str]) -> str:
+    inside = "".join(figures)
+    return f'<div class="charts">{inside}</div>' if inside else ""
+
+
+def each(names: Sequence[str], runs: Sequence[RunFolder], draw: Callable[[str, RunFolder], str]) -> str:
+    """The same of every run, side by side, under their names where there are several."""
+    heads = [f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "" for name in names]
+    parts = [head + draw(name, run) for head, name, run in zip(heads, names, runs, strict=True)]
+    return f'<div class="runs">{"".join(f"<article>{part}</article>" for part in parts)}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table class="{kind}"><tr>{cells}</tr>{body}</table></div>'
+
+
+def unlike(names: Sequence[str]) -> list[str]:
+    """Names that tell runs apart."""
+    doubled = [name for name in names if names.count(name) > 1]
+    return [f"{name} ({place})" if name in doubled else name for place, name in enumerate(names, 1)]
+
+
+def prefixed(names: Sequence[str], name: str, what: str) -> str:
+    """What a curve or bar is called: with its run's name where there are several."""
+    return what if len(names) == 1 else f"{name}: {what}"
+
+
+# ---- figures ----
+
+
+def headline(run: RunFolder) -> str:
+    summary, side = run.summary, run.summary.get("goal")
+    final = summary["stages"][summary["final"]]
+    facts = {}
+    if side in final:
+        before = first_score(summary["stages"], side)
+        gain = "" if summary["gain"] is None else f" ({summary['gain']:+.1f})"
+        facts[f"mIoU on the {side}"] = f"{before:.1f} → {final[side]:.1f}{gain}" if gain else f"{final[side]:.1f}"
+    if "source" in final and side != "source":
+        facts["mIoU on the source"] = f"{final['source']:.1f}"
+    seconds = sum(stage["seconds"] for stage in summary["stages"].values())
+    facts |= {"time": f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"}
+    facts |= {"parameters": f"{summary['model']['parameters'] / 1e6:.1f} M", "seed": str(summary["seed"])}
+    cells = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
+    return f'<dl class="facts">{cells}</dl>'
+
+
+def stages_table(run: RunFolder) -> str:
+    summary, rows = run.summary, []
+    sides = summary.get("sides", ["source", "target"])
+    for name, stage in summary["stages"].items():
+        best, kept = stage.get("best") or {}, f"{stage['kept']:.0%} of pixels kept" if "kept" in stage else ""
+        cells = [text for side in sides for text in (number(stage.get(side)), number(best.get(side)))]
+        if kept:
+            cells[-1] = kept
+        pace = stage.get("seconds_per_step")
+        steps = str(stage.get("steps") or "")
+        rows.append((name, *cells, steps, f"{stage['seconds'] / 60:.1f}", f"{pace:.2f}" if pace else ""))
+    scores = [heading for side in sides for heading in (f"{side}, last", f"{side}, best")]
+    note = '<p class="soft">mIoU in percent. “best” was picked on validation labels, “last” on none.</p>'
+    return table(("stage", *scores, "steps", "minutes", "s/step"), rows) + note
+
+
+def differences(names: Sequence[str], runs: Sequence[RunFolder]) -> str:
+    flat = [flatten(run.config) for run in runs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not is_incidental(key)]
+    unequal = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+    rows = [(key, *(str(one.get(key, "–")) for one in flat)) for key in unequal[:MOST_SHOWN]]
+    more = f"The first {MOST_SHOWN} of {len(unequal)} settings." if len(unequal) > MOST_SHOWN else ""
+    return section("What differs", table(("setting", *names), rows, "settings") if rows else "Nothing.", more)
+
+
+def class_charts(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
+    for side in dict.fromkeys(side for run in runs for stage in run.stages.values() for side in stage.scores):
+        columns: dict[str, Mapping[str, float]] = {}
+        for name, run in zip(names, runs, strict=True):
+            for stage, scores in ends(run, side).items():
+                iou = confusion(scores).scores().iou
+                columns[prefixed(names, name, stage)] = dict(zip(class_names(run), iou, strict=True))
+        classes = dict.fromkeys(key for column in columns.values() for key in column)
+        rows = {key: [column.get(key) for column in columns.values()] for key in classes}
+        if rows:
+            yield bars(f"IoU in % on the {side}", rows, list(columns))
+
+
+def curves(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
+    scores: dict[str, Points] = {}
+    for name, run in zip(names, runs, strict=True):
+        before = 0
+        for stage in run.stages.values():
+            steps = max((step for points in stage.curves.values() for step, _ in points), default=0)
+            for key, points in stage.curves.items():
+                if key.startswith(MIOU):
+                    label = prefixed(names, name, key.removeprefix(MIOU))
+                    scores[label] = [*scores.get(label, ()), *((before + step, value) for step, value in points)]
+            before += int(steps)
+    yield lines("mIoU in % over all stages' steps", scores)
+    for title, wanted in (("losses", is_loss), ("learning rates", lambda key: key.startswith(RATES))):
+        for stage in dict.fromkeys(stage for run in runs for stage in run.stages):
+            series = {
+                prefixed(names, name, key.removeprefix(RATES)): points
+                for name, run in zip(names, runs, strict=True) if stage in run.stages
+                for key, points in run.stages[stage].curves.items() if wanted(key)
+            }  # fmt: skip
+            yield lines(f"{stage}: {title}", series)
+
+
+def is_loss(key: str) -> bool:
+    return not key.startswith(NO_LOSSES)
+
+
+def confusions(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
+    for name, run in zip(names, runs, strict=True):
+        side = run.summary.get("goal")
+        for stage, scores in ends(run, side).items() if side else ():
+            counts = confusion(scores).counts.double()
+            shares = (counts / counts.sum(1, keepdim=True))[:, :-1].tolist()
+            title = f"{prefixed(names, name, stage)}, on the {side}"
+            yield matrix(title, class_names(run), shares, "{value} of {row} is predicted as {column}")
+
+
+def region_tables(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
+    """mIoU of the seam's columns and of bands of latitude; what a band is in degrees, the pictures say."""
+    for name, run in zip(names, runs, strict=True):
+        side = run.summary.get("goal")
+        stages = {stage: scores["regions"] for stage, scores in (ends(run, side) if side else {}).items()}
+        stages = {stage: regions for stage, regions in stages.items() if regions}
+        if stages:
+            regions = next(iter(stages.values()))
+            rows = [(region, *(number(values.get(region)) for values in stages.values())) for region in regions]
+            yield table((prefixed(names, name, "mIoU in %"), *stages), rows)
+
+
+def pseudo_labels(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
+    for name, run in zip(names, runs, strict=True):
+        for stage, facts in run.stages.items():
+            if facts.quality:
+                parts = {key: values for key, values in facts.quality.items() if values}
+                classes = parts["coverage"]
+                rows = {c: [percent(values.get(c)) for values in parts.values()] for c in classes}
+                yield bars(f"{prefixed(names, name, stage)}: per class, in %", rows, list(parts))
+
+
+def percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def prototypes(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
+    for name, run in zip(names, runs, strict=True):
+        if run.evidence.get("prototypes"):
+            title = prefixed(names, name, str(run.summary["final"]))
+            yield matrix(title, class_names(run), run.evidence["prototypes"], "{row} and {column}: {value}")
+
+
+def ends(run: RunFolder, side: str) -> dict[str, Mapping[str, Any]]:
+    """The scores on a side of the first stage that has them, and of the final one."""
+    scored = {name: stage.scores[side] for name, stage in run.stages.items() if side in stage.scores}
+    final = run.summary["final"]
+    return {name: scored[name] for name in dict.fromkeys((*list(scored)[:1], final)) if name in scored}
+
+
+def confusion(scores: Mapping[str, Any]) -> Confusion:
+    counts = torch.tensor(scores["confusion"])
+    result = Confusion(len(counts))
+    result.counts = counts
+    return result
+
+
+def class_names(run: RunFolder) -> list[str]:
+    return list(run.config["labels"]["classes"])
+
+
+# ---- pictures ----
+
+
+def pictures(run: RunFolder) -> tuple[list[Seen], LabelSpace | None]:
+    """The panoramas that the run has left, and their label space; None where there are none."""
+    if not run.evidence.get("panoramas"):
+        return [], None
+    folder = run.folder / "report"
+    seen = []
+    for entry in run.evidence["panoramas"]:
+        maps = [Map(one["name"], np.asarray(Image.open(folder / one["file"])), one["truth"]) for one in entry["maps"]]
+        span = None if entry["span"] is None else Span(**entry["span"])
+        seen.append(Seen(entry["name"], Image.open(folder / entry["photo"]), maps, span, entry["note"]))
+    return seen, LabelSpace.from_dict(run.config["labels"])
+
+
+def looks(shown: Sequence[tuple[str, RunFolder, Any]]) -> str:
+    if not shown:
+        return ""
+    names, runs = [name for name, _, _ in shown], [run for _, run, _ in shown]
+    return each(
+        names, runs, lambda name, _: "".join(
+            f'<div class="{kind}" data-group="{names.index(name)}"></div>' for kind in ("viewer", "panels")
+        ),
+    )  # fmt: skip
+
+
+# ---- where it comes from ----
+
+
+def provenance(run: RunFolder) -> str:
+    made = run.environment
+    revision = made.get("revision")
+    at = f"git checkout {revision}\n" if revision else ""
+    note = (
+        "The working tree was changed: git.diff in the run's folder has the differences. " if made.get("dirty") else ""
+    )
+    command = run.evidence.get("command") or "# the command was not recorded; config.yaml holds every setting"
+    rows = [(key, in_words(value)) for key, value in made.items() if key not in ("revision", "dirty", "packages")]
+    rows += list(made.get("packages", {}).items())
+    settings = "".join(
+        details(f"Settings of {name}", f"<pre>{escape(yaml.safe_dump(dict(stage.settings), sort_keys=False))}</pre>")
+        for name, stage in run.stages.items() if stage.settings
+    )  # fmt: skip
+    whole = f"<pre>{escape(yaml.safe_dump(dict(run.config), sort_keys=False))}</pre>"
+    return (
+        f'<pre class="command">{escape(at + command)}</pre><p class="soft">{note}The folder was '
+        f"{escape(str(run.config.get('run_dir', '')))}.</p>"
+        + details("Machine and packages", table(("", ""), rows, "settings"))
+        + settings + details("All settings", whole)
+    )  # fmt: skip
+
+
+def details(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def in_words(value: Any) -> str:
+    return "none" if value is None else str(value)

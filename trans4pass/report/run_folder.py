@@ -1,0 +1,100 @@
+"""What a run's folder holds for its report; what an older run did not write is empty."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+from trans4pass.errors import ConfigError, DamagedFile
+from trans4pass.storage import read_json
+
+from .charts import Points
+
+SUMMARY = ("stages", "seed", "final", "model", "gain")
+AGAIN = "run the same command again with resume=true, which writes it anew"
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's files.
+
+    Attributes:
+        settings: that it was made with.
+        curves: what its trackers recorded, name -> (step, value).
+        scores: by side `confusion` (K rows of labels, K+1 columns of predictions, the last for none), `regions` and
+            `images`, as pipeline/score_sheet.py writes them.
+        quality: of pseudo-labels, by class: `coverage` and `accuracy`.
+    """
+
+    settings: Mapping[str, Any]
+    curves: Mapping[str, Points]
+    scores: Mapping[str, Any]
+    quality: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A finished run; `evidence` is what pipeline/evidence.py left in its folder `report`."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    evidence: Mapping[str, Any]
+    stages: Mapping[str, StageFolder]
+
+    @property
+    def name(self) -> str:
+        return str(self.summary.get("name") or self.folder.name)
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Raises ConfigError where the folder holds no finished run, DamagedFile for a file that cannot be read."""
+    summary = read_json(folder / "summary.json", SUMMARY, AGAIN)
+    if summary is None or not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is no finished run: name the folder of one, e.g. run=runs/pin2pan_toy")
+    stages = {name: read_stage(folder / name) for name in summary["stages"]}
+    config = read_config(folder / "config.yaml", AGAIN)
+    return RunFolder(
+        folder, summary, config, known(folder / "environment.json"), known(folder / "report" / "report.json"), stages
+    )
+
+
+def read_stage(folder: Path) -> StageFolder:
+    settings = known(folder / "settings.json").get("stage", {})
+    return StageFolder(settings, read_curves(folder), known(folder / "scores.json"), known(folder / "quality.json"))
+
+
+def known(path: Path) -> Mapping[str, Any]:
+    return read_json(path, (), AGAIN) or {}
+
+
+def read_config(path: Path, fix: str) -> Mapping[str, Any]:
+    """The settings of a finished run; DamagedFile, which says the fix, where the file is cut or empty."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}): {fix}") from error
+    if not isinstance(config, Mapping):
+        raise DamagedFile(f"{path} is damaged (it holds {type(config).__name__}): {fix}")
+    return config
+
+
+def read_curves(folder: Path) -> dict[str, Points]:
+    """What the trackers `tensorboard` and `csv` recorded of a stage; nothing of others, whose points are elsewhere."""
+    points: dict[str, dict[int, float]] = defaultdict(dict)
+    for path in sorted((folder / "tensorboard").glob("events.out.tfevents.*")):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "simple_value":
+                    points[value.tag][event.step] = value.simple_value
+    if (folder / "metrics.csv").is_file():
+        with (folder / "metrics.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                points[row["name"]][int(row["step"])] = float(row["value"])
+    return {name: sorted(values.items()) for name, values in points.items()}
