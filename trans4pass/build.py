@@ -12,6 +12,8 @@ from typing import Any
 from trans4pass.errors import ConfigError
 from trans4pass.settings import checked
 
+# In an installed package they lie inside it, in a checkout beside it.
+CONFIGS = next(path / "configs" for path in Path(__file__).parents[:2] if (path / "configs").is_dir())
 # What a config's `_target_` may name besides plug-ins. Anything else would let a config run arbitrary code.
 PACKAGE = "trans4pass."
 FUNCTIONS = ("trans4pass.create_model", "trans4pass.toy_world.ensure")  # of the package's own; all else are classes

@@ -50,7 +50,9 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     chosen = {"split": settings.split, "labels": labels, "transform": EvalTransform(size)}
     dataset: SegmentationDataset = build(data, "data.dataset", labelled=True, **chosen)
     name = f"eval_{dataset.name}_{settings.split}" + ("_wrap" if settings.wrap else "")
-    folder = Path(settings.output or Path(settings.checkpoint).parent / name)
+    given = Path(settings.checkpoint)  # a file, a folder, or a name on the hub
+    beside = given if given.is_dir() else given.parent if given.is_file() else Path()
+    folder = Path(settings.output or beside / name)
     files = {item.name: item.image for item in dataset.items}
     regions = Regions(labels.num_classes, device)
 

@@ -14,10 +14,10 @@ from trans4pass.data.files import IMAGE_SUFFIXES, files_below
 from trans4pass.errors import DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.models import make_circular
 from trans4pass.precision import Precision
 from trans4pass.settings import Natural, Share, parse
 
+from .api import wrap_around
 from .open import open_checkpoint
 from .pictures import write_prediction
 from .predictor import TTA, Predictor, predict_all
@@ -49,12 +49,11 @@ class PredictionSettings(PredictorSettings):
 
 def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that the settings describe, and its label space."""
-    path = Path(settings.checkpoint)
     network, labels = open_checkpoint(
-        path, settings.model_labels, settings.allow_nonfinite, settings.plugins, settings.align
+        settings.checkpoint, settings.model_labels, settings.allow_nonfinite, settings.plugins, settings.align
     )
     if settings.wrap:
-        make_circular(network)
+        wrap_around(network)
     tta = TTA(settings.scales, settings.flip, settings.yaw_rolls)
     return Predictor(network.to(device), device, tta, settings.precision), labels
 
@@ -63,7 +62,8 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
     """Predict an image or all images under a folder as configs/predict.yaml describes."""
     settings = parse(PredictionSettings, config, "")
     predictor, labels = make_predictor(settings, device)
-    items, transform = find_images(Path(settings.input)), EvalTransform(settings.size)
+    items = find_images(Path(settings.input))
+    transform = EvalTransform(settings.size or getattr(predictor.network, "size", None))
     dataset = SegmentationDataset(items, labels, labelled=False, transform=transform)
     folder = Path(settings.output)
     paths = {item.name: item.image for item in dataset.items}

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from trans4pass.build import build
 from trans4pass.errors import ConfigError, UserError, WeightsError
+from trans4pass.hub import fetched
 from trans4pass.labels import LabelSpace
 from trans4pass.models import (
     DESCRIPTION,
@@ -25,8 +27,12 @@ from trans4pass.models import (
     refuse_first_release,
 )
 from trans4pass.settings import converted, flatten
+from trans4pass.storage import read_json
+
+from .onnx_network import OnnxNetwork
 
 FACTORY = "trans4pass.create_model"
+WEIGHTS_FILE = "model.safetensors"  # of an exported folder, and of a repository on the hub
 # A model's settings about what its training once started from; they are not needed to open it.
 STARTS = ("weights", "allow_nonfinite", "pretrained")
 # What the first release called the submodules of its methods.
@@ -78,15 +84,42 @@ class Described(NamedTuple):
         return build(self.model, "model", num_classes=self.labels.num_classes)
 
 
-def read_checkpoint(path: Path, plugins: Collection[str] = ()) -> Described | Weights:
+def find_checkpoint(source: str | PathLike[str]) -> Path:
+    """The file that holds a model.
+
+    Args:
+        source: a file; a stage's folder, whose last.pt it is; a run's, of which its final stage's; a folder written by
+            tools/export.py format=hub; or a name on the hub, user/repo or hf://user/repo[@revision][/file].
+    Raises:
+        WeightsError: a folder without one, or a name that the hub does not know.
+    """
+    path = fetched(source)
+    if not path.is_dir():
+        return path
+    for file in (path / "last.pt", path / WEIGHTS_FILE):
+        if file.is_file():
+            return file
+    summary = read_json(path / "summary.json", ("final",), "name a stage's folder")
+    if summary is None:
+        stages = sorted(str(file.parent) for file in path.glob("*/last.pt"))
+        raise WeightsError(
+            f"{path} is no finished run (no summary.json), no stage (no last.pt) and no export (no {WEIGHTS_FILE})"
+            + (f": give a stage's folder, {', '.join(stages)}" if stages else ": give the folder of one")
+        )
+    return path / summary["final"] / "last.pt"
+
+
+def read_checkpoint(source: str | PathLike[str], plugins: Collection[str] = ()) -> Described | Weights:
     """What a file holds that describes itself; a network's tensors from files in all other formats.
 
     Args:
+        source: see `find_checkpoint`.
         plugins: packages that the file may name: those that the caller has named, and imported.
     Raises:
         WeightsError: the file cannot be read, holds no weights, or its description is damaged.
         ConfigError: it was made with a package that is not among `plugins`.
     """
+    path = find_checkpoint(source)
     content = read_file(path)
     if not isinstance(content, Mapping) or not {*DESCRIPTION, "method"} <= content.keys():
         return as_weights(content, path)
@@ -142,27 +175,32 @@ def submodule_state(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]
 
 
 def open_checkpoint(
-    path: Path,
+    source: str | PathLike[str],
     model_labels: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
     plugins: Collection[str] = (),
     align: float | None = None,
-) -> tuple[Segmentor, LabelSpace]:
-    """The network and label space that a checkpoint holds; published weights need `model_labels` named.
+) -> tuple[Segmentor | OnnxNetwork, LabelSpace]:
+    """The network and label space that a checkpoint or an ONNX file holds; published weights need `model_labels` named.
 
-    `align` replaces the model's own setting; see `create_model`.
+    For `source` see `find_checkpoint`; `align` replaces the model's own setting, see `create_model`.
 
     Raises:
         WeightsError: the file is no checkpoint, is damaged, fits no model, or holds NaN or infinity.
         ConfigError: it does not say what its classes are, and `model_labels` does not either; see `read_checkpoint`.
     """
-    held = read_checkpoint(path, plugins)
+    path = find_checkpoint(source)
+    held = OnnxNetwork(path) if path.suffix == ".onnx" else read_checkpoint(path, plugins)
     named = None if model_labels is None else LabelSpace.from_dict(model_labels)
+    if isinstance(held, Described | OnnxNetwork) and named is not None and named.classes != held.labels.classes:
+        raise ConfigError(
+            f"{path} says that its classes are those of labels/{held.labels.name}; leave labels@model_labels out"
+        )
+    if isinstance(held, OnnxNetwork):
+        if align is not None:
+            raise ConfigError(f"align={align}: an ONNX file aligns as it was exported, from a model with that setting")
+        return held, held.labels
     if isinstance(held, Described):
-        if named is not None and named.classes != held.labels.classes:
-            raise ConfigError(
-                f"{path} says that its classes are those of labels/{held.labels.name}; leave labels@model_labels out"
-            )
         return held.aligned(align).network(allow_nonfinite), held.labels
     variant = identify(held.state)
     if variant is None:
@@ -170,7 +208,7 @@ def open_checkpoint(
     if named is None:
         raise ConfigError(
             f"{path} holds {variant.name} with {variant.num_classes} classes and does not say which they are: add "
-            "labels@model_labels=<label space>, e.g. cityscapes19 or outdoor13"
+            "labels@model_labels=<label space>, in Python labels=, e.g. cityscapes19 or outdoor13"
         )
     network = create_model(variant.name, named.num_classes, align=align or 0.0, **variant.options())
     load_weights(network, held, allow_nonfinite)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from trans4pass.errors import WeightsError
+from trans4pass.hub import fetched
 
 from .encoders.mix_transformer import MIX_SIZES, MixSize
 from .heads.coarse_to_fine import refuse_first_release
@@ -206,12 +207,17 @@ TRANSFORMERS_STAGES = {"patch_embeddings": "patch_embed", "block": "block", "lay
 def read_file(path: str | PathLike) -> Any:
     """All that a checkpoint holds, on the CPU; a run's exported safetensors look like its checkpoints.
 
+    A name on the hub (see trans4pass/hub.py) is downloaded.
+
     Raises WeightsError where the file is not there, is damaged (as far as its checksums show), or holds more than
     plain values.
     """
-    path = Path(path)
+    path = fetched(path)
     if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}: give the path of a .pth, .pt or .safetensors file")
+        raise WeightsError(
+            f"there is no weights file {path}: give the path of a .pth, .pt or .safetensors file, or a name on the hub "
+            "such as nvidia/mit-b2"
+        )
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)

@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trans4pass.build import allow_plugins
+from trans4pass.build import CONFIGS, allow_plugins
 from trans4pass.console import setup_logging
 from trans4pass.errors import ConfigError, UserError
 from trans4pass.interrupts import Interrupted, Interrupts
@@ -28,8 +28,6 @@ from .environment import choose_workers, processes
 
 log = logging.getLogger(__name__)
 
-# In an installed package they lie inside it, in a checkout beside it.
-CONFIGS = next(path / "configs" for path in Path(__file__).parents[1:3] if (path / "configs").is_dir())
 # Called with the composed configuration as plain values, this process's device, and who notes signals; what it returns
 # is the exit status where it is a number.
 Tool = Callable[[Mapping[str, Any], torch.device, Interrupts], Any]

@@ -13,6 +13,7 @@ from trans4pass import dist
 from trans4pass.build import build, find_target
 from trans4pass.console import progress_bar, setup_logging
 from trans4pass.errors import ConfigError
+from trans4pass.hub import hub_name
 from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.settings import converted, parse
@@ -120,7 +121,7 @@ def make_stages(run: RunContext) -> list[Stage]:
 
 
 def find_init(name: str, init: Any, stages: Mapping[str, Stage]) -> Stage | str | None:
-    """What `init` means: `previous` (training stage), `stages.<name>`, a path, or null for a fresh network."""
+    """What `init` means: `previous` (training stage), `stages.<name>`, a path or hub name, null: a fresh network."""
     trained = {key: stage for key, stage in stages.items() if stage.trains}
     if init is None:
         return None
@@ -140,6 +141,9 @@ def find_init(name: str, init: Any, stages: Mapping[str, Stage]) -> Stage | str 
                 f"{', '.join(f'stages.{key}' for key in trained) or 'none'}"
             )
         return trained[init.removeprefix("stages.")]
-    if not Path(init).is_file():
-        raise ConfigError(f"stages.{name}.init={init} is neither previous, stages.<name>, null nor a file that exists")
+    if not Path(init).is_file() and hub_name(init) is None:
+        raise ConfigError(
+            f"stages.{name}.init={init} is neither previous, stages.<name>, null, a file that exists nor a name on the "
+            "hub (user/repo)"
+        )
     return init

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from trans4pass import dist
 from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.hub import fetched
 from trans4pass.settings import flatten, parse
 from trans4pass.storage import read_json, recall_json, write_json
 from trans4pass.training import checkpoint
@@ -83,7 +84,7 @@ class Stage(ABC):
     def file_digest(self) -> str:
         """Of the content of the checkpoint from outside: another file under the same name is another start."""
         try:
-            with Path(str(self.init)).open("rb") as file:
+            with fetched(str(self.init)).open("rb") as file:
                 return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
         except OSError as error:
             raise WeightsError(f"{self.where}.init={self.init} cannot be read ({error.strerror})") from error
