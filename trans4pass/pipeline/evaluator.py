@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -9,10 +10,12 @@ from trans4pass import dist
 from trans4pass.inference import Gallery, Predictor, contact_sheet, evaluate
 from trans4pass.models import Segmentor
 from trans4pass.precision import Precision
+from trans4pass.storage import write_json
 from trans4pass.training import Evaluation
 
 from .context import RunContext
 from .domains import NO_LABELS, TRUTH, StageData
+from .score_sheet import SCORES, ScoreSheet
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +36,22 @@ class ValidationSets:
 
     def evaluate(self, model: Segmentor, step: int, final: bool) -> Evaluation:
         predictor, pictures = self._predictor(model), {}
-        scores = {}
+        scores, sheets = {}, {}
         for side in self.run.validation if final else [side for side in self.run.validation if side == self.judge]:
             gallery = Gallery(self.run.validation[side].labels, PICTURES)
-            scores[side] = self._miou(predictor, side, gallery)
+            sheet = ScoreSheet(self.run.validation[side], self.run.device) if final else None
+            scores[side], sheets[side] = self._score(predictor, side, gallery, sheet)
             if gallery.rows:  # a rank may have no image
                 pictures[f"val/{side}: image, truth, prediction"] = contact_sheet(gallery.rows)
         log.info("%s step %d  mIoU %s", self.stage, step, self.in_words(scores))
         if final and dist.is_main():
+            write_json(self.run.folder / self.stage / SCORES, sheets)
             pictures |= self._training_pictures(predictor)
         return Evaluation(scores, pictures)
 
     def scores(self, model: Segmentor, sides: list[str]) -> dict[str, float]:
         predictor = self._predictor(model)
-        return {side: self._miou(predictor, side) for side in sides}
+        return {side: self._score(predictor, side)[0] for side in sides}
 
     def in_words(self, scores: Mapping[str, float]) -> str:
         """Sides with their mIoU and the classes that the mean ran over."""
@@ -55,12 +60,20 @@ class ValidationSets:
     def _predictor(self, model: Segmentor) -> Predictor:
         return Predictor(model, self.run.device, precision=self.precision)
 
-    def _miou(self, predictor: Predictor, side: str, gallery: Gallery | None = None) -> float:
-        dataset, keep = self.run.validation[side], None if gallery is None else gallery.add
-        title, workers = f"{self.stage}: evaluate {side}", self.run.num_workers
-        scores = evaluate(predictor, dataset, self.run.labels, workers, title, self.run.interrupts, keep).scores()
+    def _score(
+        self, predictor: Predictor, side: str, gallery: Gallery | None = None, sheet: ScoreSheet | None = None
+    ) -> tuple[float, dict[str, Any]]:
+        """mIoU on one side, and what the sheet says; images go to the gallery and the sheet."""
+
+        def keep(name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
+            for collector in filter(None, (gallery, sheet)):
+                collector.add(name, image, label, prediction)
+
+        dataset, title, workers = self.run.validation[side], f"{self.stage}: evaluate {side}", self.run.num_workers
+        confusion = evaluate(predictor, dataset, self.run.labels, workers, title, self.run.interrupts, keep)
+        scores = confusion.scores()
         self.classes_in_mean[side] = f"{scores.classes_in_mean} of {len(scores.iou)}"
-        return scores.miou
+        return scores.miou, {} if sheet is None else sheet.result(confusion)
 
     def _training_pictures(self, predictor: Predictor) -> dict[str, Tensor]:
         """What was trained on: image, label (truth or pseudo-label), prediction."""

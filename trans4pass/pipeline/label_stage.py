@@ -1,5 +1,6 @@
 """The labelling stage: the adapted network's confident predictions become the target's training labels."""
 
+import contextlib
 import logging
 import shutil
 import time
@@ -12,17 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from trans4pass import dist
 from trans4pass.console import track
 from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
-from trans4pass.errors import ConfigError, DamagedFile
-from trans4pass.inference import TTA, Predictor, predict_all, pseudo_labels, write_label
+from trans4pass.errors import ConfigError, DamagedFile, UserError
+from trans4pass.inference import TTA, Confusion, Predictor, predict_all, pseudo_labels, write_label
 from trans4pass.labels import IGNORE
 from trans4pass.precision import Precision
 from trans4pass.settings import Share
 from trans4pass.storage import write_json
 
+from .score_sheet import finite
 from .stage import Stage
 
 log = logging.getLogger(__name__)
@@ -63,16 +66,19 @@ class LabelStage(Stage):
         self.predict(dataset)
         dist.barrier()
         left_out = [item.name for item in dataset.items if not self.spilled(item.name).exists()]
-        limits = self.thresholds(dataset)
-        kept = self.write(dataset, limits)
+        counts = self.confidences(dataset)
+        limits = pseudo_labels.thresholds(counts, self.settings.keep, self.settings.cap)
+        confusion, kept = self.write(dataset, limits)
         dist.barrier()
         named = dict(zip(self.run.labels.classes, limits.tolist(), strict=True))
         log.info("%s: %.1f%% of the pixels kept", self.name, 100 * kept)
         if dist.is_main():
             write_json(self.folder / "thresholds.json", named)
+            write_json(self.folder / "quality.json", self.quality(counts, confusion, kept))
             shutil.rmtree(self.folder / "maps")
         seconds = round(time.perf_counter() - started, 1)
-        return {"kind": "labels", "kept": kept, "left_out": left_out, "seconds": seconds}
+        share = kept.sum().item() / counts.sum().item()
+        return {"kind": "labels", "kept": share, "left_out": left_out, "seconds": seconds}
 
     @cached_property
     def dataset(self) -> SegmentationDataset:
@@ -125,23 +131,52 @@ class LabelStage(Stage):
         tracked = track(share, len(share), f"{self.name}: {task}")
         return self.run.interrupts.between(tracked, dist.largest_share(len(dataset)))
 
-    def thresholds(self, dataset: SegmentationDataset) -> np.ndarray:
-        """Class thresholds over the whole set, the same on all ranks."""
+    def confidences(self, dataset: SegmentationDataset) -> np.ndarray:
+        """Predicted pixels by class and confidence over the whole set (K, BINS), the same on all ranks."""
         num_classes = self.run.labels.num_classes
         counts = np.zeros((num_classes, pseudo_labels.BINS), np.int64)
         for item in self.share(dataset, "thresholds"):
             counts += pseudo_labels.histogram(*pseudo_labels.unspill(self.spilled(item.name)), num_classes)
-        counts = dist.sum_(torch.from_numpy(counts).to(self.run.device)).cpu().numpy()
-        return pseudo_labels.thresholds(counts, self.settings.keep, self.settings.cap)
+        return dist.sum_(torch.from_numpy(counts).to(self.run.device)).cpu().numpy()
 
-    def write(self, dataset: SegmentationDataset, limits: np.ndarray) -> float:
-        """Write the label images; returns the share of pixels that keep a label."""
-        kept = torch.zeros(2, dtype=torch.float64)
+    def write(self, dataset: SegmentationDataset, limits: np.ndarray) -> tuple[Confusion, Tensor]:
+        """Write the label images.
+
+        Returns them against the truth, where the set has one, which nothing else looks at; and the pixels that keep a
+        label, by class (K,) int64, at the size of the prediction.
+        """
+        num_classes = self.run.labels.num_classes
+        confusion, kept = Confusion(num_classes), torch.zeros(num_classes, dtype=torch.int64)
+        truths = {} if self.truth is None else {item.name: item for item in self.truth.items}
         for item in self.share(dataset, "labels"):
             label = pseudo_labels.pseudo_label(*pseudo_labels.unspill(self.spilled(item.name)), limits)
-            kept += torch.tensor([(label != IGNORE).sum(), label.size], dtype=torch.float64)
+            kept += torch.from_numpy(np.bincount(label.ravel(), minlength=IGNORE + 1)[:num_classes])
             with Image.open(item.image) as image:
                 size = image.size
-            write_label(self.folder / "labels" / f"{item.name}_labelTrainIds.png", label, size)
-        kept = dist.sum_(kept.to(self.run.device)).cpu()
-        return (kept[0] / kept[1]).item()
+            written = write_label(self.folder / "labels" / f"{item.name}_labelTrainIds.png", label, size)
+            if self.truth is not None and item.name in truths:
+                # A label file that cannot be read costs a figure of the report, not the run.
+                with contextlib.suppress(UserError):
+                    confusion.update(self.truth.load(truths[item.name])[1], torch.tensor(written))
+        counts, kept = (dist.sum_(x.to(self.run.device)).cpu() for x in (confusion.counts, kept))
+        confusion.counts = counts
+        return confusion, kept
+
+    @cached_property
+    def truth(self) -> SegmentationDataset | None:
+        """The set with its own labels, None where it has none."""
+        with contextlib.suppress(UserError):
+            return self.run.dataset(self.settings.data, self.settings.split, self.where, labelled=True)
+
+    def quality(self, predicted: np.ndarray, confusion: Confusion, kept: Tensor) -> dict[str, Any]:
+        """By class, null where there are no pixels: `coverage`, the share of its predicted pixels that keep a label.
+
+        And `accuracy`: the share of these that are right, of those with a true label; empty without any.
+        """
+        names, square = self.run.labels.classes, confusion.counts[:, :-1]
+        coverage = kept.double() / torch.from_numpy(predicted.sum(1))
+        accuracy = square.diag().double() / square.sum(0) if square.any() else ()
+        return {
+            key: {name: finite(float(value)) for name, value in zip(names, values)}
+            for key, values in (("coverage", coverage), ("accuracy", accuracy))
+        }

@@ -13,8 +13,10 @@ from trans4pass.errors import ConfigError
 from trans4pass.inference import Predictor, evaluate
 from trans4pass.inference.adapt import adapt_batchnorms
 from trans4pass.precision import Precision
+from trans4pass.storage import write_json
 from trans4pass.training import checkpoint
 
+from .score_sheet import SCORES, ScoreSheet
 from .stage import Stage
 
 log = logging.getLogger(__name__)
@@ -67,12 +69,14 @@ class StatisticsStage(Stage):
         count = adapt_batchnorms(network, (batch["image"].to(run.device) for batch in batches))
         log.info("%s: %d BatchNorms have the statistics of %d images", self.name, count, len(self.dataset))
         predictor = Predictor(network, run.device, precision=self.settings.precision)
-        scores, in_mean = {}, {}
+        scores, in_mean, sheets = {}, {}, {}
         for side, dataset in run.validation.items():
-            title = f"{self.name}: evaluate {side}"
-            found = evaluate(predictor, dataset, run.labels, run.num_workers, title, run.interrupts).scores()
+            title, sheet = f"{self.name}: evaluate {side}", ScoreSheet(dataset, run.device)
+            confusion = evaluate(predictor, dataset, run.labels, run.num_workers, title, run.interrupts, sheet.add)
+            found, sheets[side] = confusion.scores(), sheet.result(confusion)
             scores[side], in_mean[side] = found.miou, f"{found.classes_in_mean} of {len(found.iou)}"
         if dist.is_main():
+            write_json(self.folder / SCORES, sheets)
             state = {f"network.{key}": value for key, value in network.state_dict().items()}
             meta = {**run.meta(model), "stage": self.name}
             checkpoint.save({"method": state, "deployed": "network", "step": 0, **meta}, self.last_path)
