@@ -222,20 +222,12 @@ def counted_class_weights(domain: Domain) -> list[float]:
 
 
 def counted_channel_statistics(domain: Domain) -> dict[str, list[float]]:
-    """Mean over up to 256 images of their channels' means and deviations, in [0,1], kept in the stage's folder."""
-    path = domain.stage.folder / "channel_statistics.json"
-    # Rank 0 decides: it may have written the file before the others look.
-    known = dist.broadcast_object(recall_json(path, ("mean", "std"), "the channels' statistics are counted again"))
-    if known is not None:
-        return known
+    """Mean over up to 256 images of their channels' means and deviations, in [0,1]; every rank must call it."""
     dataset = domain.files.with_transform(None)
     spread = Subset(dataset, range(0, len(dataset), -(-len(dataset) // STATISTICS_IMAGES)))
     loader = eval_loader(spread, domain.run.num_workers, on_bad=domain.stage.bad)
     batches = domain.run.interrupts.between(loader, dist.largest_share(len(spread)))
     pairs = [torch.stack(channel_statistics(as_float(batch["image"]))).flatten(1) for batch in batches]
-    pairs = [pair for share in dist.gather_objects(pairs) for pair in share]
-    mean, std = torch.stack(pairs).double().mean(0).tolist()
-    known = {"mean": [round(x, 5) for x in mean], "std": [round(x, 5) for x in std]}
-    if dist.is_main():
-        write_json(path, known)
-    return known
+    everyones = [pair for share in dist.gather_objects(pairs) for pair in share]
+    mean, std = torch.stack(everyones).double().mean(0).tolist()
+    return {"mean": [round(x, 5) for x in mean], "std": [round(x, 5) for x in std]}

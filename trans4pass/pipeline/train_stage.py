@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -190,16 +191,23 @@ class TrainStage(Stage):
         """The model's settings of this stage, with the source's channel statistics: its start's, or counted here."""
         model = {**self.run.settings.model, **self.settings.model}
         if model.get("statistics") is None:
-            source = self.data.domains.get("source")
-            # `ahead`, a start may be a stage that has not been run.
-            described = {} if ahead or self.start is None else self.start.model
-            if ahead:
-                model["statistics"] = UNKNOWN
-            elif described.get("statistics") is not None:
-                model["statistics"] = described["statistics"]
-            elif source is not None:
-                model["statistics"] = counted_channel_statistics(source)
+            model["statistics"] = UNKNOWN if ahead else self.statistics
         return model
+
+    @cached_property
+    def statistics(self) -> dict[str, Any] | None:
+        """Of the source's channels: its start's, else counted; kept, as a stage that goes on needs no start."""
+        path = self.folder / "channel_statistics.json"
+        # Rank 0 decides: it may have written the file before the others look.
+        known = dist.broadcast_object(recall_json(path, ("mean", "std"), "the statistics are looked for again"))
+        if known is not None:
+            return known
+        known = self.start.model.get("statistics") if self.start is not None else None
+        if known is None and "source" in self.data.domains:
+            known = counted_channel_statistics(self.data.domains["source"])
+        if known is not None and dist.is_main():
+            write_json(path, known)
+        return known
 
     def build_optimizers(self, method: Method) -> dict[str, torch.optim.Optimizer]:
         terms = weighted_terms(self.settings.method, f"{self.where}.method")
