@@ -70,14 +70,14 @@ class LabelStage(Stage):
         limits = pseudo_labels.thresholds(counts, self.settings.keep, self.settings.cap)
         confusion, kept = self.write(dataset, limits)
         dist.barrier()
+        share = kept.sum().item() / counts.sum().item()
         named = dict(zip(self.run.labels.classes, limits.tolist(), strict=True))
-        log.info("%s: %.1f%% of the pixels kept", self.name, 100 * kept)
+        log.info("%s: %.1f%% of the pixels kept", self.name, 100 * share)
         if dist.is_main():
             write_json(self.folder / "thresholds.json", named)
             write_json(self.folder / "quality.json", self.quality(counts, confusion, kept))
             shutil.rmtree(self.folder / "maps")
         seconds = round(time.perf_counter() - started, 1)
-        share = kept.sum().item() / counts.sum().item()
         return {"kind": "labels", "kept": share, "left_out": left_out, "seconds": seconds}
 
     @cached_property
