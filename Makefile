@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo setup-mmcv toy-table toy-ablation toy-losses toy-policies test test-slow soak mutation lint format benchmark
+.PHONY: help setup demo setup-mmcv toy-table toy-recipes toy-ablation toy-losses toy-policies test test-slow soak mutation lint format benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ toy-table: setup  ## measure the README's table of the toy world (three seeds, a
 	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
 
 ABLATION := $(BIN)/python tools/train.py -m experiment=toy_ablation resume=true
+
+toy-recipes: setup  ## measure docs/adaptation.md's recipes on the toy world (three seeds, over an hour)
+	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_recipes seed=0,1,2 resume=true
+	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_recipes_0,runs/pin2pan_toy_recipes_1,runs/pin2pan_toy_recipes_2]
 
 toy-ablation: setup  ## measure the model zoo's table of heads and options on the toy world (about two hours)
 	$(ABLATION) model=trans4pass_micro,trans4pass_plus_micro,danet_micro,danet_resnet50
