@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from itertools import product
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trans4pass.errors import ConfigError
-from trans4pass.ops import check_backend, deform_conv2d, sampling
+from trans4pass.ops import check_backend, deform_conv2d, native, sampling
 
 
 class Case(NamedTuple):
@@ -126,6 +127,18 @@ def test_cutting_the_work_changes_nothing(case: str, samples: int, monkeypatch: 
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_one_block_as_on_a_gpu_changes_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, grad = CASES[case].tensors()
+    expected = CASES[case].run(tensors, grad, "native")
+    tiles = mock.Mock(return_value=False)
+    monkeypatch.setattr(sampling, "TILE_SAMPLES", 1)
+    monkeypatch.setattr(sampling, "BLOCK_POSITIONS", 1)
+    monkeypatch.setattr(native, "is_tiled", lambda device: tiles())
+    assert_close(CASES[case].run(tensors, grad, "native"), expected, 1e-5)
+    tiles.assert_called()
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_double_precision_is_exact(case: str) -> None:
     tensors, grad = CASES[case].tensors(dtype=torch.float64)
     expected = CASES[case].run(tensors, grad, "torchvision")
@@ -206,26 +219,23 @@ def test_a_nan_offset_gives_nan_at_its_place_only() -> None:
     assert result.isnan().sum() == result.shape[1]
 
 
-@pytest.mark.parametrize("case", ["3x3, one group", "a group per channel"])
-def test_a_wrapped_map_goes_on_sideways(case: str) -> None:
-    (input, offset, mask, weight, bias), grad = CASES[case].tensors()
+@pytest.mark.parametrize("backend", ["native", "torchvision"])
+@pytest.mark.parametrize("case", ["3x3, one group", "3x3, three groups", "a group per channel", "7x7, stride 4", "stride 2"])
+def test_a_wrapped_map_goes_on_sideways(case: str, backend: str) -> None:
+    case = CASES[case]._replace(width=12)  # a multiple of the strides: only so do the outputs go on, too
+    (input, offset, mask, weight, bias), grad = case.tensors()
     leaf, tiled = input.clone().requires_grad_(), input.clone().requires_grad_()
-    width, sizes = input.shape[3], (CASES[case].stride, CASES[case].padding)
+    width, sizes = input.shape[3], (case.stride, case.padding)
     around = offset.clone()
     around[:, 1::2] += 5 * width
-    result = deform_conv2d(leaf, around, mask, weight, bias, *sizes, wrap=True)
+    result = deform_conv2d(leaf, around, mask, weight, bias, *sizes, backend, wrap=True)
     result.backward(grad)
-    far_off = [F.pad(tensor, (4 * width, 4 * width)) for tensor in (offset, mask)]
+    columns = width // case.stride
+    far_off = [F.pad(tensor, (4 * columns, 4 * columns)) for tensor in (offset, mask)]
     copies = torch.cat([tiled] * 9, dim=3)
-    expected = deform_conv2d(copies, *far_off, weight, bias, *sizes)[..., 4 * width : 5 * width]
+    expected = deform_conv2d(copies, *far_off, weight, bias, *sizes)[..., 4 * columns : 5 * columns]
     expected.backward(grad)
-    assert_close([result, leaf.grad], [expected, tiled.grad], 1e-5)
-
-
-def test_wrapping_needs_the_native_backend() -> None:
-    tensors, _ = CASES["a group per channel"].tensors()
-    with pytest.raises(ConfigError, match=r"'torchvision' cannot wrap .* use 'native'"):
-        deform_conv2d(*tensors, backend="torchvision", wrap=True)
+    assert_close([result, leaf.grad], [expected, tiled.grad], 1e-4)
 
 
 def test_an_unknown_backend_is_told_the_known_ones() -> None:

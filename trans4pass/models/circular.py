@@ -18,8 +18,10 @@ def pad_circular(x: Tensor, columns: int) -> Tensor:
     """[..., w] -> [..., w + 2*columns], going on at the other side."""
     if columns == 0:
         return x
-    ring = torch.arange(-columns, columns, device=x.device) % x.shape[-1]
-    return torch.cat((x[..., ring[:columns]], x, x[..., ring[columns:]]), -1)
+    if columns > x.shape[-1]:  # more than once round
+        ring = torch.arange(-columns, x.shape[-1] + columns, device=x.device) % x.shape[-1]
+        return x[..., ring]
+    return torch.cat((x[..., -columns:], x, x[..., :columns]), -1)
 
 
 def resize(x: Tensor, size: Sequence[int], wrap: bool, align_corners: bool = True) -> Tensor:
@@ -30,9 +32,10 @@ def resize(x: Tensor, size: Sequence[int], wrap: bool, align_corners: bool = Tru
     x = F.interpolate(x, (size[0], width), mode="bilinear", align_corners=align_corners)
     if size[1] == width:
         return x
-    centre = (torch.arange(size[1], dtype=torch.float64) + 0.5) * (width / size[1]) - 0.5
-    left = centre.floor()
-    fraction, left = (centre - left).to(x), left.long().to(x.device)
+    # Pixel i's centre, (i + 1/2) * width / size - 1/2, in whole numbers of 1 / (2 * size): exact on any device.
+    unit, start = 2 * size[1], width - size[1]
+    centre = torch.arange(start, start + unit * width, 2 * width, device=x.device)
+    left, fraction = centre.div(unit, rounding_mode="floor"), centre.remainder(unit).to(x) / unit
     return torch.lerp(x[..., left % width], x[..., (left + 1) % width], fraction)
 
 
@@ -73,10 +76,11 @@ def make_circular(model: nn.Module) -> None:
     """Make every layer of `model` circular; names and shapes of its weights stay.
 
     Convolutions and poolings change their class; a module that samples or resizes by itself has an attribute `wrap`.
-    Deformable convolutions become native, the only ones that can wrap.
+    Of the deformable convolutions' backends mmcv's cannot wrap: `auto` takes its place.
     """
     for module in model.modules():
-        for name, value in {"wrap": True, "backend": "native"}.items():
-            if hasattr(module, name):
-                setattr(module, name, value)
+        if hasattr(module, "wrap"):
+            module.wrap = True  # pyright: ignore[reportAttributeAccessIssue] a setting
+        if getattr(module, "backend", None) == "mmcv":
+            module.backend = "auto"  # pyright: ignore[reportAttributeAccessIssue] a setting
         module.__class__ = LAYERS.get(type(module), type(module))

@@ -32,6 +32,8 @@ class PrototypeRing(nn.Module):
         super().__init__()
         self.register_buffer("bank", torch.zeros(size, width, num_classes))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+        # Version of `written` at which the ring is known to be full; anyone else's writing changes the version.
+        self._full: int | None = None
 
     @torch.no_grad()
     def write(self, entries: Tensor) -> None:
@@ -40,17 +42,29 @@ class PrototypeRing(nn.Module):
         Entries that are not finite are left out: they would stay long after the step that made them is skipped.
         """
         entries = gather(entries.to(self.bank))
-        entries = entries[entries.isfinite().all((1, 2))]
-        size = len(self.bank)
-        self.written += len(entries)
-        entries = entries[-size:]
-        places = torch.arange(-len(entries), 0, device=entries.device) + self.written
-        self.bank[places % size] = entries
+        finite = entries.isfinite().all(1).all(1)
+        # No sizes that only the device knows, for which a host would wait: each place looks for its last entry.
+        places = (self.written + finite.cumsum(0) - 1) % len(self.bank)
+        here = finite[:, None] & (places[:, None] == torch.arange(len(self.bank), device=places.device))  # [B, S]
+        last = (here * torch.arange(1, len(entries) + 1, device=places.device)[:, None]).amax(0)  # 0: none
+        self.bank.copy_(entries[(last - 1).clamp_min(0)].where((last > 0)[:, None, None], self.bank))
+        self.written += finite.sum()
+        if self._full is not None:
+            self._full = self.written._version
 
     def read(self) -> Tensor:
         """The filled entries as one list of vectors [width, entries * num_classes]; a copy, safe from later writes."""
-        filled = self.bank[: int(self.written)].clone()
+        filled = self.bank[: self.filled()].clone()
         return filled.transpose(0, 1).flatten(1)  # [S, width, K] -> [width, S * K]
+
+    def filled(self) -> int:
+        """The number of filled entries, for which the host waits for as long as the ring is not full."""
+        size = len(self.bank)
+        if self._full is not None and self._full == self.written._version:
+            return size
+        filled = min(int(self.written), size)
+        self._full = self.written._version if filled == size else None
+        return filled
 
 
 def gather(x: Tensor) -> Tensor:

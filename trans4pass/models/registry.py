@@ -110,10 +110,8 @@ def create_model(
     known = {key for make in makers for key in inspect.signature(make).parameters} - {"channels", "num_classes"}
     for setting in settings.keys() - known:
         raise ConfigError(f"model.{setting} has no effect: no encoder and no head takes it.{nearest(setting, known)}")
-    if wrap and settings.get("deform_backend") in ("torchvision", "mmcv"):
-        raise ConfigError(
-            f"wrap=true needs deform_backend native or auto: {settings['deform_backend']}'s cannot wrap around"
-        )
+    if wrap and settings.get("deform_backend") == "mmcv":
+        raise ConfigError("wrap=true needs another deform_backend than mmcv, which cannot wrap around: auto")
     if edges is not False and make_head is CoarseToFineHead:
         raise ConfigError("head=coarse_to_fine predicts edges by itself: leave edges=false")
     if align and statistics is None:

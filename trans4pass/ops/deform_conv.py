@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
@@ -15,9 +16,25 @@ from trans4pass.ops.sampling import Placing
 def _torchvision(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
-    refuse_wrap("torchvision", placing)
-    stride, padding, _ = placing
-    return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, mask=mask)
+    stride, padding, wrap = placing
+    if not wrap:
+        return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, mask=mask)
+    width = offset.shape[-1]
+    more = -(-2 // stride)  # columns of output that come of the two or more of input, and are cut off again
+    offset = F.pad(round_the_map(offset, input.shape[-1], weight.shape[-1], placing), (0, more))
+    input = torch.cat((input[..., -1:], input, input[..., : more * stride - 1]), -1)
+    mask = None if mask is None else F.pad(mask, (0, more))
+    return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, mask=mask)[..., :width]
+
+
+def round_the_map(offset: Tensor, map_width: int, kernel: int, placing: Placing) -> Tensor:
+    """Offsets that bring every sample between the sides of a map that has got one more column on the left."""
+    y, x = offset.unflatten(1, (-1, kernel, kernel, 2)).unbind(4)  # [B, G, k, k, Ho, Wo]
+    tap = torch.arange(kernel, dtype=offset.dtype, device=offset.device) - placing.padding
+    grid = torch.arange(0, placing.stride * x.shape[-1], placing.stride, dtype=offset.dtype, device=offset.device)
+    grid = grid + tap[:, None, None]  # [k, 1, Wo]
+    x = (x + grid).remainder(map_width) - (grid - 1)
+    return torch.stack((y, x), 4).flatten(1, 4)
 
 
 def _mmcv(
@@ -25,7 +42,8 @@ def _mmcv(
 ) -> Tensor:
     from mmcv.ops import modulated_deform_conv2d  # optional, and slow to import
 
-    refuse_wrap("mmcv", placing)
+    if placing.wrap:
+        raise ConfigError("deform_backend 'mmcv' cannot wrap around the map's sides; use 'auto'")
     # At -1 exactly (zero offset, in the padding) the offset's gradient is 0 here, and not so in the other backends.
     groups, taps = offset.shape[1] // (2 * weight.shape[-1] ** 2), weight.shape[-1] ** 2
     if mask is None:
@@ -34,11 +52,6 @@ def _mmcv(
     tensors = [x.contiguous() for x in (input, offset, mask, weight)]
     # The last three: dilation, groups of the weight, offset groups.
     return modulated_deform_conv2d(*tensors, bias, placing.stride, placing.padding, 1, 1, groups)
-
-
-def refuse_wrap(name: str, placing: Placing) -> None:
-    if placing.wrap:
-        raise ConfigError(f"deform_backend {name!r} cannot wrap around the map's sides; use 'native'")
 
 
 # A new backend is one function like these: it gets tensors of one floating dtype, with autocast off.
@@ -75,7 +88,7 @@ def deform_conv2d(
     Positions are kept in float32 (float64 for a float64 input), under autocast too; the result has the autocast dtype,
     or else the input's.
 
-    `auto` takes `native` on the CPU, for `wrap` and in torch's deterministic mode, and `torchvision` elsewhere.
+    `auto` takes `native` on the CPU and in torch's deterministic mode, and `torchvision` elsewhere.
     `native` keeps no samples for the backward pass; `torchvision` holds all of them, B*C*k*k*Ho*Wo numbers, for a
     moment.
     Raises ConfigError for an unknown backend, ValueError for shapes that do not fit together.
@@ -86,7 +99,7 @@ def deform_conv2d(
         # On CUDA the two are not measured against each other: torchvision's kernel is fused, but its gradient's sums
         # have no fixed order.
         exact = torch.are_deterministic_algorithms_enabled()
-        backend = "native" if wrap or exact or device == "cpu" else "torchvision"
+        backend = "native" if exact or device == "cpu" else "torchvision"
     work = torch.promote_types(result, torch.float32)
     if torch.is_autocast_enabled(device) and work == torch.float32:
         result = torch.get_autocast_dtype(device)

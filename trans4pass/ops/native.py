@@ -3,8 +3,8 @@
 Positions stay in pixels, so that whole-number positions (all of them at zero offset) are exact; the normalised
 coordinates of `grid_sample` are not.
 
-Memory: the samples, [B, C*k*k, Ho, Wo], are never held at once, nor kept for the backward pass. Both passes go block by
-block and sample anew.
+Memory: on a CPU the samples, [B, C*k*k, Ho, Wo], are never held at once; nowhere are they kept for the backward pass.
+Both passes go block by block (elsewhere than on a CPU, where each block costs launches, there is one) and sample anew.
 """
 
 import torch
@@ -21,11 +21,16 @@ def deform_conv2d(
     kernel, (ho, wo) = weight.shape[-1], offset.shape[2:]
     groups = offset.shape[1] // (2 * kernel**2)
     layout = choose_layout(input.shape[1], groups)
-    sampler = layout(*input.shape, ho, wo, groups, kernel, *placing)
+    sampler = layout(*input.shape, ho, wo, groups, kernel, *placing, is_tiled(input.device))
     offset = offset.contiguous().view(-1, groups, kernel**2, 2, ho * wo)  # [B, 2*G*k*k, Ho, Wo] -> [B, G, K, 2, N]
     if mask is not None:
         mask = mask.contiguous().view(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
     return _DeformConv.apply(input, offset, mask, weight, bias, sampler).unflatten(2, (ho, wo))
+
+
+def is_tiled(device: torch.device) -> bool:
+    """Whether temporaries should fit a cache: each tile is a dozen launches, which only a CPU has for nothing."""
+    return device.type == "cpu"
 
 
 class _DeformConv(torch.autograd.Function):

@@ -85,6 +85,7 @@ class Sampler(NamedTuple):
     stride: int
     padding: int
     wrap: bool
+    tiled: bool  # whether the work is cut, as a CPU's caches want it
 
     @property
     def taps(self) -> int:
@@ -114,6 +115,8 @@ class Sampler(NamedTuple):
     @property
     def _positions(self) -> int:
         """Output positions of a block, at most."""
+        if not self.tiled:
+            return self.batch * self.out_height * self.out_width
         samples = TILE_SAMPLES * min(self.groups, BLOCK_TILES)
         return max(BLOCK_POSITIONS, samples // (self.channels * self.taps))
 
@@ -194,6 +197,8 @@ class Sampler(NamedTuple):
 
     def tiles(self, block: Tensor) -> list[slice]:
         """Slices of the offset groups for a `block` [n, O, P] of the result."""
+        if not self.tiled:
+            return [slice(None)]
         step = max(1, TILE_SAMPLES // (len(block) * self.depth * self.taps * block.shape[2]))
         return [slice(i, i + step) for i in range(0, self.groups, step)]
 
