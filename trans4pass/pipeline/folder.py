@@ -21,6 +21,8 @@ from . import environment
 
 log = logging.getLogger(__name__)
 
+# What a run leaves beside its stages and its folder `report`.
+LEFT = ("config.yaml", "environment.json", "git.diff", "run.log", "summary.json", "panoramas.png", "report.html")
 PATIENCE = 10  # seconds until a file that one machine wrote is seen by the others
 
 
@@ -104,7 +106,8 @@ def refuse_or_clear(folder: Path, resume: bool, overwrite: bool, stages: Collect
     for child in begun:
         shutil.rmtree(child)
     # Also what a start left that was refused before its first stage.
-    for name in ("config.yaml", "environment.json", "git.diff", "run.log", "summary.json", "panoramas.png"):
+    shutil.rmtree(folder / "report", ignore_errors=True)
+    for name in LEFT:
         (folder / name).unlink(missing_ok=True)
 
 
