@@ -119,7 +119,7 @@ def test_a_sampler_of_ones_own_decides_what_is_read(seven):
 def test_batch_has_the_seams_types(dataset):
     batch = next(train_loader(dataset, 2, seed=0))
     assert batch["image"].shape == (2, 3, 32, 48) and batch["image"].dtype == torch.uint8
-    assert batch["label"].shape == (2, 32, 48) and batch["label"].dtype == torch.int64
+    assert batch["label"].shape == (2, 32, 48) and batch["label"].dtype == torch.uint8
     assert len(batch["name"]) == 2 and set(batch) == {"image", "label", "name", "seed"}
 
 

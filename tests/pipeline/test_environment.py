@@ -76,6 +76,7 @@ def test_deterministic_runs_refuse_kernels_that_are_not() -> None:
     with pytest.raises(RuntimeError, match="deterministic"):
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
     environment.set_switches(None, False, False)  # the next run of a sweep, in the same process
+    assert torch.backends.cudnn.benchmark
     torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
 
 

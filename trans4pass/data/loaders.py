@@ -69,7 +69,7 @@ def train_loader(
     world_size: int | None = None,
     on_bad: OnBad | None = None,
 ) -> Iterator[dict]:
-    """Endless batches {"image": uint8 (B,3,H,W), "label": int64 (B,H,W), "name": list of B}; `batch_size` is per rank.
+    """Endless batches {"image": uint8 (B,3,H,W), "label": uint8 (B,H,W), "name": list of B}; `batch_size` is per rank.
 
     Everything else that the transform puts into a sample comes along.
 
@@ -98,7 +98,7 @@ def eval_loader(
 
 
 def collate(samples: list[dict | UserError]) -> dict | UserError:
-    """A batch of samples, labels as int64, and the bad ones met; the first error instead, if there is one."""
+    """A batch of samples, and the bad ones met; the first error instead, if there is one."""
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
@@ -106,8 +106,7 @@ def collate(samples: list[dict | UserError]) -> dict | UserError:
     samples = [sample for sample in samples if sample]
     if not samples:
         return {"bad": bad}
-    batch = default_collate(samples)
-    return batch | {"label": batch["label"].long(), "bad": bad}
+    return default_collate(samples) | {"bad": bad}
 
 
 class Samples(Dataset):

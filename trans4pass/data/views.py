@@ -173,7 +173,7 @@ class GaussianNoise(View):
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
         image, sigma = sample["image"], _uniform(0, self.strength, generator)
-        noise = sigma * torch.randn(image.shape, generator=generator).to(image.device)
+        noise = sigma * torch.randn(image.shape, generator=generator).to(image.device, non_blocking=True)
         if image.dtype == torch.uint8:
             return {**sample, "image": (image + 255 * noise).round_().clamp_(0, 255).to(torch.uint8)}
         return {**sample, "image": (image + noise).clamp_(0, 1)}
@@ -195,7 +195,7 @@ class MaskedPatches(View):
         height, width = image.shape[-2:]
         cells = torch.rand(-(-height // self.patch), -(-width // self.patch), generator=generator) >= self.ratio
         kept = cells.repeat_interleave(self.patch, 0).repeat_interleave(self.patch, 1)[:height, :width]
-        return {**sample, "image": image * kept.to(image.device)}
+        return {**sample, "image": image * kept.to(image.device, non_blocking=True)}
 
 
 class TrainTransform(Compose):

@@ -86,7 +86,8 @@ def pasted(labels: Tensor, generators: Sequence[Generator]) -> Tensor:
     present = labels.new_zeros(len(labels), IGNORE + 1, dtype=torch.bool)
     present.scatter_(1, labels.flatten(1), True)
     present[:, IGNORE] = False
-    drawn = torch.stack([torch.rand(IGNORE + 1, generator=generator) for generator in generators]).to(labels.device)
+    drawn = torch.stack([torch.rand(IGNORE + 1, generator=generator) for generator in generators])
+    drawn = drawn.to(labels.device, non_blocking=True)
     order = drawn.where(present, 2.0).argsort(1).argsort(1)  # a class's rank among the classes of its image
     taken = present & (order < (present.sum(1, keepdim=True) + 1) // 2)
     return taken.gather(1, labels.flatten(1)).view_as(labels)
@@ -134,7 +135,8 @@ class ChannelStyle(Derivation):
     def __call__(self, batch: Batch, generators: Sequence[Generator]) -> DomainBatch:
         image = as_float(batch[self.domain]["image"])
         style = fitted(batch[self.style]["image"], len(image), batch[self.style]["image"].shape[-2:])
-        drawn = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(image)
+        drawn = torch.stack([torch.rand((), generator=generator) for generator in generators])
+        drawn = drawn.to(image, non_blocking=True)
         share = self.strength * drawn.view(-1, 1, 1, 1)
         aligned = align_channels(image, *channel_statistics(style))
         return {**batch[self.domain], "image": torch.lerp(image, aligned, share).clamp(0, 1)}

@@ -103,11 +103,12 @@ class PrototypeBank(nn.Module):
     @torch.no_grad()
     def after_step(self, step: int) -> bool:
         """Close step number `step` (from 0); returns whether the prototypes were updated."""
-        for sums, pixels in self._step.values():
-            dist.sum_(sums)
-            dist.sum_(pixels)
-            self.collected += sums / pixels[:, None].clamp_min(1)
-            self.collections += pixels > 0
+        if self._step:
+            # One reduction for all domains, whose entries all ranks have in the same order.
+            joint = dist.sum_(torch.stack([torch.cat((sums, n[:, None]), 1) for sums, n in self._step.values()]))
+            for sums, pixels in ((each[:, :-1], each[:, -1]) for each in joint):
+                self.collected += sums / pixels[:, None].clamp_min(1)
+                self.collections += pixels > 0
         self._step.clear()
         if (step + 1) % self.update_every:
             return False

@@ -40,7 +40,7 @@ class RunSettings:
     seed: int = 0
     threads: Positive | None = None
     deterministic: bool = False
-    tf32: bool = False
+    tf32: bool = True
     channels_last: bool = False
     compile: bool = False
     recompute_activations: bool = False

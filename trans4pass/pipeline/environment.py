@@ -119,12 +119,12 @@ def set_switches(threads: int | None, deterministic: bool, tf32: bool) -> None:
     """CPU threads (their number changes floating-point results; None = torch's choice), deterministic kernels, TF32."""
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.use_deterministic_algorithms(deterministic)  # also off again, for the next run of a sweep
+    # The fastest convolutions are looked for once for each size; which they are may change from start to start.
+    torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
 
 
 def record(folder: Path) -> dict[str, Any]:

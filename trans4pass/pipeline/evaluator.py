@@ -1,9 +1,11 @@
 """How a stage's models are scored on the run's validation sets, and what they show."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trans4pass import dist
@@ -22,6 +24,18 @@ log = logging.getLogger(__name__)
 PICTURES = 4  # per set
 
 
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Images of many sizes inside: no compiling and no search for the fastest convolutions anew for each of them."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 class ValidationSets:
     """Scores models by mIoU in percent; an `Evaluator` of the trainer.
 
@@ -34,6 +48,7 @@ class ValidationSets:
         self.precision: Precision = precision
         self.classes_in_mean: dict[str, str] = {}
 
+    @any_size()
     def evaluate(self, model: Segmentor, step: int, final: bool) -> Evaluation:
         predictor, pictures = self._predictor(model), {}
         scores, sheets = {}, {}
@@ -49,6 +64,7 @@ class ValidationSets:
             pictures |= self._training_pictures(predictor)
         return Evaluation(scores, pictures)
 
+    @any_size()
     def scores(self, model: Segmentor, sides: list[str]) -> dict[str, float]:
         predictor = self._predictor(model)
         return {side: self._score(predictor, side)[0] for side in sides}

@@ -1,8 +1,10 @@
 """Optimisers, by the name of what they train."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
@@ -30,9 +32,17 @@ def build_optimizers(method: Method, configs: Mapping[str, Mapping[str, Any]], w
         place, config = f"{where}.{name}", dict(config)
         scale = converted(PositiveFloat, config.pop("head_lr_scale", 1.0), f"{place}.head_lr_scale")
         groups = parameter_groups(modules[name], scale, config.get("lr"), place)
+        if all(p.is_cuda for group in groups for p in group["params"]) and can_fuse(config):
+            config.setdefault("fused", True)  # one launch for all parameters
         optimizers[name] = build(config, place, groups)
     check_coverage(method, optimizers, where)
     return optimizers
+
+
+def can_fuse(config: Mapping[str, Any]) -> bool:
+    """Whether the optimiser is torch's and has a fused kernel, and none of its other kernels is asked for."""
+    kind = getattr(torch.optim, str(config.get("_target_")).removeprefix("torch.optim."), None)
+    return kind is not None and "fused" in inspect.signature(kind).parameters and not config.get("foreach")
 
 
 def parameter_groups(module: nn.Module, head_scale: float, lr: Any, where: str) -> list[dict[str, Any]]:

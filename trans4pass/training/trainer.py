@@ -154,7 +154,9 @@ class Trainer:
         batches = [to_device(batch, self.device) for batch in micro_batches]
         values: dict[str, Tensor] = {}
         with torch.no_grad():
-            learned = {phase: [self.method.targets(phase, batch) for batch in batches] for phase in self.method.phases}
+            with autocast(self.device, self.settings.precision):
+                phases = self.method.phases
+                learned = {phase: [self.method.targets(phase, batch) for batch in batches] for phase in phases}
             norms = self.normalisers(learned)
         for phase in self.method.phases:
             for index, batch in enumerate(learned[phase]):
@@ -259,7 +261,9 @@ class Trainer:
         if not dist.active():
             return self.method
         device_ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.method, device_ids=device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(
+            self.method, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def synchronising(self, last: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients in a step's last backward pass only."""
@@ -398,11 +402,15 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device, but for the seeds, which generators on the CPU are made of."""
-    return {
-        domain: {
-            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) and key != "seed" else value
-            for key, value in values.items()
-        }
-        for domain, values in batch.items()
-    }
+    """The batch with its tensors on the device, but for the seeds, which generators on the CPU are made of.
+
+    Labels are bytes on the way, and int64 there.
+    """
+
+    def moved(key: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or key == "seed":
+            return value
+        value = value.to(device, non_blocking=True)
+        return value.long() if key == "label" else value
+
+    return {domain: {key: moved(key, value) for key, value in values.items()} for domain, values in batch.items()}
