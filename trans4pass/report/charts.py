@@ -9,7 +9,7 @@ WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 24  # around a plot
 COLOURS = 6  # that the style sheet has
 TICKS = 4  # about as many on an axis
-BAR, BETWEEN = 9, 7  # heights
+BAR, BETWEEN = 11, 6  # heights
 LONGEST = 22  # characters of a name beside a bar or a matrix
 
 
@@ -36,7 +36,8 @@ def lines(title: str, series: Mapping[str, Points]) -> str:
     parts += [text(x(value), HEIGHT - 6, f"{value:g}", "middle") for value in across]
     for number, points in enumerate(curves.values()):
         path = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in points)
-        parts.append(f'<path class="curve" stroke="{colour(number)}" d="M{path}"/>')
+        dashes = ' stroke-dasharray="5 3"' if number >= COLOURS else ""
+        parts.append(f'<path class="curve" stroke="{colour(number)}"{dashes} d="M{path}"/>')
         if len(points) < 8:
             parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour(number)}"/>' for a, b in points]
     return figure(title, parts, WIDTH, HEIGHT, list(curves))
@@ -93,7 +94,10 @@ def matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float | N
 
 
 def figure(title: str, parts: Sequence[str], width: float, height: float, names: Sequence[str]) -> str:
-    keys = "".join(f'<span><i style="background:{colour(n)}"></i>{escape(name)}</span>' for n, name in enumerate(names))
+    keys = "".join(
+        f'<span><i class="{"again" if n >= COLOURS else ""}" style="background:{colour(n)}"></i>{escape(name)}</span>'
+        for n, name in enumerate(names)
+    )
     key = f'<div class="key">{keys}</div>' if names else ""
     drawing = (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'

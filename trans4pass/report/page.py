@@ -1,5 +1,6 @@
 """report.html: finished runs on one page that opens from disk, without a network; several runs side by side."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def report_page(runs: Sequence[RunFolder]) -> str:
         f"<h1>{escape(title)}</h1>",
         each(names, runs, lambda _, run: headline(run) + stages_table(run)),
         differences(names, runs) if len(runs) > 1 else "",
-        section("Look around", looks(shown), "Chosen by the final stage's mIoU, from the best to the worst."),
+        section("Look around", looks(shown), "A click on one of the pictures opens it in the large view."),
         section("Classes", charts(class_charts(names, runs)), "After the last step, on the validation sets."),
         section("Training", charts(curves(names, runs))),
         section("Confusion", charts(confusions(names, runs)), "Rows are true classes, columns predicted ones."),
@@ -195,15 +196,29 @@ def confusions(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]
 
 
 def region_tables(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
-    """mIoU of the seam's columns and of bands of latitude; what a band is in degrees, the pictures say."""
+    """mIoU of the seam's columns and of bands of latitude."""
     for name, run in zip(names, runs, strict=True):
         side = run.summary.get("goal")
         stages = {stage: scores["regions"] for stage, scores in (ends(run, side) if side else {}).items()}
         stages = {stage: regions for stage, regions in stages.items() if regions}
         if stages:
             regions = next(iter(stages.values()))
-            rows = [(region, *(number(values.get(region)) for values in stages.values())) for region in regions]
+            rows = [
+                (in_degrees(region, run), *(number(values.get(region)) for values in stages.values()))
+                for region in regions
+            ]
             yield table((prefixed(names, name, "mIoU in %"), *stages), rows)
+
+
+def in_degrees(region: str, run: RunFolder) -> str:
+    """`latitude 1/5` with the latitudes where that band begins and ends; other regions as they are called."""
+    span = next((entry["span"] for entry in run.evidence.get("panoramas", ()) if entry["span"]), None)
+    band = re.fullmatch(r"latitude (\d+)/(\d+)", region)
+    if span is None or band is None:
+        return region
+    place, count = int(band[1]), int(band[2])
+    high, low = (span["top"] - (span["top"] - span["bottom"]) * at / count for at in (place - 1, place))
+    return f"{region}: {high:.0f}° to {low:.0f}°"
 
 
 def pseudo_labels(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
