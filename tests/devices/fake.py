@@ -22,11 +22,12 @@ VIEWS |= {"lift_fresh", "empty_like", "new_empty", "empty_strided", "new_empty_s
 class Launches(TorchDispatchMode):
     """Counts operations on CUDA by name, views left out, and the host's waits for the device.
 
-    A number that the host asks for is 1.
+    A number that the host asks for is `number`.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.number = 1
         self.kernels: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
 
@@ -35,7 +36,8 @@ class Launches(TorchDispatchMode):
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if name == "_local_scalar_dense":
             self.waits["number"] += given[0].device.type == "cuda"
-            return {torch.bool: True}.get(given[0].dtype, 1.0 if given[0].is_floating_point() else 1)
+            kind = given[0].dtype
+            return True if kind == torch.bool else float(self.number) if kind.is_floating_point else self.number
         found = func(*args, **kwargs)
         made = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
         kinds = {x.device.type for x in [*given, *made]}

@@ -127,6 +127,14 @@ def test_cutting_the_work_changes_nothing(case: str, samples: int, monkeypatch: 
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_the_deterministic_backend_is_torchvisions_forward_and_natives_backward_pass(case: str) -> None:
+    tensors, grad = CASES[case].tensors()
+    native, torchvision, both = (CASES[case].run(tensors, grad, b) for b in ("native", "torchvision", "deterministic"))
+    assert torch.equal(both[0], torchvision[0])
+    assert all(map(torch.equal, both[1:], native[1:]))
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_one_block_as_on_a_gpu_changes_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, grad = CASES[case].tensors()
     expected = CASES[case].run(tensors, grad, "native")
@@ -219,8 +227,10 @@ def test_a_nan_offset_gives_nan_at_its_place_only() -> None:
     assert result.isnan().sum() == result.shape[1]
 
 
-@pytest.mark.parametrize("backend", ["native", "torchvision"])
-@pytest.mark.parametrize("case", ["3x3, one group", "3x3, three groups", "a group per channel", "7x7, stride 4", "stride 2"])
+@pytest.mark.parametrize("backend", ["native", "torchvision", "deterministic"])
+@pytest.mark.parametrize(
+    "case", ["3x3, one group", "3x3, three groups", "a group per channel", "7x7, stride 4", "stride 2"]
+)
 def test_a_wrapped_map_goes_on_sideways(case: str, backend: str) -> None:
     case = CASES[case]._replace(width=12)  # a multiple of the strides: only so do the outputs go on, too
     (input, offset, mask, weight, bias), grad = case.tensors()

@@ -37,6 +37,14 @@ def round_the_map(offset: Tensor, map_width: int, kernel: int, placing: Placing)
     return torch.stack((y, x), 4).flatten(1, 4)
 
 
+def _deterministic(
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
+) -> Tensor:
+    """torchvision's forward pass, whose backward pass adds up in any order, and the backward pass of native."""
+    tensors = input, offset, mask, weight, bias
+    return native.deform_conv2d(*tensors, placing, forward=lambda: _torchvision(*tensors, placing))
+
+
 def _mmcv(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
@@ -56,7 +64,7 @@ def _mmcv(
 
 # A new backend is one function like these: it gets tensors of one floating dtype, with autocast off.
 BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "native": native.deform_conv2d, "torchvision": _torchvision, "mmcv": _mmcv,
+    "native": native.deform_conv2d, "torchvision": _torchvision, "deterministic": _deterministic, "mmcv": _mmcv,
 }  # fmt: skip
 
 
@@ -88,7 +96,7 @@ def deform_conv2d(
     Positions are kept in float32 (float64 for a float64 input), under autocast too; the result has the autocast dtype,
     or else the input's.
 
-    `auto` takes `native` on the CPU and in torch's deterministic mode, and `torchvision` elsewhere.
+    `auto` takes `native` on the CPU, and elsewhere `torchvision` or, in torch's deterministic mode, `deterministic`.
     `native` keeps no samples for the backward pass; `torchvision` holds all of them, B*C*k*k*Ho*Wo numbers, for a
     moment.
     Raises ConfigError for an unknown backend, ValueError for shapes that do not fit together.
@@ -96,10 +104,9 @@ def deform_conv2d(
     _check_shapes(input, offset, mask, weight, stride, padding)
     device, result = input.device.type, input.dtype
     if check_backend(backend) == "auto":
-        # On CUDA the two are not measured against each other: torchvision's kernel is fused, but its gradient's sums
-        # have no fixed order.
-        exact = torch.are_deterministic_algorithms_enabled()
-        backend = "native" if exact or device == "cpu" else "torchvision"
+        # On CUDA they are not measured against each other: torchvision's is one launch, where native's is dozens.
+        fused = "deterministic" if torch.are_deterministic_algorithms_enabled() else "torchvision"
+        backend = "native" if device == "cpu" else fused
     work = torch.promote_types(result, torch.float32)
     if torch.is_autocast_enabled(device) and work == torch.float32:
         result = torch.get_autocast_dtype(device)

@@ -7,6 +7,8 @@ Memory: on a CPU the samples, [B, C*k*k, Ho, Wo], are never held at once; nowher
 Both passes go block by block (elsewhere than on a CPU, where each block costs launches, there is one) and sample anew.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -15,9 +17,18 @@ from trans4pass.ops.sampling import Gradients, Placing, Sampler, choose_layout
 
 
 def deform_conv2d(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    placing: Placing,
+    forward: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """See `trans4pass.ops.deform_conv2d`; all tensors share one floating dtype, and there is no second derivative."""
+    """See `trans4pass.ops.deform_conv2d`; all tensors share one floating dtype, and there is no second derivative.
+
+    `forward` gives the result [B, O, Ho, Wo] in another way; the backward pass is that of here all the same.
+    """
     kernel, (ho, wo) = weight.shape[-1], offset.shape[2:]
     groups = offset.shape[1] // (2 * kernel**2)
     layout = choose_layout(input.shape[1], groups)
@@ -25,7 +36,7 @@ def deform_conv2d(
     offset = offset.contiguous().view(-1, groups, kernel**2, 2, ho * wo)  # [B, 2*G*k*k, Ho, Wo] -> [B, G, K, 2, N]
     if mask is not None:
         mask = mask.contiguous().view(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
-    return _DeformConv.apply(input, offset, mask, weight, bias, sampler).unflatten(2, (ho, wo))
+    return _DeformConv.apply(input, offset, mask, weight, bias, sampler, forward).unflatten(2, (ho, wo))
 
 
 def is_tiled(device: torch.device) -> bool:
@@ -38,10 +49,19 @@ class _DeformConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, sampler: Sampler
+        ctx,
+        input: Tensor,
+        offset: Tensor,
+        mask: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        sampler: Sampler,
+        forward: Callable[[], Tensor] | None,
     ) -> Tensor:
         ctx.save_for_backward(input, offset, mask, weight)
         ctx.sampler = sampler
+        if forward is not None:
+            return forward().flatten(2)  # [B, O, Ho, Wo] -> [B, O, N]
         matrix = sampler.matrix(weight)
         out, maps = input.new_empty(len(input), len(weight), offset.shape[-1]), sampler.new_maps(input)
         for images, parts in sampler.blocks():
@@ -84,7 +104,7 @@ class _DeformConv(torch.autograd.Function):
                     grad_matrix += torch.bmm(block, sampler.columns(samples, block).transpose(1, 2)).sum(0)
                 if target is not None:
                     grad_input[images] = sampler.unbordered(target)
-        return grad_input, grad_offset, grad_mask, sampler.unmatrix(grad_matrix), grad_bias, None
+        return grad_input, grad_offset, grad_mask, sampler.unmatrix(grad_matrix), grad_bias, None, None
 
 
 def _at(x: Tensor | None, images: slice, positions: slice) -> Tensor | None:
