@@ -159,7 +159,7 @@ def test_source_training_is_the_published_one(experiment: str, model: str) -> No
         loss_of(stage)["_target_"].split(".")[-1],
         optim["lr"],
         stage["epochs"],
-        domain["batch_size"],
+        stage["global_batch"] / 4,  # on each of four GPUs
         transform["size"][0],
         transform["base"],
     ) == SOURCE[experiment, model]

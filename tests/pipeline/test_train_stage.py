@@ -118,12 +118,22 @@ def test_a_training_step_has_the_rate_of_the_whole_schedule(stage: MakeStage) ->
         (["steps=null", "epochs=0.5"], 2),  # 1.5 rounds to even
         (["steps=null", "epochs=0.01"], 1),
         (["steps=null", "epochs=5", "accumulate=2"], 8),  # 7.5
+        (["steps=null", "epochs=5", "accumulate=2", "global_batch=6"], 5),
     ],
 )
 def test_epochs_are_counted_in_steps(overrides: list[str], steps: int, stage: MakeStage) -> None:
     source = counting(stage("source", *(f"stages.source.{override}" for override in overrides)), 6)
     assert source.count_steps() == steps
     assert source.trainer_settings().steps == steps
+
+
+def test_a_global_batch_is_divided(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stage("source").data.domains["source"].settings.batch_size == 2
+    monkeypatch.setattr("trans4pass.dist.world_size", lambda: 4)
+    settings = [f"stages.source.{text}" for text in ("global_batch=24", "accumulate=2")]
+    assert stage("source", *settings).data.domains["source"].settings.batch_size == 3
+    with pytest.raises(ConfigError, match=r"source\.global_batch=12 cannot be divided among 4 processes .*null"):
+        stage("source", *settings, "stages.source.global_batch=12")
 
 
 @pytest.mark.parametrize("overrides", [["steps=null"], ["epochs=3"], ["steps=null", "epochs=0"], ["steps=0"]])

@@ -42,6 +42,7 @@ class TrainStageSettings(TrainerSettings):
     seed: int = field(default=0, init=False)  # follows from the run's
     epochs: PositiveFloat | None
     log_every: Positive
+    global_batch: Positive | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     judge: str | None = None
     enabled: bool = True
@@ -61,8 +62,22 @@ class TrainStage(Stage):
         if (self.settings.steps is None) == (self.settings.epochs is None):
             given = f"steps={self.settings.steps}, epochs={self.settings.epochs}"
             raise ConfigError(f"{self.where} needs either steps or epochs, and has {given}: set the other one to null")
-        domains = self.settings.domains.items()
+        shared = (
+            {} if self.settings.global_batch is None else {"batch_size": self.own_share(self.settings.global_batch)}
+        )
+        domains = {name: {**config, **shared} for name, config in self.settings.domains.items()}.items()
         self.data = StageData({name: Domain(self, name, config, self.labelling) for name, config in domains})
+
+    def own_share(self, batch: int) -> int:
+        """Of a step's images of a domain those in one of this process's batches."""
+        parts = dist.world_size() * self.settings.accumulate
+        if batch % parts:
+            raise ConfigError(
+                f"{self.where}.global_batch={batch} cannot be divided among {dist.world_size()} processes times "
+                f"accumulate={self.settings.accumulate}: choose numbers that fit, or global_batch=null, where each "
+                "domain's batch_size counts"
+            )
+        return batch // parts
 
     def check(self) -> None:
         """Everything but the network's own memory: data sets are found, and the method is built on no device."""
