@@ -54,7 +54,7 @@ def report_page(runs: Sequence[RunFolder]) -> str:
         f"<h1>{escape(title)}</h1>",
         each(names, runs, lambda _, run: headline(run) + stages_table(run)),
         differences(names, runs) if len(runs) > 1 else "",
-        section("Look around", looks(shown), "A click on one of the pictures opens it in the large view."),
+        section("Look around", looks(shown, len(runs) > 1), "A click on a picture opens it in the large view."),
         section("Classes", charts(class_charts(names, runs)), "After the last step, on the validation sets."),
         section("Training", charts(curves(names, runs))),
         section("Confusion", charts(confusions(names, runs)), "Rows are true classes, columns predicted ones."),
@@ -141,7 +141,14 @@ def differences(names: Sequence[str], runs: Sequence[RunFolder]) -> str:
     flat = [flatten(run.config) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not is_incidental(key)]
     unequal = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
-    rows = [(key, *(str(one.get(key, "–")) for one in flat)) for key in unequal[:MOST_SHOWN]]
+    rows = []
+    for stage in dict.fromkeys(stage for run in runs for stage in run.config.get("stages", {})):
+        done = [stage in run.stages for run in runs]
+        if not all(done):  # its settings say nothing more
+            unequal = [key for key in unequal if not key.startswith(f"stages.{stage}.")]
+        if len({*done}) > 1:
+            rows.append((f"stage {stage}", *("yes" if there else "no" for there in done)))
+    rows += [(key, *(str(one.get(key, "–")) for one in flat)) for key in unequal[:MOST_SHOWN]]
     more = f"The first {MOST_SHOWN} of {len(unequal)} settings." if len(unequal) > MOST_SHOWN else ""
     return section("What differs", table(("setting", *names), rows, "settings") if rows else "Nothing.", more)
 
@@ -276,15 +283,14 @@ def pictures(run: RunFolder) -> tuple[list[Seen], LabelSpace | None]:
     return seen, LabelSpace.from_dict(run.config["labels"])
 
 
-def looks(shown: Sequence[tuple[str, RunFolder, Any]]) -> str:
-    if not shown:
-        return ""
-    names, runs = [name for name, _, _ in shown], [run for _, run, _ in shown]
-    return each(
-        names, runs, lambda name, _: "".join(
-            f'<div class="{kind}" data-group="{names.index(name)}"></div>' for kind in ("viewer", "panels")
-        ),
-    )  # fmt: skip
+def looks(shown: Sequence[tuple[str, RunFolder, Any]], named: bool) -> str:
+    """Each run's viewer with the flat pictures of all its panoramas below it."""
+    parts = []
+    for place, (name, _, _) in enumerate(shown):
+        head = f"<h3>{escape(name)}</h3>" if named else ""
+        places = "".join(f'<div class="{kind}" data-group="{place}"></div>' for kind in ("viewer", "panels"))
+        parts.append(f"<article>{head}{places}</article>")
+    return f'<div class="runs">{"".join(parts)}</div>' if parts else ""
 
 
 # ---- where it comes from ----
