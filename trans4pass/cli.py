@@ -7,7 +7,7 @@ import sys
 TOOLS = {
     "train": ("train", "pipeline.run", "train"),
     "eval": ("eval", "inference.evaluation", "evaluate_checkpoint"),
-    "predict": ("predict", "inference.images", "predict_images"),
+    "predict": ("predict", "report.predicted", "predict"),
     "export": ("export_weights", "inference.export", "export_weights"),
     "adapt": ("adapt", "inference.adapt", "adapt"),
     "compare": ("compare", "report.compare", "compare_runs"),

@@ -15,6 +15,7 @@ from trans4pass.errors import ConfigError, DamagedFile
 from trans4pass.interrupts import Interrupts
 from trans4pass.report.charts import bars, lines, matrix, ticks
 from trans4pass.report.page import report_page, report_runs, write_report
+from trans4pass.report.predicted import write_viewer
 from trans4pass.report.run_folder import read_run
 from trans4pass.report.viewer import LARGEST, Map, Seen, Span, group, viewer_page
 
@@ -140,3 +141,21 @@ def test_a_matrix_is_as_dark_as_its_shares() -> None:
     drawn = matrix("a", ["x", "y"], [[1.0, 0.25], [None, -0.5]], "{row} to {column}: {value}")
     assert re.findall(r'fill-opacity="([\d.]+)"', drawn) == ["1.000", "0.250", "0.000"]
     assert "x to y: 25%" in drawn
+
+
+# ---- predicted images ----
+
+
+def test_predictions_become_a_viewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many images an even choice; wide ones are panoramas."""
+    monkeypatch.setattr("trans4pass.report.predicted.MOST", 2)
+    for number, size in enumerate([(8, 2), (8, 2), (4, 4)]):
+        for folder in ("images", "out/labels"):
+            path = tmp_path / folder / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", size, number % 3).save(path)
+    write_viewer(tmp_path / "images", tmp_path / "out", LABELS)
+    first, last = groups((tmp_path / "out" / "viewer.html").read_text())[0]["panoramas"]
+    assert (first["name"], last["name"]) == ("0", "2")
+    assert first["camera"]["top"] == 45 and last["camera"] is None
+    assert [one["name"] for one in first["maps"]] == ["prediction"]

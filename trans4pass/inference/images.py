@@ -45,6 +45,7 @@ class PredictionSettings(PredictorSettings):
     output: str
     size: Size | None = None
     opacity: Share = 0.5
+    html: bool = False  # report/predicted.py heeds it
 
 
 def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[Predictor, LabelSpace]:
@@ -58,8 +59,8 @@ def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[P
     return Predictor(network.to(device), device, tta, settings.precision), labels
 
 
-def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
-    """Predict an image or all images under a folder as configs/predict.yaml describes."""
+def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> LabelSpace:
+    """Predict an image or all images under a folder as configs/predict.yaml describes; returns their labels' space."""
     settings = parse(PredictionSettings, config, "")
     predictor, labels = make_predictor(settings, device)
     items = find_images(Path(settings.input))
@@ -72,6 +73,7 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
         write_prediction(folder, name, logits.argmax(1)[0].cpu(), labels, paths[name], settings.opacity)
     if dist.is_main():
         console.print(f"wrote labels, colour and overlay of {len(dataset)} images to {folder}", soft_wrap=True)
+    return labels
 
 
 def find_images(path: Path) -> list[Item]:

@@ -1,0 +1,41 @@
+"""Predicted images as a page to look around in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trans4pass import dist
+from trans4pass.console import console
+from trans4pass.inference.images import find_images, predict_images
+from trans4pass.interrupts import Interrupts
+from trans4pass.labels import LabelSpace
+from trans4pass.storage import write_text
+
+from .viewer import Map, Seen, Span, viewer_page
+
+MOST = 24  # images on a page: it holds them all, a few hundred kB each
+
+
+def predict(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Predict images as configs/predict.yaml describes; with `html` also write `viewer.html` beside them."""
+    labels = predict_images(config, device, interrupts)
+    if config["html"] and dist.is_main():
+        write_viewer(Path(config["input"]), Path(config["output"]), labels)
+
+
+def write_viewer(images: Path, output: Path, labels: LabelSpace) -> None:
+    """A page of the images, of many an even choice, with the predictions that lie in `<output>/labels`."""
+    items = find_images(images)
+    chosen = sorted({round(x) for x in np.linspace(0, len(items) - 1, min(MOST, len(items)))})
+    seen = []
+    for item in (items[index] for index in chosen):
+        photo = Image.open(item.image).convert("RGB")
+        prediction = np.asarray(Image.open(output / "labels" / f"{item.name}.png"))
+        seen.append(Seen(item.name, photo, [Map("prediction", prediction)], Span.of(*photo.size)))
+    write_text(output / "viewer.html", viewer_page(seen, labels, f"Predictions of {images.name}"))
+    some = "" if len(seen) == len(items) else f" ({len(seen)} of {len(items)} images)"
+    console.print(f"wrote {output / 'viewer.html'}{some}", soft_wrap=True)
