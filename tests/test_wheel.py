@@ -55,6 +55,7 @@ def test_the_wheel_holds_the_configurations_the_types_and_the_command(installed:
     held = installed / "trans4pass" / "configs"
     assert {path.relative_to(held) for path in held.rglob("*.yaml")} == configs
     assert (installed / "trans4pass" / "py.typed").is_file()
+    assert (installed / "trans4pass" / "report" / "assets" / "viewer.js").is_file()
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     assert "trans4pass = trans4pass.cli:main" in entry_points.read_text()
 
