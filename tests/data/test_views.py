@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Generator, Tensor
+from torchvision.transforms.v2 import functional as F
 
 from trans4pass.data import (
     ColorJitter,
@@ -20,7 +21,7 @@ from trans4pass.data import (
     View,
     YawRoll,
 )
-from trans4pass.data.views import resize
+from trans4pass.data.views import random_crop, resize
 from trans4pass.errors import ConfigError
 from trans4pass.settings import parse
 
@@ -205,6 +206,27 @@ def test_scale_crop_scales_the_short_side_within_its_range():
     transform = of_settings(size=(320, 320), fit="scale_crop", base=80, scale=(0.5, 2.0))
     heights = [int((seen(transform, seed)[1] != 255).any(dim=1).sum()) for seed in range(60)]
     assert 40 <= min(heights) < 50 and 150 < max(heights) <= 160
+
+
+@pytest.mark.parametrize("scale", [(0.3, 0.9), (1.0, 1.0), (1.1, 3.0)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_scaling_what_the_crop_keeps_is_cropping_what_was_scaled(scale: tuple[float, float], dtype: torch.dtype):
+    image = torch.randint(256, (1, 3, 77, 131), dtype=torch.uint8, generator=Generator().manual_seed(0))
+    image = image if dtype == torch.uint8 else image / 255
+    label = torch.randint(20, (1, 77, 131), dtype=torch.uint8, generator=Generator().manual_seed(1))
+    for seed in range(12):
+        draw = Generator().manual_seed(seed)
+        factor = 80 * (scale[0] + (scale[1] - scale[0]) * torch.rand((), generator=draw).item()) / 77
+        whole = resize({"image": image, "label": label}, (round(131 * factor), round(77 * factor)))
+        fill = {"image": 0, "label": 255}
+        margin = [0, 0, max(0, 64 - whole["image"].shape[-1]), max(0, 48 - whole["image"].shape[-2])]
+        whole = {key: F.pad(x, margin, fill=fill[key]) for key, x in whole.items()}
+        expected = random_crop(whole, (64, 48), draw)
+        found = ScaleCrop((64, 48), 80, scale)({"image": image, "label": label}, generators(seed))
+        assert found["label"].equal(expected["label"])
+        tolerance = 1 if dtype == torch.uint8 else 1e-5
+        difference = (found["image"].float() - expected["image"].float()).abs()
+        assert difference.max() <= tolerance and difference.mean() < 0.25 * tolerance
 
 
 def test_padding_is_black_and_ignored():

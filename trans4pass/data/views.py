@@ -5,6 +5,7 @@ any device, and one random generator per image, and returns such a sample. A dat
 a data worker; a method with a whole batch, on the device. What it draws comes from the generators alone.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -102,7 +103,10 @@ class CoverCrop(View):
 
 
 class ScaleCrop(View):
-    """Scale the short side to `base` pixels times a random factor in `scale`, pad to `size` = (W,H), crop at random."""
+    """Scale the short side to `base` pixels times a random factor in `scale`, pad to `size` = (W,H), crop at random.
+
+    Only what the crop keeps is scaled.
+    """
 
     def __init__(self, size: Size, base: Side, scale: Range = (0.5, 2.0)):
         self.size, self.base, self.scale = size, base, scale
@@ -111,14 +115,17 @@ class ScaleCrop(View):
         height, width = sample["image"].shape[-2:]
         low, high = self.scale
         factor = self.base * (low + (high - low) * torch.rand((), generator=generator).item()) / min(height, width)
-        sample = resize(sample, (max(1, round(width * factor)), max(1, round(height * factor))))
-        height, width = sample["image"].shape[-2:]
-        margin = [0, 0, max(0, self.size[0] - width), max(0, self.size[1] - height)]
+        scaled = [max(1, round(side * factor)) for side in (height, width)]
+        wanted = (self.size[1], self.size[0])
+        starts = [_randint(max(has, wants) - wants + 1, generator) for has, wants in zip(scaled, wanted)]
+        kept = [slice(start, min(start + wants, has)) for start, wants, has in zip(starts, wanted, scaled)]
+        sample = {key: (resample if key == "image" else pick)(x, scaled, kept) for key, x in sample.items()}
+        margin = [0, 0, max(0, wanted[1] - scaled[1]), max(0, wanted[0] - scaled[0])]
         if any(margin):
             # Black, as the published weights saw it; the loss never sees it, since the label there is ignored.
             fill = {"label": IGNORE}
             sample = {key: F.pad(x, margin, fill=fill.get(key, 0)) for key, x in sample.items()}
-        return random_crop(sample, self.size, generator)
+        return sample
 
 
 class HorizontalFlip(View):
@@ -256,6 +263,49 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
         key: F.resize_image(x, [size[1], size[0]], modes.get(key, InterpolationMode.NEAREST_EXACT), antialias=True)
         for key, x in sample.items()
     }
+
+
+def resample(image: Tensor, size: Sequence[int], kept: Sequence[slice]) -> Tensor:
+    """The rows and columns `kept` of what `resize` makes of an image (...,H,W) at `size` = (h,w), within rounding.
+
+    Bilinear and antialiased, one side after the other: a triangle around a pixel's centre, as wide as two pixels of the
+    image or two of the result, whichever are larger.
+    """
+    sides = list(zip((-2, -1), size, kept))
+    taps = {dim: triangles(image.shape[dim], total, part) for dim, total, part in sides}
+    x = image
+    for dim, (index, _) in taps.items():  # what nothing is made of goes first
+        x = x.narrow(dim, int(index.min()), int(index.max() - index.min()) + 1)
+    x = x if image.is_floating_point() else x.float()
+    for dim, (index, weight) in taps.items():
+        index, weight = (index - index.min()).to(x.device), weight.to(x)
+        shape = (-1, 1) if dim == -2 else (-1,)
+        first, *others = zip(index.unbind(1), weight.unbind(1))
+        total = x.index_select(dim, first[0]).mul_(first[1].view(shape))
+        for where, factor in others:
+            total.addcmul_(x.index_select(dim, where), factor.view(shape))
+        x = total
+    return x if image.is_floating_point() else x.round_().clamp_(0, 255).to(image.dtype)
+
+
+def triangles(side: int, total: int, part: slice) -> tuple[Tensor, Tensor]:
+    """Of `total` pixels that are made of `side` those of `part`: the indices and weights (n, taps) of what they are."""
+    step = side / total
+    reach = max(step, 1.0)
+    centre = (torch.arange(part.start, part.stop, dtype=torch.float64) + 0.5) * step
+    first = (centre - reach + 0.5).floor().clamp_min(0).long()
+    index = first[:, None] + torch.arange(math.ceil(2 * reach) + (reach > 1))
+    weight = (1 - (index + 0.5 - centre[:, None]).abs() / reach).clamp_min(0) * (index < side)
+    return index.clamp_max(side - 1), weight / weight.sum(1, keepdim=True)
+
+
+def pick(x: Tensor, size: Sequence[int], kept: Sequence[slice]) -> Tensor:
+    """The rows and columns `kept` of what `resize` makes of labels or weights (...,H,W) at `size` = (h,w)."""
+    for dim, total, part in ((-2, size[0], kept[0]), (-1, size[1], kept[1])):
+        step = torch.tensor(x.shape[dim], dtype=torch.float32) / total  # in single precision, as torch has it
+        index = ((torch.arange(part.start, part.stop) + 0.5) * step).long().clamp_max(x.shape[dim] - 1)
+        x = x.index_select(dim, index.to(x.device))
+    return x
 
 
 def random_crop(sample: Sample, size: tuple[int, int], generator: Generator) -> Sample:
