@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo setup-mmcv toy-table toy-recipes toy-ablation toy-losses toy-policies test test-slow soak mutation lint format benchmark
+.PHONY: help setup demo setup-mmcv toy-table toy-recipes toy-ablation toy-losses toy-policies gpu test test-slow soak mutation lint format benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -93,3 +93,7 @@ format: setup  ## fix style and format where it can be done automatically
 
 benchmark: setup  ## ratios of the deformable convolution's backends on this machine
 	$(BIN)/python tools/benchmark.py
+
+gpu: setup  ## what only a GPU can tell, and a table of every method's steps to paste (not run on one yet)
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python tools/benchmark_steps.py device=cuda 'compile=[false]'

@@ -25,11 +25,12 @@ LOSS = "stages.source.method.terms.supervised.loss"
 MISSPELT = {
     "adapt": (["ouput=a"], "ouput", "output"),
     "benchmark": (["repeat=1"], "repeat", "repeats"),
+    "benchmark_steps": (["repeat=1"], "repeat", "repeats"),
     "benchmark_data": (["image=1"], "image", "images"),
     "check_data": (["limt=1"], "limt", "limit"),
     "compare": (["rns=[a]"], "rns", "runs"),
     "eval": (["data=densepass", "chekpoint=a"], "chekpoint", "checkpoint"),
-    "export_weights": (["ouput=a"], "ouput", "output"),
+    "export": (["ouput=a"], "ouput", "output"),
     "make_toy_world": (["world.source_tran=1"], "world.source_tran", "world.source_train"),
     "plot_schedules": (["schedules.step.sze=1"], "schedules.step.sze", "schedules.step.size"),
     "predict": (["inptu=a"], "inptu", "input"),

@@ -16,10 +16,10 @@ def precision_table(config: Mapping[str, Any], device: torch.device) -> Table:
     """Images per second and peak memory of a training step, by precision."""
     width, height = config["size"]
     figures = (Column(heading, justify="right") for heading in ("images/s", "ratio", "peak GPU memory, GiB"))
-    title = f"{config['model']}, training steps of {config['batch']} images of {width}x{height}"
+    title = f"{config['network']}, training steps of {config['batch']} images of {width}x{height}"
     table, first = Table("precision", *figures, title=title), None
     for precision in config["precisions"]:
-        step = make_precision_step(config["model"], device, precision, config["batch"], height, width)
+        step = make_precision_step(config["network"], device, precision, config["batch"], height, width)
         pace, memory = throughput(step, device, config["batch"], config["repeats"])
         first = first or pace
         table.add_row(precision, f"{pace:.1f}", f"{pace / first:.2f}", "" if memory is None else f"{memory:.2f}")

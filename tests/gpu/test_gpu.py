@@ -1,0 +1,135 @@
+"""What only a GPU can tell (`make gpu`). Not run on one yet."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as td
+
+from tests.devices.test_models import CASES
+from tests.ops.test_deform_conv import CASES as LAYERS
+from tests.small import tiny_segmentor
+from tests.training.small import trainer_of
+from tests.training.test_distributed import METHODS
+from trans4pass import create_model
+from trans4pass.methods import Batch
+from trans4pass.training import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU = torch.device("cpu")
+K = 4
+TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 0.1, "fp16": 5e-2}  # of the loss, relative
+
+
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    """No TF32 unless a test says so."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "deterministic", "native"])
+@pytest.mark.parametrize("case", LAYERS)
+def test_the_backends_are_equal(case: str, backend: str) -> None:
+    tensors, grad = LAYERS[case].tensors()
+    expected = LAYERS[case].run(tensors, grad, "native")
+    found = LAYERS[case].run([tensor.to(GPU) for tensor in tensors], grad.to(GPU), backend)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one.cpu(), other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_is_the_cpus(case: str) -> None:
+    name, options = CASES[case]
+    torch.manual_seed(0)
+    model = create_model(name, 5, **options).eval()
+    image = torch.rand(2, 3, 64, 128)
+    with torch.no_grad():
+        expected = model(image).logits
+        found = model.to(GPU)(image.to(GPU)).logits.cpu()
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def trained(name: str, folder: Path, device: torch.device, precision: str = "fp32", steps: int = 1) -> Trainer:
+    """A trainer after some steps on one random batch of each domain; its losses of the last step are `losses`."""
+    method = METHODS[name](tiny_segmentor(K)).to(device).train()
+    trainer = trainer_of(method, folder, precision="fp32" if precision == "tf32" else precision, steps=steps)
+    trainer.device = trainer.monitor.device = device
+    for _ in range(steps):
+        trainer.losses = trainer.train_step([batch(method.domains)])  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.step += 1
+    return trainer
+
+
+def batch(domains: tuple[str, ...]) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for domain in domains:
+        image = torch.randint(0, 256, (4, 3, 64, 64), generator=generator, dtype=torch.uint8)
+        label = torch.randint(0, K, (4, 64, 64), generator=generator, dtype=torch.uint8)
+        made[domain] = {"image": image, "label": label, "name": list("abcd"), "seed": torch.arange(4)}
+    return made
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_has_the_cpus_losses(name: str, precision: str, tmp_path: Path) -> None:
+    expected = trained(name, tmp_path, CPU).losses
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    found = trained(name, tmp_path, GPU, precision).losses
+    for key, value in expected.items():
+        if not key.startswith("grad_norm"):
+            assert found[key].item() == pytest.approx(value.item(), rel=TOLERANCE[precision], abs=TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_deterministic_steps_are_the_same_twice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    one, other = (trained(name, tmp_path, GPU, steps=3).method.state_dict() for _ in range(2))
+    assert not [key for key in one if not torch.equal(one[key].nan_to_num(), other[key].nan_to_num())]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_waits_at_most_twice(name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    trainer = trained(name, tmp_path, GPU, steps=4)  # by then ECRM's ring is full
+    recwarn.clear()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        trainer.train_step([batch(trainer.method.domains)])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in recwarn if "synchroniz" in str(warning.message)]
+    assert len(waits) <= 2, waits
+
+
+def test_one_process_with_nccl_takes_the_step_of_none(tmp_path: Path) -> None:
+    alone = trained("mpa, fixed", tmp_path, GPU).method.state_dict()
+    td.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, device_id=GPU)
+    try:
+        method = METHODS["mpa, fixed"](tiny_segmentor(K)).to(GPU).train()
+        trainer = trainer_of(method, tmp_path)
+        trainer.device = GPU
+        trainer._parallel = torch.nn.parallel.DistributedDataParallel(
+            method, device_ids=[GPU], broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
+        )
+        trainer.train_step([batch(method.domains)])
+    finally:
+        td.destroy_process_group()
+    for key, value in method.state_dict().items():
+        assert torch.allclose(value.nan_to_num().float(), alone[key].nan_to_num().float(), atol=1e-4), key
+
+
+def test_compiled_gradients_are_the_eager_ones() -> None:
+    torch.manual_seed(0)
+    model = create_model("trans4pass_micro", K, drop_path=0.0).to(GPU).eval()
+    compiled, image = copy.deepcopy(model), torch.rand(2, 3, 64, 64, device=GPU)
+    compiled.compile(dynamic=False)
+    for each in (model, compiled):
+        each(image).logits.square().mean().backward()
+    for (name, one), other in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-2, atol=1e-4 * float(one.grad.abs().max())), name

@@ -1,0 +1,40 @@
+"""Measure training steps of every method, one table to paste: python tools/benchmark_steps.py [setting=value ...]."""
+
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torchvision
+from benchmarks.steps import METHODS, make_batch, make_trainer, measure, set_precision
+
+from trans4pass.interrupts import Interrupts
+from trans4pass.pipeline.launch import main
+
+
+def rows(config: Mapping[str, Any], device: torch.device) -> Iterator[str]:
+    """Lines of a Markdown table."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {config['threads']} threads"
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
+    yield f"{config['network']}, {config['batch']} images of each domain, on {name}; {versions}\n"
+    yield "| method | precision | compiled | images/s | peak GiB | waits per step |\n|---|---|---|---|---|---|"
+    for compiled in config["compile"]:
+        for method in METHODS:
+            for precision in config["precisions"]:
+                set_precision(precision)
+                trainer = make_trainer(method, config["network"], device, precision, compiled)
+                batch = make_batch(trainer.method.domains, config["batch"], config["scale"])
+                images, memory, waits = measure(trainer, batch, config["repeats"])
+                shown = f"{memory:.2f} | {waits}" if device.type == "cuda" else "|"
+                yield f"| {method} | {precision} | {'yes' if compiled else 'no'} | {images:.1f} | {shown} |"
+
+
+def benchmark(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    torch.set_num_threads(config["threads"])
+    for row in rows(config, device):
+        print(row, flush=True)
+        interrupts.check()
+
+
+if __name__ == "__main__":
+    main("benchmark_steps", benchmark)
