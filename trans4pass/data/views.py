@@ -24,6 +24,9 @@ from trans4pass.settings import Share
 Sample = dict[str, Tensor]
 MIN_SIDE = 32  # pixels, the encoders' coarsest stride
 Side = Annotated[int, Ge(MIN_SIDE)]
+MANY_PIXELS = (
+    1 << 20
+)  # from which on the library's faster kernel, which scales whole images, is the slower way to a crop
 Size = tuple[Side, Side]  # width, height in pixels
 
 
@@ -105,7 +108,7 @@ class CoverCrop(View):
 class ScaleCrop(View):
     """Scale the short side to `base` pixels times a random factor in `scale`, pad to `size` = (W,H), crop at random.
 
-    Only what the crop keeps is scaled.
+    Of images that get large only what the crop keeps is scaled.
     """
 
     def __init__(self, size: Size, base: Side, scale: Range = (0.5, 2.0)):
@@ -119,7 +122,10 @@ class ScaleCrop(View):
         wanted = (self.size[1], self.size[0])
         starts = [_randint(max(has, wants) - wants + 1, generator) for has, wants in zip(scaled, wanted)]
         kept = [slice(start, min(start + wants, has)) for start, wants, has in zip(starts, wanted, scaled)]
-        sample = {key: (resample if key == "image" else pick)(x, scaled, kept) for key, x in sample.items()}
+        if scaled[0] * scaled[1] > MANY_PIXELS:
+            sample = {key: (resample if key == "image" else pick)(x, scaled, kept) for key, x in sample.items()}
+        else:
+            sample = {key: x[..., kept[0], kept[1]] for key, x in resize(sample, (scaled[1], scaled[0])).items()}
         margin = [0, 0, max(0, wanted[1] - scaled[1]), max(0, wanted[0] - scaled[0])]
         if any(margin):
             # Black, as the published weights saw it; the loss never sees it, since the label there is ignored.
