@@ -25,8 +25,6 @@ Sample = dict[str, Tensor]
 MIN_SIDE = 32  # pixels, the encoders' coarsest stride
 Side = Annotated[int, Ge(MIN_SIDE)]
 MANY_PIXELS = 1 << 20  # from which on scaling the crop is faster than the library's kernel, which scales all
-    1 << 20
-)  # from which on the library's faster kernel, which scales whole images, is the slower way to a crop
 Size = tuple[Side, Side]  # width, height in pixels
 
 
