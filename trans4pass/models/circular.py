@@ -80,7 +80,7 @@ def make_circular(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "wrap"):
-            module.wrap = True  # pyright: ignore[reportAttributeAccessIssue] a setting
+            module.wrap = True  # pyright: ignore[reportArgumentType] a setting
         if getattr(module, "backend", None) == "mmcv":
-            module.backend = "auto"  # pyright: ignore[reportAttributeAccessIssue] a setting
+            module.backend = "auto"  # pyright: ignore[reportArgumentType] a setting
         module.__class__ = LAYERS.get(type(module), type(module))

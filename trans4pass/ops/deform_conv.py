@@ -17,14 +17,15 @@ def _torchvision(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
     stride, padding, wrap = placing
+    sides = (stride, stride), (padding, padding)
     if not wrap:
-        return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, mask=mask)
+        return torchvision.ops.deform_conv2d(input, offset, weight, bias, *sides, mask=mask)
     width = offset.shape[-1]
     more = -(-2 // stride)  # columns of output that come of the two or more of input, and are cut off again
     offset = F.pad(round_the_map(offset, input.shape[-1], weight.shape[-1], placing), (0, more))
     input = torch.cat((input[..., -1:], input, input[..., : more * stride - 1]), -1)
     mask = None if mask is None else F.pad(mask, (0, more))
-    return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, mask=mask)[..., :width]
+    return torchvision.ops.deform_conv2d(input, offset, weight, bias, *sides, mask=mask)[..., :width]
 
 
 def round_the_map(offset: Tensor, map_width: int, kernel: int, placing: Placing) -> Tensor:
