@@ -86,22 +86,23 @@ def test_a_checkpoint_describes_its_model(finished: Path) -> None:
 
 def test_stages_start_from_the_stage_before(finished: Path, run_here: Run, tmp_path: Path) -> None:
     """With lr 0 and no steps' effect, warm-up's network is the source's."""
-    assert (
-        run_here(tmp_path / "r", "stages.warmup.optim.network.lr=0", "stages.warmup.optim.network.weight_decay=0") == 0
-    )
+    still = ["stages.warmup.optim.network.lr=0", "stages.warmup.optim.network.weight_decay=0"]
+    off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
+    assert run_here(tmp_path / "r", *still, *off) == 0
     source, warm = (submodule_state(weights(tmp_path / "r", stage), "network") for stage in ("source", "warmup"))
     names = [name for name in source if "running" not in name and "tracked" not in name]
     assert all(torch.equal(source[name], warm[name]) for name in names)
     where = "terms.adversarial.discriminator"
-    discriminators = [submodule_state(weights(tmp_path / "r", stage), where) for stage in ("warmup", "mpa")]
+    discriminators = [submodule_state(weights(finished, stage), where) for stage in ("warmup", "mpa")]
     assert not torch.equal(discriminators[0]["0.weight"], discriminators[1]["0.weight"])
 
 
-def test_a_finished_run_is_kept_and_reported_again(finished: Path, tiny: list[str]) -> None:
+def test_a_finished_run_is_kept_and_reported_again(
+    finished: Path, run_here: Run, capsys: pytest.CaptureFixture
+) -> None:
     before = (finished / "mpa" / "last.pt").stat().st_mtime_ns
-    again = call(*tiny, f"run_dir={finished}", "resume=true")
-    assert again.returncode == 0
-    assert "gain over source-only" in again.stdout
+    assert run_here(finished, "resume=true") == 0
+    assert "gain over source-only" in capsys.readouterr().out
     assert (finished / "mpa" / "last.pt").stat().st_mtime_ns == before
 
 
@@ -133,10 +134,10 @@ def test_changed_settings_are_named(finished: Path, run_here: Run, capsys: pytes
 @pytest.mark.parametrize(
     ("stage", "file"),
     [
-        ("source", "source/last.pt"),
-        ("pseudo_labels", "pseudo_labels/maps"),
-        ("mpa", "mpa/last.pt"),
+        pytest.param("source", "source/last.pt", marks=pytest.mark.slow),
         pytest.param("warmup", "warmup/last.writing", marks=pytest.mark.slow),
+        pytest.param("pseudo_labels", "pseudo_labels/maps", marks=pytest.mark.slow),
+        ("mpa", "mpa/last.pt"),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(
@@ -167,8 +168,8 @@ def test_no_target_label_reaches_training(finished: Path, tiny_data: Path, run_h
 
 def test_a_stage_can_start_from_a_file_and_others_be_off(finished: Path, run_here: Run, tmp_path: Path) -> None:
     start = finished / "source" / "last.pt"
-    status = run_here(tmp_path / "r", "stages.source.enabled=false", f"stages.warmup.init={start}")
-    assert status == 0
+    off = [f"stages.{name}.enabled=false" for name in ("source", "pseudo_labels", "mpa")]
+    assert run_here(tmp_path / "r", *off, f"stages.warmup.init={start}") == 0
     warm = [submodule_state(weights(folder, "warmup"), "network") for folder in (finished, tmp_path / "r")]
     assert all(torch.equal(warm[0][name], warm[1][name]) for name in warm[0])
 
@@ -400,11 +401,13 @@ def test_two_processes_score_and_label_as_one(finished: Path, tiny: list[str], t
     assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["mIoU"] == pytest.approx(scores["target"])
 
 
-def test_another_number_of_processes_is_refused(finished: Path, tiny: list[str]) -> None:
+def test_another_number_of_processes_is_refused(
+    finished: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """It would read other batches: the settings say how many there were."""
-    again = call(*tiny, f"run_dir={finished}", "resume=true", launcher=TWO)
-    assert again.returncode != 0
-    assert "processes: 1 -> 2" in again.stdout + again.stderr
+    monkeypatch.setattr("trans4pass.dist.world_size", lambda: 2)
+    assert run_here(finished, "resume=true") == 2
+    assert "processes: 1 -> 2" in capsys.readouterr().out
 
 
 @pytest.mark.slow
