@@ -82,7 +82,7 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: SegmentationDataset,
+    dataset: SegmentationDataset | Subset,
     num_workers: int = 0,
     rank: int | None = None,
     world_size: int | None = None,

@@ -49,7 +49,13 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     size, data = settings.size or settings.data["eval_size"], settings.data["dataset"]
     chosen = {"split": settings.split, "labels": labels, "transform": EvalTransform(size)}
     dataset: SegmentationDataset = build(data, "data.dataset", labelled=True, **chosen)
+    if settings.views == "perspective" and not dataset.panorama:
+        raise ConfigError(
+            f"views=perspective looks around in full panoramas, and the left and right borders of {dataset.name}'s "
+            "images do not meet: use views=windows or views=whole"
+        )
     name = f"eval_{dataset.name}_{settings.split}" + ("_wrap" if settings.wrap else "")
+    name += "" if settings.views == "whole" else f"_{settings.views}"
     given = Path(settings.checkpoint)  # a file, a folder, or a name on the hub
     beside = given if given.is_dir() else given.parent if given.is_file() else Path()
     folder = Path(settings.output or beside / name)
@@ -69,7 +75,8 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
         "settings": {
             **{name: getattr(settings, name) for name in ("checkpoint", "split", "precision")},
             **asdict(predictor.tta),
-            **{"data": data, "labels": labels.name, "size": size, "wrap": predictor.wrap},
+            **{name: getattr(settings, name) for name in ("views", "window", "overlap", "fov", "horizon")},
+            **{"data": data, "labels": labels.name, "size": size, "wrap": predictor.wrap or settings.wrap},
         },
     }
     if dist.is_main():

@@ -1,17 +1,19 @@
 """Predict images with a checkpoint: label, colour and overlay PNGs."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 
 from trans4pass import dist
-from trans4pass.console import console
+from trans4pass.console import console, peak_memory
 from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
 from trans4pass.data.files import IMAGE_SUFFIXES, files_below
-from trans4pass.errors import DataError
+from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.precision import Precision
@@ -20,7 +22,8 @@ from trans4pass.settings import Natural, Share, parse
 from .api import wrap_around
 from .open import open_checkpoint
 from .pictures import write_prediction
-from .predictor import TTA, Predictor, predict_all
+from .predictor import TTA, Predictor, predict_classes
+from .tiling import WINDOW, Perspectives, Windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,11 @@ class PredictorSettings(TTA):
     model_labels: Mapping[str, Any] | None = None
     wrap: bool = False
     align: Share | None = None
+    views: Literal["whole", "windows", "perspective"] = "whole"
+    window: Size | None = None
+    overlap: Annotated[float, Interval(ge=0, le=0.75)] = 0.25
+    fov: Annotated[float, Interval(ge=10, le=150)] = 90.0
+    horizon: float = 0.5
     precision: Precision = "fp32"
     num_workers: Natural = 0
     allow_nonfinite: bool = False
@@ -53,10 +61,18 @@ def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[P
     network, labels = open_checkpoint(
         settings.checkpoint, settings.model_labels, settings.allow_nonfinite, settings.plugins, settings.align
     )
-    if settings.wrap:
-        wrap_around(network)
-    tta = TTA(settings.scales, settings.flip, settings.yaw_rolls)
-    return Predictor(network.to(device), device, tta, settings.precision), labels
+    tta, chosen = TTA(settings.scales, settings.flip, settings.yaw_rolls), settings.precision
+    if settings.views == "whole":
+        if settings.wrap:
+            wrap_around(network)
+        return Predictor(network.to(device), device, tta, chosen), labels
+    common = (network.to(device), device, tta, chosen, settings.overlap)
+    if settings.views == "windows":
+        return Windows(*common, closed=settings.wrap, window=settings.window or WINDOW), labels
+    if settings.window is not None and settings.window[0] != settings.window[1]:
+        raise ConfigError(f"window={list(settings.window)}: perspective views are square, e.g. window=[512,512]")
+    side = None if settings.window is None else settings.window[0]
+    return Perspectives(*common, fov=settings.fov, side=side, horizon=settings.horizon), labels
 
 
 def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> LabelSpace:
@@ -68,10 +84,13 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
     dataset = SegmentationDataset(items, labels, labelled=False, transform=transform)
     folder = Path(settings.output)
     paths = {item.name: item.image for item in dataset.items}
-    for batch, logits in predict_all(predictor, dataset, settings.num_workers, "predict", interrupts):
+    started = time.perf_counter()
+    for batch, classes in predict_classes(predictor, dataset, settings.num_workers, "predict", interrupts):
         name = batch["name"][0]
-        write_prediction(folder, name, logits.argmax(1)[0].cpu(), labels, paths[name], settings.opacity)
+        write_prediction(folder, name, classes[0].cpu(), labels, paths[name], settings.opacity)
+    seconds = time.perf_counter() - started
     if dist.is_main():
+        console.print(f"{seconds:.1f} seconds, peak memory {peak_memory(device):.2f} GiB")
         console.print(f"wrote labels, colour and overlay of {len(dataset)} images to {folder}", soft_wrap=True)
     return labels
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from trans4pass import dist
-from trans4pass.console import track
+from trans4pass.console import progress_bar
 from trans4pass.data import OnBad, SegmentationDataset, eval_loader
+from trans4pass.data.loaders import Batches
 from trans4pass.errors import NonFinite
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -23,6 +24,10 @@ from trans4pass.precision import Precision, autocast
 from trans4pass.settings import Positive
 
 from .metrics import Confusion
+
+
+def nothing(share: float) -> None:
+    """What is told of progress where nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +62,47 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Mean logits (B,K,H,W), float32 on the device, of uint8 images (B,3,H,W)."""
-        views = self.tta.yaw_rolls * len(self.tta.scales) * (1 + self.tta.flip)
-        return reduce(torch.add, self._views(images.to(self.device))) / views
+        return self._mean_of_views(images.to(self.device), self.tta)
 
-    def _views(self, images: Tensor) -> Iterator[Tensor]:
+    def bands(self, images: Tensor, step: Callable[[float], None] = nothing) -> Iterator[Tensor]:
+        """The same as (B,K,h,W), rows from the top on: here all at once, in `Tiled` as they are finished.
+
+        `step` is called with the share of the work since it was called last, and may raise.
+        """
+        yield self(images)
+        step(1.0)
+
+    def classes(self, images: Tensor, name: str = "an image", step: Callable[[float], None] = nothing) -> Tensor:
+        """The likeliest classes, uint8 (B,H,W) on the device; NonFinite where logits are NaN or infinite."""
+        return torch.cat([finite(band, name).argmax(1).to(torch.uint8) for band in self.bands(images, step)], 1)
+
+    def _mean_of_views(self, images: Tensor, tta: TTA) -> Tensor:
+        views = tta.yaw_rolls * len(tta.scales) * (1 + tta.flip)
+        return reduce(torch.add, self._views(images, tta)) / views
+
+    def _views(self, images: Tensor, tta: TTA) -> Iterator[Tensor]:
         """Each view's logits, at the size and place of the images."""
         size = images.shape[2:]
-        for roll, scale in product(range(self.tta.yaw_rolls), self.tta.scales):
-            shift = roll * size[1] // self.tta.yaw_rolls
+        for roll, scale in product(range(tta.yaw_rolls), tta.scales):
+            shift = roll * size[1] // tta.yaw_rolls
             view, scaled = images.roll(shift, -1), input_size(self.network, size, scale)
             if scaled != size:
                 view = resize(view.float() / 255, scaled, self.wrap)
-            for flip in (False, True)[: 1 + self.tta.flip]:
+            for flip in (False, True)[: 1 + tta.flip]:
                 with autocast(self.device, self.precision):
                     logits = self.network(view.flip(-1) if flip else view).logits.float()
                 logits = resize(logits, size, self.wrap)
                 yield (logits.flip(-1) if flip else logits).roll(-shift, -1)
+
+
+def finite(logits: Tensor, name: str) -> Tensor:
+    """The logits, if all are finite: the argmax of others would be some class, and look like a prediction."""
+    if not logits.isfinite().all():
+        raise NonFinite(
+            f"the prediction of {name} is not finite: the weights are broken, or half precision is too narrow for "
+            "them; try precision=fp32 or another checkpoint"
+        )
+    return logits
 
 
 def predict_all(
@@ -91,20 +121,48 @@ def predict_all(
         NonFinite: logits are NaN or infinite.
         Interrupted: a signal came, to whichever rank.
     """
+
+    def logits(images: Tensor, name: str, step: Callable[[float], None]) -> Tensor:
+        return finite(torch.cat(list(predictor.bands(images, step)), 2), name)
+
     loader = eval_loader(dataset, num_workers, on_bad=on_bad)
+    return _ask(logits, loader, len(dataset), description, interrupts or Interrupts(predictor.device))
+
+
+def predict_classes(
+    predictor: Predictor,
+    dataset: SegmentationDataset | Subset,
+    num_workers: int = 0,
+    description: str = "evaluate",
+    interrupts: Interrupts | None = None,
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """As `predict_all`, with classes uint8 (1,H,W): the logits of a large panorama need not fit into memory."""
+    loader = eval_loader(dataset, num_workers)
+    return _ask(predictor.classes, loader, len(dataset), description, interrupts or Interrupts(predictor.device))
+
+
+def _ask(
+    predict: Callable[[Tensor, str, Callable[[float], None]], Tensor],
+    loader: Batches,
+    images: int,
+    description: str,
+    interrupts: Interrupts,
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Batches of one image and what is predicted; the progress bar moves within images, too."""
 
     def predictions() -> Iterator[tuple[dict[str, Any], Tensor]]:
-        for batch in track(loader, len(loader), description):
-            logits = predictor(batch["image"])
-            if not logits.isfinite().all():  # its argmax would be some class, and look like a prediction
-                raise NonFinite(
-                    f"{description}: the prediction of {batch['name'][0]} is not finite: the weights are broken, or "
-                    "half precision is too narrow for them; try precision=fp32 or another checkpoint"
-                )
-            yield batch, logits
+        with progress_bar() as bar:
+            task = bar.add_task(description, total=len(loader))
 
-    interrupts = interrupts or Interrupts(predictor.device)
-    return interrupts.between(predictions(), dist.largest_share(len(dataset)))
+            def step(share: float) -> None:
+                bar.advance(task, share)
+                if share < 1:  # of an image that may take minutes
+                    interrupts.check_locally()
+
+            for batch in loader:
+                yield batch, predict(batch["image"], batch["name"][0], step)
+
+    return interrupts.between(predictions(), dist.largest_share(images))
 
 
 def evaluate(
@@ -126,8 +184,8 @@ def evaluate(
     """
     table = torch.tensor(dataset.labels.mapping_from(model_labels), device=predictor.device).long()
     confusion = Confusion(dataset.labels.num_classes, predictor.device)
-    for batch, logits in predict_all(predictor, dataset, num_workers, description, interrupts):
-        prediction = table[logits.argmax(1)]
+    for batch, classes in predict_classes(predictor, dataset, num_workers, description, interrupts):
+        prediction = table[classes.long()]
         confusion.update(batch["label"].to(predictor.device), prediction)
         if keep is not None:
             keep(batch["name"][0], batch["image"][0], batch["label"][0], prediction[0].cpu())

@@ -1,0 +1,247 @@
+"""Windows and perspective views against whole images: known networks, weights that sum to one, bounded memory."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tests.inference import test_evaluation as evaluation
+from tests.small import Neighbourhood, Pixelwise
+from trans4pass.errors import ConfigError
+from trans4pass.inference import TTA, Predictor
+from trans4pass.inference.images import predict_images
+from trans4pass.inference.tiling import Perspectives, Windows, most_rows, rings, starts, taper
+from trans4pass.models import SegOutput
+from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
+
+CPU = torch.device("cpu")
+PLAIN = TTA()
+data = evaluation.data  # a fixture: two labelled panoramas
+
+
+def images(height: int = 96, width: int = 192, count: int = 2) -> Tensor:
+    return torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def smooth(height: int, width: int) -> Tensor:
+    """A panorama (1,3,H,W), uint8, that is a smooth function of direction."""
+    x, y, z = Panorama.of(height, width).rays().unbind(-1)
+    return (torch.stack((x, y, z)) * 100 + 128)[None].to(torch.uint8)
+
+
+def windows(network: nn.Module, tta: TTA = PLAIN, closed: bool = False, size: Any = (64, 48), overlap: float = 0.25):
+    return Windows(network, CPU, tta, "fp32", overlap, closed, window=size)
+
+
+def perspectives(network: nn.Module, tta: TTA = PLAIN, overlap: float = 0.25, **settings: Any):
+    return Perspectives(network, CPU, tta, "fp32", overlap, **settings)
+
+
+# ---- windows ----
+
+
+@pytest.mark.parametrize("tta", [TTA(), TTA(flip=True), TTA(yaw_rolls=3)])
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("size", [(64, 48), (50, 37), (500, 500), (192, 40)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+def test_windows_of_a_pixelwise_network_are_the_whole(tta: TTA, closed: bool, size: Any, overlap: float) -> None:
+    """Whatever the weights are, they sum to one everywhere, over seams, too."""
+    network, picture = Pixelwise(), images()
+    expected = Predictor(network, CPU)(picture)
+    assert (windows(network, tta, closed, size, overlap)(picture) - expected).abs().max() < 1e-5
+
+
+def test_bands_are_the_rows_in_order_and_classes_their_argmax() -> None:
+    predictor, picture = windows(Neighbourhood()), images()
+    bands = list(predictor.bands(picture))
+    assert [band.shape[2] for band in bands] == [24, 24, 48]  # windows of 48 rows begin at 0, 24 and 48
+    assert torch.equal(predictor.classes(picture).long(), torch.cat(bands, 2).argmax(1))
+
+
+def test_blending_is_the_weighted_mean() -> None:
+    """Two windows of 64 columns side by side in 96: by the formula, column by column."""
+    network, picture = Neighbourhood(), images(48, 96, 1)
+    result = windows(network, size=(64, 48))(picture)
+    left, right = (Predictor(network, CPU)(picture[..., a : a + 64]) for a in (0, 32))
+    for column in (0, 31, 40, 50, 63, 80):
+        weights = [
+            math.sin(math.pi / 2 * min(1, min(c + 0.5, 63.5 - c) / 16)) ** 2 if 0 <= c < 64 else 0.0
+            for c in (column, column - 32)
+        ]
+        parts = [x[..., c] for x, c, w in zip((left, right), (column, column - 32), weights) if w]
+        expected = sum(w * x for w, x in zip([w for w in weights if w], parts)) / sum(weights)
+        torch.testing.assert_close(result[..., column], expected)
+
+
+def test_closed_windows_know_no_seam() -> None:
+    """Rolled by the windows' stride, the image's prediction rolls along; without wrap it does not."""
+    network, picture = Neighbourhood(), images(48, 192, 1)
+    for closed in (True, False):
+        predictor = windows(network, closed=closed, size=(64, 48))
+        rolled = predictor(picture.roll(48, -1)).roll(-48, -1)
+        assert ((rolled - predictor(picture)).abs().max() < 1e-5) == closed
+
+
+def test_where_windows_begin() -> None:
+    assert starts(100, 100, 0.25) == [0]
+    assert starts(100, 60, 0.25) == [0, 40]
+    assert starts(160, 40, 0.25) == [0, 30, 60, 90, 120]
+    assert starts(120, 40, 0.25, closed=True) == [0, 30, 60, 90]
+    assert starts(120, 40, 0.25, closed=True, sets=2) == [0, 15, 30, 45, 60, 75, 90, 105]
+    assert starts(100, 100, 0.25, closed=True) == [0, 50]  # one window's borders are the other's middle
+
+
+def test_weights_fall_smoothly_to_the_border() -> None:
+    weights = taper(16, 0.25)
+    assert torch.equal(weights, weights.flip(0))
+    assert weights[:4].tolist() == pytest.approx([math.sin(math.pi / 2 * x / 4) ** 2 for x in (0.5, 1.5, 2.5, 3.5)])
+    assert weights[4:12].tolist() == [1] * 8
+
+
+def test_memory_holds_begun_rows_only() -> None:
+    pieces = windows(Pixelwise(), size=(64, 48)).pieces(960, 192)
+    assert most_rows(pieces) == 48
+    assert len({piece.top for piece in pieces}) == 27
+
+
+# ---- perspective views ----
+
+
+@pytest.mark.parametrize("fov", [60.0, 90.0, 120.0])
+@pytest.mark.parametrize(("height", "width", "horizon"), [(90, 180, 0.5), (64, 181, 0.5), (40, 200, 0.3)])
+def test_views_of_a_pixelwise_network_are_nearly_the_whole(fov: float, height: int, width: int, horizon: float) -> None:
+    """A smooth panorama, there and back through bilinear warps: all directions are seen, and seen in their place."""
+    network, picture = Pixelwise(), smooth(height, width)
+    result = perspectives(network, fov=fov, horizon=horizon)(picture)
+    expected = Predictor(network, CPU)(picture)
+    assert (result - expected).abs().max() < 0.1 * expected.std()
+    assert (result - expected).abs().mean() < 0.01 * expected.std()
+
+
+def test_views_know_no_seam() -> None:
+    """Turned by one view, the prediction turns along."""
+    network = Neighbourhood()
+    picture = smooth(40, 240)
+    predictor = perspectives(network)
+    ((_, around),) = rings(Panorama.of(40, 240), 90.0, 0.25)
+    shift = 240 // around
+    assert 240 % around == 0
+    rolled = predictor(picture.roll(shift, -1)).roll(-shift, -1)
+    assert (rolled - predictor(picture)).abs().max() < 1e-2
+
+
+def test_a_view_is_weighted_by_solid_angle_and_taper() -> None:
+    """In the middle of a side beyond the taper: cos^3 of the angle off the axis."""
+    (piece, *_) = perspectives(Pixelwise(), side=64).pieces(40, 200)
+    piece.look(smooth(40, 200))
+    weight = piece.weight()
+    assert weight.max() <= 1 + 1e-3 and weight.min() > 0
+    cosine = 1 / math.sqrt(1 + (2 * (15.5 / 64)) ** 2)
+    assert (weight[31, 47] / weight[31, 31]).item() == pytest.approx(cosine**3, rel=0.01)
+
+
+class Sides(nn.Module):
+    """Notes what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> SegOutput:
+        self.seen.append(tuple(x.shape))
+        return SegOutput(x.float(), x, {})
+
+
+def test_views_are_as_sharp_as_the_panorama_or_of_the_given_side() -> None:
+    """90 degrees of 360 pixels: the focal length is 360 / (2 pi), the side twice that."""
+    for side, expected in ((None, 115), (64, 64)):
+        network = Sides()
+        perspectives(network, TTA(flip=True), side=side)(smooth(80, 360))
+        ((_, around),) = rings(Panorama.of(80, 360), 90.0, 0.25)
+        assert network.seen == [(1, 3, expected, expected)] * 2 * around
+
+
+@pytest.mark.parametrize(("fov", "overlap"), [(30.0, 0.15), (60.0, 0.1), (90.0, 0.25), (150.0, 0.75)])
+@pytest.mark.parametrize("panorama", [Panorama(90, 180), Panorama.of(40, 200), Panorama.of(40, 200, 0.1)], ids=str)
+def test_every_direction_is_seen_by_a_view(fov: float, overlap: float, panorama: Panorama) -> None:
+    seen = torch.zeros(panorama.height, panorama.width, dtype=torch.bool)
+    for pitch, around in rings(panorama, fov, overlap):
+        for number in range(around):
+            seen |= Warp(Pinhole(8, 8, fov), panorama, rotation(360 * number / around, pitch).T).seen
+    assert seen.all()
+
+
+# ---- what is refused ----
+
+
+def test_a_circular_network_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"wrap=true.*views=whole"):
+        windows(Pixelwise(wrap=True))
+
+
+def test_what_is_no_panorama_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be"):
+        perspectives(Pixelwise())(images(64, 64))
+
+
+def test_views_that_leave_gaps_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unseen: make fov larger, or overlap"):
+        rings(Panorama(90, 180), 30.0, 0.0)
+
+
+def test_progress_sums_to_one() -> None:
+    shares: list[float] = []
+    windows(Pixelwise()).classes(images(), step=shares.append)
+    assert len(shares) == 12 and sum(shares) == pytest.approx(1)
+
+
+# ---- the tools ----
+
+
+@pytest.mark.parametrize(
+    ("views", "settings"),
+    [("windows", ["window=[48,32]", "wrap=true"]), ("perspective", ["fov=100", "window=[64,64]", "flip=true"])],
+)
+def test_pieces_are_predicted_scored_and_kept_apart(views: str, settings: list[str], data: Path) -> None:
+    """In a folder of their own; predict.py says the same of the same image."""
+    path = evaluation.save_checkpoint(data / "last.pt", "cityscapes19")
+    chosen = [f"views={views}", *settings]
+    assert evaluation.evaluate(data, path, "output=null", "save_predictions=true", *chosen) == 0
+    (folder,) = data.glob(f"eval_densepass_val*_{views}")
+    assert json.loads((folder / "metrics.json").read_text())["settings"]["views"] == views
+    saved = np.asarray(Image.open(folder / "labels/a/1.png"))
+    images = data / "DensePASS/leftImg8bit/val"
+    fixed = [f"checkpoint={path}", "num_workers=0", f"input={images}", f"output={data / 'pieces'}"]
+    assert evaluation.run("predict", predict_images, *fixed, *chosen) == 0
+    assert np.array_equal(np.asarray(Image.open(data / "pieces/labels/a/1_.png")), saved)
+    whole = (
+        Predictor(evaluation.network_of(path), torch.device("cpu"))(evaluation.read(data, 1)[0]).argmax(1)[0].numpy()
+    )
+    assert (whole != saved).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        (["views=perspective", "window=[64,32]"], "are square"),
+        (["views=perspective", "fov=180"], "fov"),
+        (["views=windows", "overlap=1"], "overlap"),
+        (["views=perspective", "data=toy_pinhole"], "do not meet"),
+    ],
+)
+def test_pieces_that_cannot_be_are_named(
+    settings: list[str], word: str, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for kind, mode in (("leftImg8bit", "RGB"), ("gtFine", "L")):
+        name = "a_000000_000000_" + ("leftImg8bit" if mode == "RGB" else "gtFine_labelIds") + ".png"
+        path = data / "toy/cityscapes" / kind / "val/a" / name
+        path.parent.mkdir(parents=True)
+        Image.new(mode, evaluation.SIZE).save(path)
+    assert evaluation.evaluate(data, evaluation.save_checkpoint(data / "last.pt", "cityscapes19"), *settings) == 2
+    assert word in " ".join(capsys.readouterr().out.split())
