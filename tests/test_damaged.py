@@ -1,6 +1,6 @@
 """Damaged and dishonest files: each is refused with a named error, or read as what it was, whichever tool opens it.
 
-A file is opened as tools/eval.py and tools/predict.py do (`make_predictor`), as tools/export_weights.py does, and as a
+A file is opened as tools/eval.py and tools/predict.py do (`make_predictor`), as tools/export.py does, and as a
 stage does whose `init` is its path.
 """
 
@@ -21,7 +21,7 @@ from trans4pass import create_model
 from trans4pass.data.files import read_path_list
 from trans4pass.errors import DataError, UserError, WeightsError
 from trans4pass.inference import open as opening
-from trans4pass.inference.export import export_weights
+from trans4pass.inference.export import export
 from trans4pass.inference.images import PredictorSettings, make_predictor
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -54,7 +54,7 @@ def as_eval_and_predict(path: Path, **settings: Any) -> nn.Module:
 
 def as_export(path: Path, **settings: Any) -> nn.Module:
     output = path.parent / "exported.safetensors"
-    export_weights({"checkpoint": str(path), "output": str(output), **settings}, CPU, Interrupts())
+    export({"checkpoint": str(path), "output": str(output), **settings}, CPU, Interrupts())
     return as_eval_and_predict(output, **settings)
 
 

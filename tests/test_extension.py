@@ -16,7 +16,7 @@ from trans4pass import build, toy_world
 from trans4pass.data import DensePASS
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.inference import Described, Predictor, evaluate, read_checkpoint, submodule_state
-from trans4pass.inference.export import export_weights
+from trans4pass.inference.export import export
 from trans4pass.interrupts import Interrupts
 from trans4pass.models import ENCODERS, HEADS
 from trans4pass.pipeline.launch import known_settings
@@ -132,7 +132,7 @@ def test_the_average_is_kept_as_best(run: SimpleNamespace, plugin: None) -> None
 
 def test_the_average_is_exported(run: SimpleNamespace, plugin: None, tmp_path: Path) -> None:
     config = {"output": str(tmp_path / "a.safetensors"), "plugins": ["extension"]}
-    export_weights({**config, "checkpoint": str(run.folder / "teacher" / "last.pt")}, torch.device("cpu"), Interrupts())
+    export({**config, "checkpoint": str(run.folder / "teacher" / "last.pt")}, torch.device("cpu"), Interrupts())
     assert_teacher(run, load_file(tmp_path / "a.safetensors"))
     with pytest.raises(ConfigError, match=r"plugins=\[extension\]"):
         read_checkpoint(tmp_path / "a.safetensors")

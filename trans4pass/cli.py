@@ -8,7 +8,7 @@ TOOLS = {
     "train": ("train", "pipeline.run", "train"),
     "eval": ("eval", "inference.evaluation", "evaluate_checkpoint"),
     "predict": ("predict", "report.predicted", "predict"),
-    "export": ("export_weights", "inference.export", "export_weights"),
+    "export": ("export", "inference.export", "export"),
     "adapt": ("adapt", "inference.adapt", "adapt"),
     "compare": ("compare", "report.compare", "compare_runs"),
     "report": ("report", "report.page", "report_runs"),

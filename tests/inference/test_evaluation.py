@@ -1,4 +1,4 @@
-"""tools/eval.py, tools/predict.py and tools/export_weights.py on a trained checkpoint."""
+"""tools/eval.py, tools/predict.py and tools/export.py on a trained checkpoint."""
 
 import json
 import operator
@@ -17,7 +17,7 @@ from tests.small import various_network
 from trans4pass import create_model
 from trans4pass.inference import TTA, Described, Predictor, read_checkpoint, submodule_state
 from trans4pass.inference.evaluation import evaluate_checkpoint
-from trans4pass.inference.export import export_weights
+from trans4pass.inference.export import export
 from trans4pass.inference.images import predict_images
 from trans4pass.labels import LabelSpace
 from trans4pass.models import make_circular
@@ -206,7 +206,7 @@ def test_predict_says_what_is_wrong_with_its_input(data: Path, capsys: pytest.Ca
 
 def test_exported_weights_are_scored_alike_and_load_into_a_model(data: Path) -> None:
     path, exported = save_checkpoint(data / "last.pt", "cityscapes19"), data / "out.safetensors"
-    assert run("export_weights", export_weights, f"checkpoint={path}", f"output={exported}") == 0
+    assert run("export", export, f"checkpoint={path}", f"output={exported}") == 0
     scores = []
     for file in (path, exported):
         assert evaluate(data, file) == 0
@@ -215,7 +215,7 @@ def test_exported_weights_are_scored_alike_and_load_into_a_model(data: Path) -> 
     network = create_model("trans4pass_micro", 19, embed_dim=16, weights=exported)
     saved = checkpoint.load(path)["method"]
     assert all(torch.equal(saved[f"network.{key}"], value) for key, value in network.state_dict().items())
-    assert run("export_weights", export_weights, f"checkpoint={path}", f"output={data / 'out.pth'}") == 2
+    assert run("export", export, f"checkpoint={path}", f"output={data / 'out.pth'}") == 2
 
 
 def as_first_released(path: Path) -> Path:
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_the_first_release_is_scored_predicted_and_exported(data
     """As one of today with the same network."""
     today, then = (save_checkpoint(data / f"{name}.pt", "cityscapes19") for name in ("today", "then"))
     exported = data / "then.safetensors"
-    assert run("export_weights", export_weights, f"checkpoint={as_first_released(then)}", f"output={exported}") == 0
+    assert run("export", export, f"checkpoint={as_first_released(then)}", f"output={exported}") == 0
     scores, predictions = [], []
     for file in (today, then, exported):
         assert evaluate(data, file) == 0

@@ -1,56 +1,101 @@
-"""A run's network as a file of its own."""
+"""A model in another format: weights that describe themselves, a folder for the hub, or the whole computation."""
 
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
 
 from trans4pass.console import console
+from trans4pass.data import Size
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.interrupts import Interrupts
-from trans4pass.models import Segmentor
+from trans4pass.models import Segmentor, make_circular
 from trans4pass.settings import parse
-from trans4pass.storage import replacing
+from trans4pass.storage import replacing, write_json, write_text
 
-from .open import Described, read_checkpoint
+from .graph import OPSET, Result, check_opset, export_graph
+from .model_card import model_card
+from .open import WEIGHTS_FILE, Described, find_checkpoint, read_checkpoint
+
+Format = Literal["safetensors", "hub", "onnx", "torch_export"]
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}  # of the output; hub's is a folder
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """See configs/export_weights.yaml."""
+    """See configs/export.yaml."""
 
     checkpoint: str
     output: str
+    format: Format = "safetensors"
+    result: Result = "logits"
+    size: Size = (1024, 512)
+    dynamic: bool = True
+    wrap: bool = False
+    opset: int = OPSET
     allow_nonfinite: bool = False
     plugins: tuple[str, ...] = ()
 
 
-def export_weights(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
-    """Write a checkpoint's network as safetensors that describe themselves."""
+def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
+    """Write a checkpoint's network in the format that configs/export.yaml describes."""
     settings = parse(ExportSettings, config, "")
-    source, target = Path(settings.checkpoint), Path(settings.output)
-    described = read_described(source, target, settings.plugins)
-    write_described(target, described, described.network(settings.allow_nonfinite))
+    target, format = Path(settings.output), settings.format
+    if format == "onnx":
+        check_opset(settings.opset)
+    described = read_described(settings.checkpoint, target, settings.plugins, SUFFIXES.get(format))
+    network = described.network(settings.allow_nonfinite)
+    if format == "safetensors":
+        write_described(target, described, network)
+    elif format == "hub":
+        write_hub_folder(target, described, network)
+    else:
+        if settings.wrap:
+            make_circular(network)
+        dynamic, opset = settings.dynamic, settings.opset if format == "onnx" else None
+        export_graph(target, network, described.labels, settings.result, settings.size, dynamic, opset)
 
 
-def read_described(source: Path, target: Path, plugins: Collection[str]) -> Described:
+def read_described(
+    source: str | PathLike[str], target: Path, plugins: Collection[str], suffix: str | None = ".safetensors"
+) -> Described:
     """A checkpoint that another file is to be made of; WeightsError where it does not describe its model."""
-    if target.suffix != ".safetensors":
-        raise ConfigError(f"output={target} must end in .safetensors")
-    described = read_checkpoint(source, plugins)
+    if suffix is not None and target.suffix != suffix:
+        raise ConfigError(f"output={target} must end in {suffix}")
+    if suffix is None and (target.suffix in SUFFIXES.values() or target.is_file()):
+        raise ConfigError(f"output={target} must be a folder")
+    path = find_checkpoint(source)
+    described = read_checkpoint(path, plugins)
     if not isinstance(described, Described):
-        raise WeightsError(f"{source} does not describe its model: give the last.pt or best.pt of a run, or an export")
+        raise WeightsError(f"{path} does not describe its model: give the last.pt or best.pt of a run, or an export")
     return described
 
 
 def write_described(target: Path, described: Described, network: Segmentor) -> None:
     """Write a network as safetensors, with what describes it."""
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    description = {"model": described.model, "labels": described.labels.to_dict(), "plugins": list(described.plugins)}
+    metadata = {key: json.dumps(value) for key, value in description(described).items()}
     with replacing(target) as file:
-        file.write(save(weights, metadata={key: json.dumps(value) for key, value in description.items()}))
+        file.write(save(weights, metadata={"format": "pt", **metadata}))
     console.print(f"wrote {len(weights)} tensors to {target}", soft_wrap=True)
+
+
+def description(described: Described) -> dict[str, Any]:
+    """What opens a model again, as plain values."""
+    return {
+        "model": dict(described.model), "labels": described.labels.to_dict(), "plugins": list(described.plugins)
+    }  # fmt: skip
+
+
+def write_hub_folder(folder: Path, described: Described, network: Segmentor) -> None:
+    """Write what `huggingface_hub.upload_folder` takes: the weights, their description, and a model card."""
+    write_described(folder / WEIGHTS_FILE, described, network)
+    write_json(folder / "config.json", {"library_name": "trans4pass", **description(described)})
+    write_text(folder / "README.md", model_card(described, network))
+    console.print(f"wrote config.json and the model card README.md beside it: read and complete it, then\n"
+                  f"hf upload <user/repo> {folder}", soft_wrap=True)  # fmt: skip

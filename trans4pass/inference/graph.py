@@ -1,0 +1,180 @@
+"""A network as one computation, from uint8 images to logits or labels: ONNX and torch.export.
+
+Every model of the registry is exported with any height and width, but for what `fixed_size` names.
+"""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trans4pass.console import console
+from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.labels import LabelSpace
+from trans4pass.models import Segmentor
+from trans4pass.storage import replacing
+
+log = logging.getLogger(__name__)
+
+Result = Literal["logits", "labels"]
+OPSET, LEAST_OPSET = 20, 19
+TOLERANCE = 1e-3  # largest difference of a logit, or share of pixels with another label
+NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Graph(nn.Module):
+    """Images [1, 3, H, W] uint8 -> logits [1, K, H, W] float32, or labels [1, H, W] uint8."""
+
+    def __init__(self, network: Segmentor, result: Result) -> None:
+        super().__init__()
+        self.network, self.result = network, result
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = self.network(image).logits
+        return logits if self.result == "logits" else logits.argmax(1).to(torch.uint8)
+
+
+def check_opset(opset: int) -> None:
+    """Raise ConfigError for a version without deformable convolution, or where the exporter is not installed."""
+    if opset < LEAST_OPSET:
+        raise ConfigError(
+            f"opset={opset}: operators below {LEAST_OPSET} have no deformable convolution, and the exporter would "
+            f"write an invalid graph without a word; the default is {OPSET}"
+        )
+    if lacking := [name for name in NEEDS if find_spec(name) is None]:
+        raise ConfigError(f"format=onnx needs {', '.join(lacking)}: pip install 'trans4pass[export]'")
+
+
+@torch.no_grad()
+def export_graph(
+    target: Path,
+    network: Segmentor,
+    labels: LabelSpace,
+    result: Result,
+    size: tuple[int, int],
+    dynamic: bool,
+    opset: int | None,
+) -> None:
+    """Write a network as ONNX of version `opset`, or, with None, as torch.export's .pt2, and try it.
+
+    What it says about itself is JSON, in ONNX's metadata or in the .pt2's file metadata.json: labels (classes and
+    colours), classes, result, wrap, size (null: any).
+
+    Args:
+        size: (width, height) that it is traced with.
+        dynamic: whether it shall take others; where that cannot be, a line says why.
+    Raises:
+        ConfigError: the exporter cannot do this model.
+        WeightsError: the exported computation does not give what the model gives.
+    """
+    graph = Graph(network.eval(), result)
+    prepare_layers(network)
+    if dynamic and (reason := fixed_size(network)):
+        log.info("only images of %dx%d: %s", *size, reason)
+        dynamic = False
+    program = traced(graph, size, dynamic)
+    said = {
+        "labels": labels.to_dict(), "classes": list(labels.classes), "result": result, "wrap": network.wrap,
+        "size": None if dynamic else list(size),
+    }  # fmt: skip
+    content, run = as_torch(program, said) if opset is None else as_onnx(program, said, opset)
+    images = list(trial_images(size, dynamic))
+    differences = [difference(graph(image), run(image), result) for image in images]
+    sizes = " and ".join(f"{image.shape[3]}x{image.shape[2]}" for image in images)
+    what = "logits differ from the model's by" if result == "logits" else "share of pixels with another label:"
+    if not max(differences) <= TOLERANCE:  # NaN is worse, too
+        raise WeightsError(f"{target} is not written: on {sizes}, {what} {differences}, and {TOLERANCE} is allowed")
+    with replacing(target) as file:
+        file.write(content)
+    console.print(f"wrote {target}; tried on {sizes}: {what} at most {max(differences):.1e}", soft_wrap=True)
+
+
+def prepare_layers(network: Segmentor) -> None:
+    """Choose torchvision's deformable convolution, one operator of any size; it cannot wrap, which `native` can."""
+    for module in network.modules():
+        if hasattr(module, "backend") and not network.wrap:
+            setattr(module, "backend", "torchvision")  # noqa: B010 - pyright takes it for a tensor or module
+
+
+def fixed_size(network: Segmentor) -> str:
+    """Why a network can only be exported for images of one size; empty where it need not be."""
+    return "with wrap=true, columns are indexed by their number" if network.wrap else ""
+
+
+def traced(graph: Graph, size: tuple[int, int], dynamic: bool) -> torch.export.ExportedProgram:
+    """The computation on images of `size` (W,H), or of any."""
+    kinds = torch.export.Dim.DYNAMIC if dynamic else torch.export.Dim.STATIC
+    fixed = torch.export.Dim.STATIC
+    shape = {0: fixed, 1: fixed, 2: kinds, 3: kinds}
+    example = torch.zeros(1, 3, size[1], size[0], dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.export.export(graph, (example,), dynamic_shapes=(shape,))
+    except Exception as error:  # the exporter meets whatever a model does
+        fix = "try dynamic=false" if dynamic else "it has operations that torch.export cannot follow"
+        raise ConfigError(f"this model cannot be exported: {first_line(error)} {fix}") from error
+
+
+def as_torch(program: torch.export.ExportedProgram, said: dict[str, Any]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    """The .pt2 file, and what it computes once it is read again."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(said)})
+    content = buffer.getvalue()
+    with warnings.catch_warnings(action="ignore"):  # of a buffer that nobody writes to
+        module: Callable[[Tensor], Tensor] = torch.export.load(io.BytesIO(content)).module()
+    return content, module
+
+
+def as_onnx(
+    program: torch.export.ExportedProgram, said: dict[str, Any], opset: int
+) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    """The ONNX file, checked by ONNX itself, and what onnxruntime makes of it."""
+    import onnx
+    import onnxruntime
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            converted = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, input_names=["image"], output_names=[said["result"]],
+                verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # an operator without a counterpart
+        raise ConfigError(f"this model cannot be written as ONNX: {first_line(error)}") from error
+    assert converted is not None
+    converted.model.metadata_props.update({key: json.dumps(value) for key, value in said.items()})
+    proto = converted.model_proto
+    onnx.checker.check_model(proto)
+    content = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+
+def trial_images(size: tuple[int, int], dynamic: bool) -> Iterator[Tensor]:
+    """Two images [1, 3, H, W]: noise, and a smooth one, of another size where that can be."""
+    width, height = size
+    generator = torch.Generator().manual_seed(0)
+    yield torch.randint(0, 256, (1, 3, height, width), generator=generator, dtype=torch.uint8)
+    height, width = (height + 17, width + 33) if dynamic else (height, width)
+    rows, columns = torch.linspace(0, 255, height)[:, None], torch.linspace(0, 255, width)
+    yield torch.stack([rows.expand(-1, width), columns.expand(height, -1), (rows + columns) / 2]).byte()[None]
+
+
+def difference(expected: Tensor, got: Tensor, result: Result) -> float:
+    """The largest difference of two logits, or the share of pixels whose labels differ."""
+    if expected.shape != got.shape:
+        return float("nan")
+    if result == "labels":
+        return float((expected != got).float().mean())
+    return float(np.abs(expected.numpy() - got.numpy()).max())
+
+
+def first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
