@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
 from tests.pipeline import conftest as pipeline
-from trans4pass import build
+from trans4pass import build, create_model
 from trans4pass.cli import TOOLS
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -23,6 +25,7 @@ from trans4pass.models import ENCODERS, HEADS
 from trans4pass.pipeline import RunContext, TrainStage
 from trans4pass.pipeline.launch import launch, refuse_unknown_additions, register_models, resolved
 from trans4pass.pipeline.run import make_stages, run_settings, train
+from trans4pass.storage import write_json
 from trans4pass.training import POLICIES, checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -197,11 +200,36 @@ def test_links_lead_somewhere() -> None:
             assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
 
-def test_the_lines_of_python_on_the_first_page_run() -> None:
+@pytest.fixture
+def finished_toy_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the demo leaves, with random weights, and a panorama, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    labels = LabelSpace.from_yaml(ROOT / "configs" / "labels" / "toy11.yaml")
+    network = create_model("trans4pass_micro", labels.num_classes, embed_dim=16)
+    content = {
+        "method": {f"network.{key}": value for key, value in network.state_dict().items()},
+        "model": {"_target_": "trans4pass.create_model", "name": "trans4pass_micro", "embed_dim": 16},
+        "labels": labels.to_dict(),
+    }
+    checkpoint.save(content, Path("runs/pin2pan_toy/mpa/last.pt"))
+    write_json(Path("runs/pin2pan_toy/summary.json"), {"final": "mpa"})
+    Image.new("RGB", (64, 32)).save("panorama.jpg")
+
+
+def test_the_lines_of_python_on_the_first_page_run(finished_toy_run: None) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```", page_text("README.md"), re.DOTALL | re.MULTILINE)
-    names = {"images": torch.zeros(1, 3, 32, 64, dtype=torch.uint8)}
-    exec(code.replace('"official_checkpoint.pth"', "None"), names)
-    assert names["logits"].shape == (1, 19, 32, 64)
+    exec(code, {})
+    assert Image.open("overlay.png").size == (64, 32)
+
+
+def test_the_example_of_prediction_runs(
+    finished_toy_run: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict.py", "runs/pin2pan_toy", "panorama.jpg"])
+    runpy.run_path(str(ROOT / "examples" / "predict.py"))
+    assert Image.open("overlay.png").size == (64, 32)
+    shares = [float(line.split("%")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
 
 
 # ---- recipes ----

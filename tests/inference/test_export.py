@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from tests.small import Strides, Sum, label_space, various_network
+from tests.small import Strides, Sum, label_space, tiny_segmentor, various_network
 from trans4pass import TTA, load_model
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.inference import graph
@@ -276,3 +276,24 @@ def test_a_real_model(format: str, wrap: bool, run: Path, tmp_path: Path) -> Non
         got = OnnxNetwork(path)(NOISE).logits if format == "onnx" else torch.export.load(path).module()(NOISE)
     assert (got - expected).abs().max() < 1e-4
     assert format != "onnx" or (OnnxNetwork(path).size == (96, 64)) == wrap
+
+
+def test_ecrm_s_memory_comes_along(tmp_path: Path) -> None:
+    """How full it is decides about the shapes inside."""
+    network = tiny_segmentor(3)
+    network.train()(torch.rand(2, 3, 64, 64))
+    with torch.no_grad():
+        expected = network.eval()(NOISE).logits
+        empty = tiny_segmentor(3).eval()(NOISE).logits
+    export_graph(tmp_path / "a.pt2", network, SPACE, "logits", (96, 64), True, None)
+    got = torch.export.load(tmp_path / "a.pt2").module()(NOISE)
+    assert (got - expected).abs().max() < 1e-5
+    assert (got - empty).abs().max() > 1e-3
+
+
+def test_why_a_size_is_fixed_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = tiny()
+    network.head.pool = nn.AdaptiveAvgPool2d(2)
+    with caplog.at_level("INFO"):
+        export_graph(tmp_path / "a.pt2", network, SPACE, "logits", (96, 64), True, None)
+    assert "only images of 96x64: pooling over a fixed number of cells" in caplog.text

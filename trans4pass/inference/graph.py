@@ -3,6 +3,7 @@
 Every model of the registry is exported with any height and width, but for what `fixed_size` names.
 """
 
+import functools
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ from trans4pass.console import console
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.labels import LabelSpace
 from trans4pass.models import Segmentor
+from trans4pass.models.ecrm import PrototypeRing
 from trans4pass.storage import replacing
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,10 @@ def export_graph(
     }  # fmt: skip
     content, run = as_torch(program, said) if opset is None else as_onnx(program, said, opset)
     images = list(trial_images(size, dynamic))
-    differences = [difference(graph(image), run(image), result) for image in images]
+    try:
+        differences = [difference(graph(image), run(image), result) for image in images]
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ConfigError(f"this model cannot be exported: {first_line(error)}; try dynamic=false") from error
     sizes = " and ".join(f"{image.shape[3]}x{image.shape[2]}" for image in images)
     what = "logits differ from the model's by" if result == "logits" else "share of pixels with another label:"
     if not max(differences) <= TOLERANCE:  # NaN is worse, too
@@ -98,15 +103,23 @@ def export_graph(
 
 
 def prepare_layers(network: Segmentor) -> None:
-    """Choose torchvision's deformable convolution, one operator of any size; it cannot wrap, which `native` can."""
+    """Make layers traceable: torchvision's deformable convolution, one operator of any size, and ECRM's memory fixed.
+
+    That convolution cannot wrap; with `wrap` it stays `native`.
+    """
     for module in network.modules():
+        if isinstance(module, PrototypeRing):
+            setattr(module, "read", functools.partial(torch.clone, module.read()))  # noqa: B010 - as below
         if hasattr(module, "backend") and not network.wrap:
             setattr(module, "backend", "torchvision")  # noqa: B010 - pyright takes it for a tensor or module
 
 
 def fixed_size(network: Segmentor) -> str:
     """Why a network can only be exported for images of one size; empty where it need not be."""
-    return "with wrap=true, columns are indexed by their number" if network.wrap else ""
+    if network.wrap:
+        return "with wrap=true, columns are indexed by their number"
+    cells = [m for m in network.modules() if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size not in (1, (1, 1))]
+    return "pooling over a fixed number of cells has no operator of any size" if cells else ""
 
 
 def traced(graph: Graph, size: tuple[int, int], dynamic: bool) -> torch.export.ExportedProgram:
