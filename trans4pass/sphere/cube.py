@@ -21,7 +21,8 @@ def to_cube(images: Tensor, panorama: Panorama, size: int) -> Tensor:
 
 def from_cube(faces: Tensor, panorama: Panorama) -> Tensor:
     """Faces (B,6,C,s,s) -> panoramas (B,C,H,W): each pixel from the face that looks most nearly its way."""
-    face, rays = Pinhole(*faces.shape[-2:], 90.0), panorama.rays()
+    *_, height, width = faces.shape
+    face, rays = Pinhole(height, width, 90.0), panorama.rays()
     turns = [rotation(*angles) for angles in FACES.values()]
     nearest = torch.stack([rays @ turn[:, 1] for turn in turns]).argmax(0).to(faces.device)  # (H,W)
     result = faces.new_zeros(len(faces), faces.shape[2], panorama.height, panorama.width)
