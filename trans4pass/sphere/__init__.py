@@ -1,7 +1,7 @@
 """Geometry of panoramas: cameras, rotations, warps between them, solid angles; on tensors, in any notebook.
 
 Directions are (x right, y forward, z up). Yaw turns to the right, pitch up, roll clockwise, all in degrees. Positions
-in an image are in pixels from its upper left corner: the pixel of row i and column j has its centre at (j + .5, i + .5).
+in an image are in pixels from its upper left corner: row i and column j's pixel has its centre at (j + .5, i + .5).
 """
 
 from .cameras import Camera, Panorama, Pinhole, rotation
