@@ -30,7 +30,7 @@ from .views import (
 
 __all__ = [
     "Cityscapes", "ColorJitter", "Common", "Compose", "CoverCrop", "DensePASS", "EvalTransform", "Folder",
-    "GaussianBlur", "GaussianNoise", "HorizontalFlip", "Item", "MaskedPatches", "Mixed", "Mixture", "OnBad", "RareClasses", "Resize", "Sample",
-    "Sampler", "ScaleCrop", "SegmentationDataset", "Shuffle", "Size", "Stanford2D3D", "Structured3D", "SynPASS",
-    "TrainTransform", "View", "YawRoll", "derive_seed", "eval_loader", "train_loader",
+    "GaussianBlur", "GaussianNoise", "HorizontalFlip", "Item", "MaskedPatches", "Mixed", "Mixture", "OnBad",
+    "RareClasses", "Resize", "Sample", "Sampler", "ScaleCrop", "SegmentationDataset", "Shuffle", "Size",
+    "Stanford2D3D", "Structured3D", "SynPASS", "TrainTransform", "View", "YawRoll", "derive_seed", "eval_loader", "train_loader",
 ]  # fmt: skip
