@@ -107,7 +107,8 @@ class DecodeCache:
         except OSError as error:
             self.writing = False
             # Every worker finds out by itself; one of them logs it.
-            if get_worker_info() is None or get_worker_info().id == 0:
+            worker = get_worker_info()
+            if worker is None or worker.id == 0:
                 log.warning("cannot write to the cache %s (%s); going on without filling it", self.folder, error)
 
 
