@@ -127,5 +127,5 @@ class _Findings(Dataset):
         return examine_item(self.dataset, self.dataset.found[index])
 
 
-def _as_it_is(finding: Finding) -> Finding:
+def _as_it_is(finding: T) -> T:
     return finding
