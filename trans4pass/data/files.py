@@ -194,9 +194,9 @@ def _check_header(path: Path, picture: PILImage.Image) -> None:
             f"{path} claims {picture.size[0]}x{picture.size[1]} pixels; sides of at least {MIN_SIDE}, at most "
             f"{MAX_ASPECT}:1 and {MAX_PIXELS} pixels can be read, so resize it if it is right"
         )
-    # A camera's MPO is a JPEG with a preview behind it.
-    if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
-        raise DataError(f"{path} holds {picture.n_frames} pictures; save the one that is meant in a file of its own")
+    frames = getattr(picture, "n_frames", 1)
+    if picture.format != "MPO" and frames > 1:  # a camera's MPO is a JPEG with a preview behind it
+        raise DataError(f"{path} holds {frames} pictures; save the one that is meant in a file of its own")
 
 
 def _refuse_turned(path: Path, picture: PILImage.Image) -> None:
