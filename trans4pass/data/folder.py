@@ -74,7 +74,7 @@ class Folder(SegmentationDataset):
         return next((path.name[-len(x) :] for x in self.suffixes if path.name.lower().endswith(x.lower())), None)
 
     def _item(self, image: Path, folder: Path) -> Item:
-        name = image.relative_to(folder).as_posix().removesuffix(self._suffix(image))
+        name = image.relative_to(folder).as_posix().removesuffix(self._suffix(image) or "")
         if self.label_root is None:
             return Item(name, image)
         return Item(name, image, self.label_root / f"{name}{self.label_suffix}", self.encoding)
