@@ -124,10 +124,12 @@ class SegmentationDataset(Dataset):
 
     def read_raw(self, item: Item) -> np.ndarray:
         """The label file's raw values (H,W), uint8 or uint16, in the item's encoding; families may read other files."""
+        assert item.label is not None  # as it is with all items of a labelled data set
         return read_label(item.label)
 
     def decode(self, raw: np.ndarray, item: Item) -> Tensor:
         """An item's raw values as train ids; DataError for a value that the label space does not know."""
+        assert item.encoding is not None  # every item that has a label has one
         return torch.from_numpy(self.labels.decode(raw, item.encoding, str(item.label)))
 
     def fit_label(self, item: Item, image: Tensor, label: Tensor) -> Tensor:
