@@ -38,7 +38,7 @@ class Gradients(NamedTuple):
 class Corners(NamedTuple):
     """Where the samples of a tile lie, and how much each counts."""
 
-    index: Tensor  # [n, g, K, P] of the upper left neighbour in the flattened, bordered map
+    upper_left: Tensor  # [n, g, K, P], index of that neighbour in the flattened, bordered map
     fraction: Tensor  # [n, g, K, 2, P] of a pixel, below and right of it
     mask: Tensor | None  # [n, g, K, P]
 
@@ -176,7 +176,7 @@ class Sampler(NamedTuple):
 
     def sample(self, corners: Corners, source: Tensor, samples: Tensor) -> None:
         """Fill `samples` of a tile from the laid map."""
-        index = self.lay_index(corners.index)
+        index = self.lay_index(corners.upper_left)
         samples.zero_()
         for shift, weight in zip(self.shifts, corners.weights()):
             samples.addcmul_(self.gather(source, shift, index), self.lay(weight))
@@ -185,12 +185,12 @@ class Sampler(NamedTuple):
         self, corners: Corners, source: Tensor, samples: Tensor, grad: Tensor, target: Tensor | None, to: Gradients
     ) -> None:
         """Fill `samples`, whose gradient is `grad`, again; add the map's gradient to `target`; set those of `to`."""
-        index, dots = self.lay_index(corners.index), []
+        index, dots = self.lay_index(corners.upper_left), []
         samples.zero_()
         for shift, weight in zip(self.shifts, corners.weights()):
             neighbour, weight = self.gather(source, shift, index), self.lay(weight)
             samples.addcmul_(neighbour, weight)
-            dots.append(self.unlay(self.sum_channels(neighbour.mul_(grad)), corners.index.shape))
+            dots.append(self.unlay(self.sum_channels(neighbour.mul_(grad)), corners.upper_left.shape))
             if target is not None:
                 self.scatter_add(target, shift, index, grad * weight)
         corners.backward(dots, to)
@@ -259,7 +259,7 @@ class PointSampler(Sampler):
     def sample_backward(
         self, corners: Corners, source: Tensor, samples: Tensor, grad: Tensor, target: Tensor | None, to: Gradients
     ) -> None:
-        (index, (fy, fx), mask), shape = self._lay_corners(corners), corners.index.shape
+        (index, (fy, fx), mask), shape = self._lay_corners(corners), corners.upper_left.shape
         upper, upper_right, lower, lower_right = (self.gather(source, shift, index) for shift in self.shifts)
         dx = torch.lerp(upper_right - upper, lower_right - lower, fy)
         upper, lower = upper.lerp_(upper_right, fx), lower.lerp_(lower_right, fx)
@@ -281,7 +281,7 @@ class PointSampler(Sampler):
 
     def _lay_corners(self, corners: Corners) -> tuple[Tensor, list[Tensor], Tensor | None]:
         fraction = [self.lay(x) for x in corners.fraction.unbind(3)]
-        return self.lay_index(corners.index), fraction, None if corners.mask is None else self.lay(corners.mask)
+        return self.lay_index(corners.upper_left), fraction, None if corners.mask is None else self.lay(corners.mask)
 
 
 class RowSampler(Sampler):
