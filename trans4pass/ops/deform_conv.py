@@ -49,7 +49,8 @@ def _deterministic(
 def _mmcv(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
-    from mmcv.ops import modulated_deform_conv2d  # optional, and slow to import
+    # Optional, and slow to import.
+    from mmcv.ops import modulated_deform_conv2d  # pyright: ignore[reportMissingImports]
 
     if placing.wrap:
         raise ConfigError("deform_backend 'mmcv' cannot wrap around the map's sides; use 'auto'")
