@@ -8,7 +8,7 @@ channels.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ TILE_SAMPLES = 1 << 17  # 512 KiB for each float32 temporary
 BLOCK_TILES = 4  # at most: a block's memory is written again and again, and cheap only while the cache holds it
 BLOCK_POSITIONS = 512  # at least, for matrix products worth their overhead
 ROW_CHANNELS = 8  # from which on rows are faster than planes
+
+Given = TypeVar("Given", Tensor, Tensor | None)
 
 
 class Placing(NamedTuple):
@@ -202,7 +204,7 @@ class Sampler(NamedTuple):
         step = max(1, TILE_SAMPLES // (len(block) * self.depth * self.taps * block.shape[2]))
         return [slice(i, i + step) for i in range(0, self.groups, step)]
 
-    def part(self, x: Tensor | None, groups: slice) -> Tensor | None:
+    def part(self, x: Given, groups: slice) -> Given:
         """A tile of laid samples, or of a laid map."""
         return None if x is None else x[:, groups]
 
@@ -290,7 +292,7 @@ class RowSampler(Sampler):
     def tiles(self, block: Tensor) -> list[slice]:
         return [slice(None)]
 
-    def part(self, x: Tensor | None, groups: slice) -> Tensor | None:
+    def part(self, x: Given, groups: slice) -> Given:
         return x
 
     def new_samples(self, block: Tensor) -> Tensor:
