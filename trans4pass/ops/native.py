@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trans4pass.ops.sampling import Gradients, Placing, Sampler, choose_layout
+from trans4pass.ops.sampling import Given, Gradients, Placing, Sampler, choose_layout
 
 
 def deform_conv2d(
@@ -29,10 +29,11 @@ def deform_conv2d(
 
     `forward` gives the result [B, O, Ho, Wo] in another way; the backward pass is that of here all the same.
     """
+    batch, channels, height, width = input.shape
     kernel, (ho, wo) = weight.shape[-1], offset.shape[2:]
     groups = offset.shape[1] // (2 * kernel**2)
-    layout = choose_layout(input.shape[1], groups)
-    sampler = layout(*input.shape, ho, wo, groups, kernel, *placing, is_tiled(input.device))
+    layout = choose_layout(channels, groups)
+    sampler = layout(batch, channels, height, width, ho, wo, groups, kernel, *placing, is_tiled(input.device))
     offset = offset.contiguous().view(-1, groups, kernel**2, 2, ho * wo)  # [B, 2*G*k*k, Ho, Wo] -> [B, G, K, 2, N]
     if mask is not None:
         mask = mask.contiguous().view(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
@@ -69,9 +70,9 @@ class _DeformConv(torch.autograd.Function):
             for positions in parts:
                 block = out[images, :, positions]
                 samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
-                blocked = [_at(x, images, positions) for x in (offset, mask)]
                 for groups in sampler.tiles(block):
-                    corners = sampler.corners(*(_of(x, groups) for x in blocked), grid)
+                    tile = images, groups, positions
+                    corners = sampler.corners(_at(offset, *tile), _at(mask, *tile), grid)
                     sampler.sample(corners, sampler.part(source, groups), sampler.part(samples, groups))
                 torch.bmm(matrix.expand(len(block), -1, -1), sampler.columns(samples, block), out=block)
                 if bias is not None:
@@ -80,7 +81,8 @@ class _DeformConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # torch's stub takes any number of gradients; there is one.
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         input, offset, mask, weight = ctx.saved_tensors
         sampler: Sampler = ctx.sampler
         matrix = sampler.matrix(weight)
@@ -96,20 +98,18 @@ class _DeformConv(torch.autograd.Function):
                     block = grad[images, :, positions]
                     samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
                     grad_samples = sampler.uncolumns(torch.bmm(matrix.t().expand(len(block), -1, -1), block))
-                    blocked = [_at(x, images, positions) for x in (offset, mask, grad_offset, grad_mask)]
                     for groups in sampler.tiles(block):
-                        offset_tile, mask_tile, *to = (_of(x, groups) for x in blocked)
-                        parted = (sampler.part(x, groups) for x in (source, samples, grad_samples, target))
-                        sampler.sample_backward(sampler.corners(offset_tile, mask_tile, grid), *parted, Gradients(*to))
+                        tile = images, groups, positions
+                        corners = sampler.corners(_at(offset, *tile), _at(mask, *tile), grid)
+                        from_, laid = sampler.part(source, groups), sampler.part(samples, groups)
+                        grads = sampler.part(grad_samples, groups), sampler.part(target, groups)
+                        to = Gradients(_at(grad_offset, *tile), _at(grad_mask, *tile))
+                        sampler.sample_backward(corners, from_, laid, *grads, to)
                     grad_matrix += torch.bmm(block, sampler.columns(samples, block).transpose(1, 2)).sum(0)
-                if target is not None:
+                if grad_input is not None and target is not None:
                     grad_input[images] = sampler.unbordered(target)
         return grad_input, grad_offset, grad_mask, sampler.unmatrix(grad_matrix), grad_bias, None, None
 
 
-def _at(x: Tensor | None, images: slice, positions: slice) -> Tensor | None:
-    return None if x is None else x[images, ..., positions]
-
-
-def _of(x: Tensor | None, groups: slice) -> Tensor | None:
-    return None if x is None else x[:, groups]
+def _at(x: Given, images: slice, groups: slice, positions: slice) -> Given:
+    return None if x is None else x[images, groups, ..., positions]
