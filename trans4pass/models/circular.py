@@ -42,17 +42,19 @@ def resize(x: Tensor, size: Sequence[int], wrap: bool, align_corners: bool = Tru
 class CircularConv2d(nn.Conv2d):
     """A convolution for which the left and right borders of a map meet."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        assert not isinstance(self.padding, str)  # numbers, not "same"
         rows, columns = self.padding
-        x = pad_circular(x, columns)
+        x = pad_circular(input, columns)
         return F.conv2d(x, self.weight, self.bias, self.stride, (rows, 0), self.dilation, self.groups)
 
 
 class CircularMaxPool2d(nn.MaxPool2d):
     """Max pooling for which the left and right borders of a map meet; the padding is the same on all sides."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = pad_circular(x, self.padding)
+    def forward(self, input: Tensor) -> Tensor:
+        assert isinstance(self.padding, int)
+        x = pad_circular(input, self.padding)
         return F.max_pool2d(x, self.kernel_size, self.stride, (self.padding, 0), self.dilation, self.ceil_mode)
 
 
