@@ -16,10 +16,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     `SyncBatchNorm.convert_sync_batchnorm` replaces it like any other BatchNorm.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
 
 
 class DepthwiseConv(nn.Module):
@@ -60,7 +60,8 @@ class DeformableProjection(nn.Module):
             return self.proj(x)
         convs, limit = (self.offset_conv, self.modulator_conv), min(x.shape[-2:]) // 4
         # One convolution for both: the input is unfolded once.
-        weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
+        weight = torch.cat([conv.weight for conv in convs])
+        bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])  # both have one
         padded, columns = (pad_circular(x, self.padding), 0) if self.wrap else (x, self.padding)
         both = F.conv2d(padded, weight, bias, self.stride, (self.padding, columns))
         offset, modulator = both.split([conv.out_channels for conv in convs], dim=1)
