@@ -335,7 +335,7 @@ def _encoder_size(state: State) -> str | None:
         return None
     norms = [key for key in state if re.fullmatch(r"encoder\.block\d\.\d+\.norm1\.weight", key)]
     depths = tuple(sum(key.startswith(f"encoder.block{stage}.") for key in norms) for stage in STAGES)
-    return {size: name for name, size in MIX_SIZES.items()}.get(MixSize(channels, depths))
+    return next((name for name, size in MIX_SIZES.items() if size == (channels, depths)), None)
 
 
 def _resnet_name(state: State) -> str | None:
