@@ -50,7 +50,8 @@ class PatchEmbed(DeformableProjection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x = self.project(x)
-        return self.norm(to_tokens(x)), x.shape[-2:]
+        *_, height, width = x.shape
+        return self.norm(to_tokens(x)), (height, width)
 
 
 class Attention(nn.Module):
@@ -161,4 +162,5 @@ def init_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.Conv2d):
         fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
