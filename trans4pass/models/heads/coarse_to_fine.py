@@ -52,12 +52,12 @@ class ReverseEdgeAttention(nn.Module):
         return self.pred(fused * (1 - torch.sigmoid(self.attend(summary))))
 
 
-class ReverseEdgeHead(nn.Module):
-    """Fuse the encoder's maps from coarse to fine and predict edges on the way; stands beside any segmentation head.
+class CoarseToFine(nn.Module):
+    """Fuse the encoder's maps from coarse to fine and predict edges on the way.
 
     Takes the encoder's list of maps, of widths `channels`, finest first. Each is convolved (3x3, GroupNorm). From the
     coarsest on, the fused map is resized bilinearly to the next level and added to that level's convolved map; ReLU and
-    a convolution (3x3, GroupNorm) follow the sum, and a last ReLU the finest one's convolution. Returns edge logits by
+    a convolution (3x3, GroupNorm) follow the sum, and a last ReLU the finest one's convolution. Finds edge logits by
     name: `edge1` is the finest level's [B, 1, H/4, W/4], `edge2` the next one's. `levels` counts those with edges,
     from the finest: 3 is every level above the coarsest, each from its sum; 1 is the finest alone, from the last map.
     Raises ConfigError for another number, or where `width` is not a multiple of 32 above 32.
@@ -85,7 +85,7 @@ class ReverseEdgeHead(nn.Module):
         """The finest fused map [B, width, H/4, W/4], and the edge logits by name."""
         single = len(self.edges) == 1
         found = {}
-        x = self.laterals[-1](maps[-1])
+        x = level = self.laterals[-1](maps[-1])
         for s in reversed(range(len(self.sums))):
             level = self.laterals[s](maps[s])
             x = F.relu(resize(x, level.shape[-2:], self.wrap, align_corners=False) + level)
@@ -97,12 +97,16 @@ class ReverseEdgeHead(nn.Module):
             found["edge1"] = self.edges[0](x, level)
         return x, found
 
+
+class ReverseEdgeHead(CoarseToFine):
+    """The edge logits alone; stands beside any segmentation head."""
+
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
         return self.fuse(maps)[1]
 
 
-class CoarseToFineHead(ReverseEdgeHead):
-    """`ReverseEdgeHead` as a segmentation head: its last map, 1x1 convolution, GroupNorm and ReLU are the features.
+class CoarseToFineHead(CoarseToFine):
+    """`CoarseToFine` as a segmentation head: its last map, 1x1 convolution, GroupNorm and ReLU are the features.
 
     Returns features [B, width, H/4, W/4], logits, and the edge logits as auxiliary maps.
     """
