@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from trans4pass import dist
 from trans4pass.errors import DataError, UserError
@@ -19,7 +20,7 @@ from .samplers import Sampler
 OnBad = Callable[[str, str], None]  # called in the main process with a bad sample's image and what is wrong with it
 
 
-class PositionBatches(BatchSampler):
+class PositionBatches:
     """Endless batches, lists of (index, position), from batch number `start_batch` on.
 
     Batch b of rank r holds the positions (b * world_size + r) * batch_size + i; together the ranks' batches b are thus
@@ -54,7 +55,8 @@ class Batches:
                 # the workers, and Python's cycle collector ends them in an order that takes seconds.
                 raise type(batch)(*batch.args)
             for image, reason in batch.pop("bad"):
-                self.on_bad(image, reason)
+                if self.on_bad is not None:  # without it there are none
+                    self.on_bad(image, reason)
             if batch:
                 yield batch
 
@@ -102,11 +104,12 @@ def collate(samples: list[dict | UserError]) -> dict | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
-    bad = [entry for sample in samples for entry in sample.pop("bad", ())]
-    samples = [sample for sample in samples if sample]
-    if not samples:
+    read = [sample for sample in samples if isinstance(sample, dict)]
+    bad = [entry for sample in read for entry in sample.pop("bad", ())]
+    whole = [sample for sample in read if sample]
+    if not whole:
         return {"bad": bad}
-    return default_collate(samples) | {"bad": bad}
+    return default_collate(whole) | {"bad": bad}
 
 
 class Samples(Dataset):
@@ -116,7 +119,7 @@ class Samples(Dataset):
     with `replace`, the next one that can be read.
     """
 
-    def __init__(self, dataset: Dataset, skip: bool, replace: bool):
+    def __init__(self, dataset: SegmentationDataset | Subset, skip: bool, replace: bool):
         self.dataset, self.skip, self.replace = dataset, skip, replace
 
     def __len__(self) -> int:
@@ -139,7 +142,8 @@ class Samples(Dataset):
 
     def item(self, index: int) -> Item:
         if isinstance(self.dataset, Subset):
-            return self.dataset.dataset.items[self.dataset.indices[index]]
+            whole: Any = self.dataset.dataset  # a SegmentationDataset, which torch's Subset does not say
+            return whole.items[self.dataset.indices[index]]
         return self.dataset.items[index]
 
 
