@@ -112,4 +112,4 @@ class _DeformConv(torch.autograd.Function):
 
 
 def _at(x: Given, images: slice, groups: slice, positions: slice) -> Given:
-    return None if x is None else x[images, groups, ..., positions]
+    return x if x is None else x[images, groups, ..., positions]
