@@ -206,7 +206,7 @@ class Sampler(NamedTuple):
 
     def part(self, x: Given, groups: slice) -> Given:
         """A tile of laid samples, or of a laid map."""
-        return None if x is None else x[:, groups]
+        return x if x is None else x[:, groups]
 
     def new_samples(self, block: Tensor) -> Tensor:
         return block.new_empty(len(block), self.groups, self.depth, self.taps * block.shape[2])
