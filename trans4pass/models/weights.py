@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trans4pass.errors import WeightsError
 from trans4pass.hub import fetched
 
-from .encoders.mix_transformer import MIX_SIZES, MixSize
+from .encoders.mix_transformer import MIX_SIZES
 from .heads.coarse_to_fine import refuse_first_release
 
 log = logging.getLogger(__name__)
