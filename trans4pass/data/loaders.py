@@ -84,7 +84,7 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: SegmentationDataset | Subset,
+    dataset: SegmentationDataset | Subset[dict],
     num_workers: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
@@ -119,7 +119,7 @@ class Samples(Dataset):
     with `replace`, the next one that can be read.
     """
 
-    def __init__(self, dataset: SegmentationDataset | Subset, skip: bool, replace: bool):
+    def __init__(self, dataset: SegmentationDataset | Subset[dict], skip: bool, replace: bool):
         self.dataset, self.skip, self.replace = dataset, skip, replace
 
     def __len__(self) -> int:
