@@ -90,5 +90,5 @@ def test_other_widths_are_refused_by_the_model_and_rounded_by_the_predictor() ->
 
 
 def test_the_backend_that_cannot_wrap_is_refused() -> None:
-    with pytest.raises(ConfigError, match="than mmcv, .*: auto"):
+    with pytest.raises(ConfigError, match=r"than mmcv, .*: auto"):
         create_model("trans4pass_micro", 5, wrap=True, deform_backend="mmcv")
