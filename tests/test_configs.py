@@ -60,7 +60,7 @@ def test_the_number_of_workers_is_left_to_the_machine(tool: str, given: list[str
 
 
 def test_every_file_can_be_chosen() -> None:
-    """By an experiment, by a file that is, by a page, or, in a group whose files are there to be chosen, by a person."""
+    """By an experiment, by a file that is, by a page, or, in a group whose files are there to choose, by a person."""
     pages = (CONFIGS.parent / "docs").glob("*.md")
     texts = {path: path.read_text() for path in [*CONFIGS.rglob("*.yaml"), *pages]}
     open_groups = {"experiment", "loss", "optim", "schedule", "tracker", "labels", "hydra", "data"}
