@@ -55,7 +55,8 @@ def trace(shapes: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     half, yaw = shapes["half"].T, shapes["yaw"]
     x, y, z = camera.position.astype(np.float32)[:, None] - shapes["centre"].T
     start = np.stack([*turn(x, y, yaw), z]) / half  # (3,N)
-    plan = np.stack(turn(*camera.plan[:, None], yaw[:, None])) / half[:2, :, None]  # (2,N,C)
+    east, north = camera.plan[:, None]  # (1,C) each
+    plan = np.stack(turn(east, north, yaw[:, None])) / half[:2, :, None]  # (2,N,C)
     lift = rise / half[2, :, None]  # (N,R)
     enter, leave = _cross_in_plan(shapes["form"], start, plan)  # (N,C) each
     rise_in, rise_out = _cross_slab(start[2, :, None], lift)  # (N,R) each
