@@ -66,12 +66,12 @@ def draw_look(rng: Generator, strength: float) -> Look:
         clouds=rng.uniform(0, 1),
         hue=rng.uniform(-8, 8) + SHIFT.hue * strength,
         haze=rng.uniform(0.001, 0.004) + SHIFT.haze * strength,
-        cast=np.float32(rng.uniform(0.95, 1.05, 3) * np.asarray(SHIFT.cast) ** strength),
+        cast=(rng.uniform(0.95, 1.05, 3) * np.asarray(SHIFT.cast) ** strength).astype(np.float32),
         contrast=rng.uniform(0.95, 1.1) * SHIFT.contrast**strength,
         saturation=rng.uniform(0.9, 1.15) * SHIFT.saturation**strength,
         noise=rng.uniform(0.005, 0.015) + SHIFT.noise * strength,
         ground=rng.uniform(0.85, 1.15, (3, 1)) * rng.uniform(0.95, 1.05, (3, 3)),
-        drift=np.float32(rng.uniform(0, 256, (2, 1))),
+        drift=rng.uniform(0, 256, (2, 1)).astype(np.float32),
     )
 
 
