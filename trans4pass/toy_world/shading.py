@@ -172,7 +172,7 @@ def _shade_shapes(
         surface = Surface(seed[at], local[:, at], unit[:, at], half[:, at], face[at], height[at], fine[at])
         albedo[:, at] = paint(albedo[:, at], surface)
 
-    sun = np.stack([*turn(*look.towards_sun[:2], shapes["yaw"]), np.full(len(shapes), look.towards_sun[2])])
+    sun = np.stack([*turn(look.towards_sun[0], look.towards_sun[1], shapes["yaw"]), np.full(len(shapes), look.towards_sun[2])])
     direct = (normal * np.take(sun, index, axis=1)).sum(axis=0).clip(0)
     return albedo * (look.ambient * (0.8 + 0.2 * normal[2]) + look.sun * direct)
 
