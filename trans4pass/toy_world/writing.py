@@ -100,7 +100,8 @@ def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[
     if geometry > 0:
         camera = panorama_camera(Panorama.of(*world.panorama_size[::-1]), position, heading)
     else:
-        camera = pinhole_camera(Pinhole(*world.pinhole_size[::-1], world.pinhole_fov), position, heading)
+        width, height = world.pinhole_size
+        camera = pinhole_camera(Pinhole(height, width, world.pinhole_fov), position, heading)
 
     look = draw_look(looks, appearance * looks.uniform(0, STRENGTH_MAX))
     colours, labels = shade(scene, camera, *trace(scene.shapes, camera), look)
