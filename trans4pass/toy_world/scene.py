@@ -238,19 +238,18 @@ class Builder:
 def build_scene(rng: Generator, streets: Mapping[str, Range]) -> Scene:
     """Draw a street and everything on it; the ego car stands at y = 0 in the middle of the right lane."""
 
-    def draw(*names: str) -> list[float]:
-        return [rng.uniform(*streets[name]) for name in names]
+    def draw(name: str) -> float:
+        return rng.uniform(*streets[name])
 
     crossing = rng.uniform(14, 40) * rng.choice((-1, 1)) if rng.random() < 0.6 else 1e6  # 1e6 m: none in sight
-    street = Street(
-        *draw("road", "verge", "sidewalk", "lawn", "bend"), rng.uniform(0, 2 * np.pi), crossing, *draw("road")
-    )
+    sides = draw("road"), draw("verge"), draw("sidewalk"), draw("lawn"), draw("bend")
+    street = Street(*sides, rng.uniform(0, 2 * np.pi), crossing, draw("road"))
     builder = Builder(rng)
     for side in (-1, 1):
-        _add_lots(builder, street, side, *draw("walls"), streets["storeys"])
-        _add_kerb(builder, street, side, *draw("pitch", "trees"))
-        _add_sidewalk(builder, street, side, *draw("people", "bushes"))
-    _add_cars(builder, street, *draw("cars"))
+        _add_lots(builder, street, side, draw("walls"), streets["storeys"])
+        _add_kerb(builder, street, side, draw("pitch"), draw("trees"))
+        _add_sidewalk(builder, street, side, draw("people"), draw("bushes"))
+    _add_cars(builder, street, draw("cars"))
     _add_corners(builder, street, streets["storeys"])
     _add_surroundings(builder)
     ego = Place(0.4 * street.road, 0.0, street.angle(0.0))
