@@ -131,7 +131,8 @@ class Samples(Dataset):
         for step in range(len(self) if self.replace else 1):
             candidate = (index + step) % len(self)
             try:
-                return self.dataset[(candidate, position) if isinstance(key, tuple) else candidate] | {"bad": bad}
+                sample: Any = self.dataset[(candidate, position) if isinstance(key, tuple) else candidate]
+                return sample | {"bad": bad}
             except UserError as error:
                 if not (self.skip and isinstance(error, DataError)):
                     return error
