@@ -32,5 +32,6 @@ __all__ = [
     "Cityscapes", "ColorJitter", "Common", "Compose", "CoverCrop", "DensePASS", "EvalTransform", "Folder",
     "GaussianBlur", "GaussianNoise", "HorizontalFlip", "Item", "MaskedPatches", "Mixed", "Mixture", "OnBad",
     "RareClasses", "Resize", "Sample", "Sampler", "ScaleCrop", "SegmentationDataset", "Shuffle", "Size",
-    "Stanford2D3D", "Structured3D", "SynPASS", "TrainTransform", "View", "YawRoll", "derive_seed", "eval_loader", "train_loader",
+    "Stanford2D3D", "Structured3D", "SynPASS", "TrainTransform", "View", "YawRoll", "derive_seed", "eval_loader",
+    "train_loader",
 ]  # fmt: skip
