@@ -138,7 +138,8 @@ def check_circular(model: Segmentor) -> None:
     """Raise ConfigError where a layer knows left from right, or pools over cells: no border can be taken away."""
     if not getattr(model.head, "circular", True):
         raise ConfigError(f"wrap=true: {type(model.head).__name__} pools over cells with fixed borders; choose another")
-    if isinstance(model.encoder, TimmEncoder) and not is_circular(model.encoder):
+    # Without numbers nothing can be tried.
+    if isinstance(model.encoder, TimmEncoder) and not model.mean.is_meta and not is_circular(model.encoder):
         raise ConfigError(
             f"wrap=true: {model.encoder.name} has layers that cannot be circular, such as windows, position embeddings "
             "or paddings of one side; choose a convolutional encoder or a Mix Transformer"
@@ -149,8 +150,7 @@ def circular_twin(model: Segmentor) -> Segmentor:
     """The layers of `model` made circular, in eval mode and without weights, for `torch.func.functional_call`."""
     twin = copy.deepcopy(model).requires_grad_(False).eval()
     make_circular(twin)
-    if not twin.mean.is_meta:
-        check_circular(twin)
+    check_circular(twin)
     return twin.to("meta")
 
 

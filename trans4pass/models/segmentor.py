@@ -21,7 +21,8 @@ class Segmentor(nn.Module):
     """Normalise, encode, decode, and resize the logits to the image.
 
     `encoder` maps a normalised image to a list of four maps, finest first, and exposes their widths and strides as
-    `channels` and `strides`. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and exposes
+    `channels` and `strides`, and, where it was trained on other images than ImageNet's, `mean` and `std` of R, G and B
+    in [0,1]. `head` maps that list to a `HeadOutput`; it is built from `encoder.channels` and exposes
     `num_classes`, `feature_dim` (E) and `feature_level`, the map whose size its features have. Any pair that keeps to
     this fits.
 
@@ -53,8 +54,13 @@ class Segmentor(nn.Module):
         self.head: Any = head
         self.edges = edges
         self.alignment = alignment
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        if edges is None and getattr(head, "reads_last_only", False):
+            unread = getattr(encoder, "finer_maps", None)  # what would never get a gradient
+            if unread is not None:
+                unread.requires_grad_(False)
+        mean, std = getattr(encoder, "mean", IMAGENET_MEAN), getattr(encoder, "std", IMAGENET_STD)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     @property
     def num_classes(self) -> int:
@@ -104,7 +110,7 @@ class Segmentor(nn.Module):
         return self.forward_normalised((image - self.mean) / self.std)
 
     def forward_normalised(self, x: Tensor) -> SegOutput:
-        """Segment [B, 3, H, W] that has ImageNet's mean and deviation already taken out."""
+        """Segment [B, 3, H, W] that has the encoder's mean and deviation already taken out."""
         maps = self.encoder(x)
         aux = {} if self.edges is None else self.edges(maps)
         if self.context is not None:

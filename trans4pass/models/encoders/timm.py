@@ -5,13 +5,18 @@ becomes a simple feature pyramid (ViTDet, arXiv 2203.16527), patches of another 
 are padded to a multiple of 32 inside, and the maps cut back.
 """
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from timm.layers import LayerNorm2d
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
@@ -65,16 +70,21 @@ class TimmEncoder(nn.Module):
         if not timm.is_model(encoder):
             raise ConfigError(f"timm knows no model {encoder!r}.{nearest(encoder, timm.list_models())}")
         self.name = encoder
-        options = {"features_only": True, "output_stride": output_stride, "drop_path_rate": drop_path}
-        options |= probe(encoder, options)
-        strides = options.pop("strides")
-        self.body = timm.create_model(encoder, pretrained=pretrained, **options)
-        info = self.body.feature_info
-        self.channels_last = "NHWC" in str(getattr(self.body, "output_fmt", ""))
-        self.pyramid = SimplePyramid(info.channels()[-1]) if len(strides) == 1 else None
-        self.channels = tuple(info.channels()) if self.pyramid is None else self.pyramid.channels
-        self.strides = strides if self.pyramid is None else (4, 8, 16, 32)
-        self.mean, self.std = (tuple(timm.get_pretrained_cfg(encoder).to_dict()[key]) for key in ("mean", "std"))
+        options = {"output_stride": output_stride, "drop_path_rate": drop_path}
+        levels, self.strides, options = probe(encoder, options)
+        downloaded = pretrained and not torch.empty(()).is_meta  # a model without memory has no use for weights
+        self.body: Any = make_body(encoder, levels, downloaded, options)
+        channels = self.body.feature_info.channels()
+        self.channels_last = is_channels_last(self.body)
+        self.pyramid = None if levels else SimplePyramid(channels[-1])
+        self.channels = tuple(channels) if self.pyramid is None else self.pyramid.channels
+        trained = timm.get_pretrained_cfg(encoder)
+        self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if trained is None else (trained.mean, trained.std)
+
+    @property
+    def finer_maps(self) -> nn.Module | None:
+        """What computes all maps but the last, and is not needed for that; None where there is no such part."""
+        return self.pyramid
 
     def forward(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[-2:]
@@ -91,29 +101,47 @@ class TimmEncoder(nn.Module):
         """Keep no activations inside blocks: the backward pass computes them again."""
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.body.modules()):
             raise ConfigError(f"recompute_activations=true: {self.name}'s BatchNorm would count every batch twice")
-        self.body.set_grad_checkpointing(True)
+        body: Any = self.body.model if isinstance(self.body, FeatureGetterNet) else self.body
+        body.set_grad_checkpointing(True)
 
 
-def probe(encoder: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The further options with which timm builds four maps of strides 4 to 32, or one of 16, and their `strides`.
+def make_body(encoder: str, levels: Sequence[int], pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+    """Timm's network, cut behind its maps of these numbers; without any, behind its last map, which is normalised.
 
-    Nothing is computed: the architecture is built and called without memory.
+    A plain transformer's features are meant to be read behind its last norm.
+    """
+    if levels:
+        return timm.create_model(encoder, pretrained, features_only=True, out_indices=tuple(levels), **options)
+    return FeatureGetterNet(timm.create_model(encoder, pretrained, num_classes=0, **options), (-1,), norm=True)
+
+
+def is_channels_last(body: nn.Module) -> bool:
+    return "NHWC" in str(getattr(body, "output_fmt", ""))
+
+
+def probe(encoder: str, options: dict[str, Any]) -> tuple[list[int], tuple[int, ...], dict[str, Any]]:
+    """How timm builds four maps of strides 4 to 32: these maps' numbers, their strides, and the options for it.
+
+    No numbers for a transformer with one scale, which `SimplePyramid` makes four maps of. Nothing is computed: the
+    architecture is built and called without memory.
     """
     problem = ""
-    for more in ANY_SIZE:
+    shallow = {key: value for key, value in options.items() if key != "drop_path_rate"}  # not every architecture has it
+    for more in itertools.product((options, shallow), ANY_SIZE):
+        chosen = more[0] | more[1]
         try:
             with torch.device("meta"):
-                body = timm.create_model(encoder, pretrained=False, **options, **more).eval()
+                body = timm.create_model(encoder, features_only=True, **chosen).eval()
                 maps = body(torch.zeros(1, 3, *PROBE))
         except Exception as error:  # an architecture may refuse an option, or a size, in any way
             problem = f"{type(error).__name__}: {error}"
             continue
-        last = "NHWC" in str(getattr(body, "output_fmt", ""))
-        strides = [PROBE[0] / m.shape[1 if last else 2] for m in maps]
-        if strides[0] == strides[-1] == 16:
-            return {**more, "out_indices": (len(maps) - 1,), "strides": (16,)}
-        chosen = [i for i, stride in enumerate(strides) if stride >= 4][-4:]
-        if len(chosen) == 4 and strides[chosen[0]] == 4:
-            return {**more, "out_indices": tuple(chosen), "strides": tuple(int(strides[i]) for i in chosen)}
-        problem = f"its maps have the strides {strides}; four from 4 to 32 are needed, or 16 alone"
-    raise ConfigError(f"timm's {encoder} cannot be an encoder of images of any size: {problem}")
+        strides = [PROBE[0] / m.shape[1 if is_channels_last(body) else 2] for m in maps]
+        if strides[0] == strides[-1] == 16 and isinstance(body, FeatureGetterNet):
+            return [], (4, 8, 16, 32), chosen
+        levels = [i for i, stride in enumerate(strides) if stride >= 4][-4:]
+        if len(levels) == 4 and strides[levels[0]] == 4:
+            return levels, tuple(int(strides[i]) for i in levels), chosen
+        problem = f"its maps have the strides {strides}; four from 4 to 32 are needed, or one of a plain transformer"
+    reason = problem.splitlines()[0]
+    raise ConfigError(f"timm's {encoder} cannot be an encoder of images of any size: {reason}. Choose another")

@@ -77,6 +77,7 @@ class DANetHead(nn.Module):
     """
 
     feature_level = -1  # the encoder's map whose size the features have
+    reads_last_only = True
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
