@@ -15,7 +15,7 @@ from trans4pass.toy_world import MARKER, TREES, ensure, preview
 
 def make_toy_world(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Render what configs/make_toy_world.yaml describes."""
-    root = Path(config["root"])
+    root = Path(config["world"]["root"])
     with progress_bar() as bar:
         task = bar.add_task("images", total=None)
 
@@ -23,8 +23,8 @@ def make_toy_world(config: Mapping[str, Any], device: torch.device, interrupts: 
             bar.update(task, completed=done, total=total)
             interrupts.check_locally()
 
-        world = ensure(root, progress, **config["world"])
+        world = ensure(progress=progress, **config["world"])
     write_picture(root / "preview.png", Image.fromarray(preview(world, config["preview_rows"])))
-    for name in (*TREES, MARKER):
-        console.print(root / name)
+    for path in filter(Path.exists, (root / name for name in (*TREES, MARKER))):
+        console.print(path)
     console.print(f"a look at it: {root / 'preview.png'}", soft_wrap=True)

@@ -21,6 +21,15 @@ The two domains differ in two ways, each with a strength:
     equirectangular panoramas of `panorama_size`. At 0 the target has the source's pinhole camera, image size and
     street statistics, and is still stored in DensePASS's layout.
 
+Of the target alone, further strengths change what no map of colours undoes; all are 0 by default:
+
+`fog`, `night`, `rain`, `low_sun`, `dirt` (0 = none, 1 = strong, any value >= 0)
+    Each image draws its own mix of them (`weather`). Labels do not depend on it.
+`things` (0 = none, 0 <= value <= 1)
+    Densities and heights on the way to `OTHER_STREETS`, and a share of things of a shape that the source lacks.
+
+A third domain, "synthetic", has the target's geometry and the source's looks: labelled panoramas as a second source.
+
 An image depends on (seed, domain, split, index) and the settings above alone, never on the counts or the order of
 rendering, and is the same to the byte on one machine; another processor or NumPy may round single pixels differently.
 """

@@ -67,6 +67,28 @@ def streets_between(share: float) -> dict[str, Range]:
     return {name: (low, high) for name, (low, high) in mixed.items()}
 
 
+# What `things` moves them to: crowded where those are empty, and few signs, lamps and people where those have many.
+OTHER_STREETS: dict[str, Range] = {
+    "storeys": (1, 9),
+    "walls": (0.1, 0.9),
+    "pitch": (3.5, 9.0),
+    "trees": (0.2, 0.85),
+    "bushes": (0.0, 4.0),
+    "cars": (0.2, 3.6),
+    "people": (0.5, 8.0),
+}
+
+
+def other_streets(streets: Mapping[str, Range], share: float) -> dict[str, Range]:
+    """`streets`, `share` of the way to `OTHER_STREETS`."""
+    others = {**streets, **OTHER_STREETS}
+    moved = {
+        name: [(1 - share) * bound + share * other for bound, other in zip(both, others[name])]
+        for name, both in streets.items()
+    }
+    return {name: (low, high) for name, (low, high) in moved.items()}
+
+
 REACH = 64.0  # m of street that are built up, before and behind the camera
 
 
@@ -168,9 +190,14 @@ GLASS = from_hex("1f2630")  # of cars
 class Builder:
     """Collects the shapes of a scene; each method sets up one thing at a place."""
 
-    def __init__(self, rng: Generator):
+    def __init__(self, rng: Generator, unusual: float = 0.0):
         self.rng = rng
+        self.unusual = unusual  # share of things that are of another shape than the source's
         self.rows: list[tuple] = []
+
+    def differs(self) -> bool:
+        """Whether the next thing is of another shape; without such things, nothing is drawn."""
+        return self.unusual > 0 and self.rng.random() < self.unusual
 
     def pick(self, colours: np.ndarray) -> np.ndarray:
         """One of the colours, each channel varied by up to 12%."""
@@ -191,6 +218,13 @@ class Builder:
         self.add(BOX, BRICKS, WALL, place, (0.4, width, self.rng.uniform(1.8, 2.6)), 0, self.pick(STONES))
 
     def tree(self, place: Place, height: float) -> None:
+        """A round crown on a trunk, or a slender cone of leaves down to the ground."""
+        if self.differs():
+            colour = self.pick(GREENS)
+            for level, wide in enumerate((0.34, 0.27, 0.2, 0.12)):
+                size = (wide * height, wide * height, 0.5 * height)
+                self.add(ELLIPSOID, LEAVES, VEGETATION, place, size, (0.04 + 0.22 * level) * height, colour)
+            return
         self.add(BOX, PLAIN, VEGETATION, place, (0.4, 0.4, height * 0.6), 0, self.pick(TRUNKS))
         colour = self.pick(GREENS)
         for _ in range(4):
@@ -211,7 +245,11 @@ class Builder:
         self.add(BOX, PLAIN, POLE, place.offset(-0.9, 0), (2.0, 0.3, 0.26), height, colour)
 
     def sign(self, place: Place) -> None:
-        """A disc or a board on a pole, its face along the street."""
+        """A disc or a board on a pole, its face along the street; or a tall blade."""
+        if self.differs():
+            self.add(BOX, PLAIN, POLE, place, (0.28, 0.28, 1.6), 0, self.pick(METALS))
+            self.add(BOX, DISC, SIGN, place, (0.9, 0.3, self.rng.uniform(1.6, 2.4)), 1.5, self.pick(SIGNS))
+            return
         bottom, size = self.rng.uniform(2.2, 2.8), self.rng.uniform(1.1, 1.4)
         self.add(BOX, PLAIN, POLE, place, (0.28, 0.28, bottom + 0.05), 0, self.pick(METALS))
         disc, board = (ELLIPSOID, (size, 0.4, size)), (BOX, (1.15 * size, 0.3, 0.8 * size))
@@ -226,8 +264,16 @@ class Builder:
         torso, head = (0.7 * size, 0.52 * size, 1.0 * size), (0.34 * size, 0.34 * size, 0.4 * size)
         self.add(ELLIPSOID, PLAIN, PERSON, place, torso, 0.6 * size, self.pick(CLOTHES))
         self.add(ELLIPSOID, PLAIN, PERSON, place, head, 1.46 * size, self.pick(SKINS))
+        if self.differs():  # an umbrella
+            self.add(ELLIPSOID, PLAIN, PERSON, place, (1.2, 1.2, 0.5), 1.75 * size, self.pick(CLOTHES))
 
     def car(self, place: Place) -> None:
+        """A car with a cabin, or a van."""
+        if self.differs():
+            paint, height, length = self.pick(PAINTS), self.rng.uniform(1.9, 2.5), self.rng.uniform(4.6, 6.0)
+            self.add(BOX, CARBODY, CAR, place, (2.0, length, height), 0, paint)
+            self.add(BOX, PLAIN, CAR, place.offset(0, 0.35 * length), (2.02, 0.9, 0.5), height - 0.8, self.pick(GLASS))
+            return
         paint, height, length = self.pick(PAINTS), self.rng.uniform(1.4, 1.7), self.rng.uniform(3.8, 4.5)
         cabin = place.offset(0, -0.2)
         self.add(BOX, CARBODY, CAR, place, (1.8, length, height * 0.58), 0, paint)
@@ -235,8 +281,11 @@ class Builder:
         self.add(BOX, PLAIN, CAR, cabin, (1.62, 2.0, height * 0.06), height * 0.94, paint)  # the roof
 
 
-def build_scene(rng: Generator, streets: Mapping[str, Range]) -> Scene:
-    """Draw a street and everything on it; the ego car stands at y = 0 in the middle of the right lane."""
+def build_scene(rng: Generator, streets: Mapping[str, Range], unusual: float = 0.0) -> Scene:
+    """Draw a street and everything on it; the ego car stands at y = 0 in the middle of the right lane.
+
+    `unusual` is the share of trees, signs, people and cars that have another shape than the source's.
+    """
 
     def draw(name: str) -> float:
         return rng.uniform(*streets[name])
@@ -244,7 +293,7 @@ def build_scene(rng: Generator, streets: Mapping[str, Range]) -> Scene:
     crossing = rng.uniform(14, 40) * rng.choice((-1, 1)) if rng.random() < 0.6 else 1e6  # 1e6 m: none in sight
     sides = draw("road"), draw("verge"), draw("sidewalk"), draw("lawn"), draw("bend")
     street = Street(*sides, rng.uniform(0, 2 * np.pi), crossing, draw("road"))
-    builder = Builder(rng)
+    builder = Builder(rng, unusual)
     for side in (-1, 1):
         _add_lots(builder, street, side, draw("walls"), streets["storeys"])
         _add_kerb(builder, street, side, draw("pitch"), draw("trees"))

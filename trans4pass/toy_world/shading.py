@@ -1,13 +1,14 @@
 """How it looks: the colours and labels of what the rays meet, and the image that a camera makes of them."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 
-from .rays import Camera, turn
+from .lighting import WARM, halo, in_shadow, lamplight
+from .rays import FAR, Camera, turn
 from .scene import BOX, BRICKS, CARBODY, DISC, FACADE, LEAVES, ROAD, SIDEWALK, SKY, TERRAIN, Scene, Street, from_hex
 
 PANES = from_hex("293040 8599b0")[..., None]  # of windows, darkest and brightest (2,3,1)
@@ -31,6 +32,7 @@ class Shift:
 
 
 SHIFT = Shift()
+FOG_HEIGHT = 45.0  # m
 STRENGTH_MAX = 1.3  # a target image's strength is uniform from 0 to this times the setting: always strong is too hard
 
 
@@ -53,6 +55,12 @@ class Look:
     noise: float  # standard deviation, full scale 1
     ground: np.ndarray  # (3,3) gains of red, green and blue (columns) of road, sidewalk and terrain (rows)
     drift: np.ndarray  # (2,1) offset of the clouds, cells of the noise map
+    # Below, the weather's (`weather.relight`); unset, there is none.
+    fog: float = 0.0  # share of the light lost per metre of fog, which is grey and hides the sky too
+    night: float = 0.0  # strength of lit windows and cars
+    lamps: np.ndarray = field(default_factory=lambda: np.empty((3, 0), np.float32))  # (3,L) street lamps that are on, m
+    shadows: float = 0.0  # share of the direct light that shadows take
+    sun_colour: np.ndarray = field(default_factory=lambda: np.ones((3, 1), np.float32))  # gains of red, green and blue
 
 
 def draw_look(rng: Generator, strength: float) -> Look:
@@ -86,13 +94,44 @@ def shade(
 
     colours, labels = np.empty_like(rays), np.full(found.shape, SKY, np.uint8)
     labels[shapes] = scene.shapes["label"][found[shapes]]
-    colours[:, shapes] = _shade_shapes(scene.shapes, found[shapes], points[:, shapes], distance[shapes], look)
-    labels[ground], colours[:, ground] = _shade_ground(scene.street, points[:, ground], distance[ground], look)
+    light = _light(scene, points[:, shapes], found[shapes], look)
+    colours[:, shapes] = _shade_shapes(scene.shapes, found[shapes], points[:, shapes], distance[shapes], light, look)
+    light = _light(scene, points[:, ground], found[ground], look)
+    labels[ground], colours[:, ground] = _shade_ground(scene.street, points[:, ground], distance[ground], light, look)
     colours[:, sky] = _shade_sky(rays[:, sky] / length[sky], look)
     distance[sky] = 0  # the haze is in its colours
     glow = HORIZON * (look.ambient + 0.3 * look.sun)
     colours = glow + (colours - glow) * np.exp(-look.haze * distance)
+    if look.fog > 0 or look.lamps.size:
+        distance[sky] = FAR
+        colours = _shade_air(colours, rays / length, distance, camera.position, look)
     return colours.reshape(3, *hit.shape), labels.reshape(hit.shape)
+
+
+class Light(NamedTuple):
+    """Light at points, apart from the sky's: gains of red, green and blue."""
+
+    sun: np.ndarray  # (3,n) of the look's direct light
+    lamps: np.ndarray  # (3,n), or 0
+
+
+def _light(scene: Scene, points: np.ndarray, index: np.ndarray, look: Look) -> Light:
+    """The light at `points` (3,n) of shapes `index` (n,): all of the sun and no lamps, unless the weather says more."""
+    sun, lamps = np.broadcast_to(look.sun_colour, points.shape), np.zeros((), np.float32)
+    if look.shadows > 0:
+        sun = sun * (1 - np.float32(look.shadows) * in_shadow(scene, points, index, look.towards_sun))
+    if look.lamps.size:
+        lamps = WARM * lamplight(points, look.lamps)
+    return Light(sun, lamps)
+
+
+def _shade_air(colours: np.ndarray, rays: np.ndarray, distance: np.ndarray, position: np.ndarray, look: Look):
+    """`colours` (3,n) seen through `distance` (n,) m of fog along unit vectors `rays` (3,n), and the lamps' glare."""
+    grey = np.float32(1.05 * (look.ambient + 0.3 * look.sun))
+    depth = np.minimum(distance, FOG_HEIGHT / rays[2].clip(1e-3))  # above its upper side there is none
+    clear = np.exp(-np.float32(look.fog) * depth)
+    glare = WARM * halo(rays, distance, position, look.lamps, 0.02 + look.fog)
+    return grey + (colours - grey) * clear + glare
 
 
 def _shade_sky(rays: np.ndarray, look: Look) -> np.ndarray:
@@ -104,7 +143,7 @@ def _shade_sky(rays: np.ndarray, look: Look) -> np.ndarray:
 
 
 def _shade_ground(
-    street: Street, points: np.ndarray, distance: np.ndarray, look: Look
+    street: Street, points: np.ndarray, distance: np.ndarray, light: Light, look: Look
 ) -> tuple[np.ndarray, np.ndarray]:
     """Label ids (n,) and colours (3,n) of `points` (3,n) on the ground, `distance` (n,) m away."""
     x, y, _ = points
@@ -129,7 +168,7 @@ def _shade_ground(
     albedo = np.take(surfaces.T, np.where(road, 0, np.where(walk, 1, 2)), axis=1) * tone
     albedo[:, road & (lines | zebra)] = 0.85
     label = np.where(road, ROAD, np.where(walk, SIDEWALK, TERRAIN)).astype(np.uint8)
-    return label, albedo * (look.ambient + look.sun * look.towards_sun[2])
+    return label, albedo * (look.ambient + look.sun * look.towards_sun[2] * light.sun + light.lamps)
 
 
 class Surface(NamedTuple):
@@ -150,7 +189,7 @@ class Surface(NamedTuple):
 
 
 def _shade_shapes(
-    shapes: np.ndarray, index: np.ndarray, points: np.ndarray, distance: np.ndarray, look: Look
+    shapes: np.ndarray, index: np.ndarray, points: np.ndarray, distance: np.ndarray, light: Light, look: Look
 ) -> np.ndarray:
     """Colours (3,n) of `points` (3,n) on the surfaces of `shapes[index]`, `distance` (n,) m away."""
     centre, half, colour = (
@@ -167,25 +206,41 @@ def _shade_shapes(
     texture, seed = shapes["texture"][index], index.astype(np.float32)
     height, fine = points[2], np.exp(-distance / 30)
     albedo = colour * (1 + 0.08 * fine * _noise((points[0] + points[1]) * 8, height * 8))
+    emitted = np.zeros_like(albedo)
     for kind, paint in TEXTURES.items():
         at = np.flatnonzero(texture == kind)
         surface = Surface(seed[at], local[:, at], unit[:, at], half[:, at], face[at], height[at], fine[at])
         albedo[:, at] = paint(albedo[:, at], surface)
+        if look.night > 0 and kind in LIT:
+            emitted[:, at] = look.night * LIT[kind](surface)
 
-    sun = np.stack([*turn(look.towards_sun[0], look.towards_sun[1], shapes["yaw"]), np.full(len(shapes), look.towards_sun[2])])
+    sun = np.stack(
+        [*turn(look.towards_sun[0], look.towards_sun[1], shapes["yaw"]), np.full(len(shapes), look.towards_sun[2])]
+    )
     direct = (normal * np.take(sun, index, axis=1)).sum(axis=0).clip(0)
-    return albedo * (look.ambient * (0.8 + 0.2 * normal[2]) + look.sun * direct)
+    return albedo * (look.ambient * (0.8 + 0.2 * normal[2]) + look.sun * direct * light.sun + light.lamps) + emitted
 
 
 def _facade(albedo: np.ndarray, at: Surface) -> np.ndarray:
     """Windows 2.2 m apart, a storey every 3 m with a ledge, and doors at the foot."""
+    window, door, ledge, chance = _openings(at)
+    albedo = albedo * np.where(door, 0.45, np.where(ledge, 0.8, 1)).astype(np.float32)
+    return np.where(window, PANES[0] + (PANES[1] - PANES[0]) * chance**2, albedo)
+
+
+def _openings(at: Surface) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where windows, doors and ledges of facades are, and a number in [0, 1) for each window."""
     column, storey = at.run / 2.2 + at.seed * 7, at.height / 3
     u, v = np.abs(column % 1 - 0.5), storey % 1
     chance = _chance(column, storey + at.seed * 3)
     door = (storey < 1) & (chance < 0.3) & (u < 0.26) & (v < 0.78)
     window = (u < 0.26) & (np.abs(v - 0.55) < 0.27) & (at.face < 2) & ~door
-    albedo = albedo * np.where(door, 0.45, np.where(v < 0.08, 0.8, 1)).astype(np.float32)
-    return np.where(window, PANES[0] + (PANES[1] - PANES[0]) * chance**2, albedo)
+    return window, door, v < 0.08, chance
+
+
+def _lit_windows(at: Surface) -> np.ndarray:
+    window, _, _, chance = _openings(at)
+    return WARM * (window & (chance > 0.6)) * chance
 
 
 def _bricks(albedo: np.ndarray, at: Surface) -> np.ndarray:
@@ -208,9 +263,16 @@ def _leaves(albedo: np.ndarray, at: Surface) -> np.ndarray:
 def _carbody(albedo: np.ndarray, at: Surface) -> np.ndarray:
     """Wheels, a dark underside, white lamps at the front and red ones at the back."""
     wheel = (at.face == 0) & (np.hypot(np.abs(at.local[1]) - 0.62 * at.half[1], at.height - 0.34) < 0.36)
-    lamp = (at.face == 1) & (np.abs(at.unit[0]) > 0.55) & (np.abs(at.height - 0.65) < 0.14)
-    albedo = np.where(lamp, np.where(at.unit[1] > 0, *LAMPS), albedo)
+    albedo = np.where(_car_lamps(at), np.where(at.unit[1] > 0, *LAMPS), albedo)
     return np.where(wheel | (at.height < 0.24), 0.06, albedo)
+
+
+def _car_lamps(at: Surface) -> np.ndarray:
+    return (at.face == 1) & (np.abs(at.unit[0]) > 0.55) & (np.abs(at.height - 0.65) < 0.14)
+
+
+def _lit_car(at: Surface) -> np.ndarray:
+    return _car_lamps(at) * np.where(at.unit[1] > 0, *LAMPS)
 
 
 def _disc(albedo: np.ndarray, at: Surface) -> np.ndarray:
@@ -220,6 +282,7 @@ def _disc(albedo: np.ndarray, at: Surface) -> np.ndarray:
 
 
 TEXTURES = {FACADE: _facade, BRICKS: _bricks, LEAVES: _leaves, CARBODY: _carbody, DISC: _disc}
+LIT = {FACADE: _lit_windows, CARBODY: _lit_car}  # what shines at night: (3,n)
 
 
 @functools.cache

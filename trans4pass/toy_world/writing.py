@@ -24,21 +24,24 @@ from trans4pass.sphere import Panorama, Pinhole
 from trans4pass.storage import read_json, write_json, writing
 
 from .rays import panorama_camera, pinhole_camera, trace
-from .scene import PALETTE, TRAIN_IDS, build_scene, streets_between
+from .scene import PALETTE, TRAIN_IDS, build_scene, other_streets, streets_between
 from .shading import STRENGTH_MAX, develop, draw_look, shade
+from .weather import STRENGTHS, Weather, draw_weather, relight, weathered
 
 RENDERER = 1  # part of the marker; raise it whenever the pictures change, so that a world from older code is noticed
 MARKER = "toy_world.json"
 UNFINISHED = ".unfinished"  # there until the marker is: what lies beside it is a toy world's own and may be deleted
-TREES = ("cityscapes", "DensePASS")
+TREES = ("cityscapes", "DensePASS", "synthetic")
 CITIES = {"train": "bricktown", "val": "blockford"}  # disjoint, as Cityscapes' are
 FOLDER = "streets"
+DOMAINS = ("source", "target", "synthetic")
+LATER = ("things", "synthetic_train", *STRENGTHS)  # settings that older worlds' markers lack; 0 in those worlds
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
 
 
 # --------------------------------------------------------------------------------------------------- the public face
 
-COUNTS = ("source_train", "source_val", "target_train", "target_val")
+COUNTS = ("source_train", "source_val", "target_train", "target_val", "synthetic_train")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,14 @@ class ToyWorld:
     target_val: Natural = 60
     appearance: NonNegativeFloat = 1.0  # strength of the gap in looks
     geometry: Share = 1.0  # strength of the gap in geometry
+    # Of the target alone, strengths of what no map of colours undoes; 0 = none.
+    fog: NonNegativeFloat = 0.0
+    night: NonNegativeFloat = 0.0
+    rain: NonNegativeFloat = 0.0
+    low_sun: NonNegativeFloat = 0.0
+    dirt: NonNegativeFloat = 0.0
+    things: Share = 0.0  # other densities and shapes of things
+    synthetic_train: Natural = 0  # labelled panoramas of another source: the target's streets, the source's looks
 
     def __post_init__(self) -> None:
         width, height = self.panorama_size
@@ -84,17 +95,19 @@ class ToyWorld:
 
 
 def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Render image `index` of a domain ("source" or "target") and split ("train" or "val").
+    """Render image `index` of a domain (one of `DOMAINS`) and split ("train" or "val").
 
     Returns the image, uint8 (H,W,3), and its Cityscapes label ids, uint8 (H,W): those of `CLASSES` and `EGO`. A pixel's
     label is that of the one ray through its centre; its colour is a weighted mean of nine rays.
     """
-    key = (world.seed, ("source", "target").index(domain), ("train", "val").index(split), index)
-    layout, looks, noise = (np.random.default_rng((*key, stream)) for stream in range(3))  # looks never move an object
-    geometry, appearance = (world.geometry, world.appearance) if domain == "target" else (0.0, 0.0)
+    key = (world.seed, DOMAINS.index(domain), ("train", "val").index(split), index)
+    # Only `layout` moves things.
+    layout, looks, noise, sky = (np.random.default_rng((*key, stream)) for stream in range(4))
+    geometry = world.geometry if domain != "source" else 0.0
+    appearance, things = (world.appearance, world.things) if domain == "target" else (0.0, 0.0)
 
-    streets = streets_between(geometry)
-    scene = build_scene(layout, streets)
+    streets = other_streets(streets_between(geometry), things) if things else streets_between(geometry)
+    scene = build_scene(layout, streets, unusual=0.7 * things)
     position = np.array([0.4 * scene.street.road, 0.0, layout.uniform(*streets["camera"])])  # mid-lane, right
     heading = scene.street.angle(0.0) + np.deg2rad(layout.uniform(*streets["heading"]))
     if geometry > 0:
@@ -104,7 +117,13 @@ def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[
         camera = pinhole_camera(Pinhole(height, width, world.pinhole_fov), position, heading)
 
     look = draw_look(looks, appearance * looks.uniform(0, STRENGTH_MAX))
+    strengths = {name: getattr(world, name) for name in STRENGTHS}
+    weather = draw_weather(sky, **strengths) if domain == "target" else Weather()
+    if weather:
+        look = relight(look, weather, scene, sky)
     colours, labels = shade(scene, camera, *trace(scene.shapes, camera), look)
+    if weather:
+        colours = weathered(colours, labels, camera, weather, sky, wraps=geometry > 0)
     return develop(colours, look, noise), labels[1::2, 1::2]  # odd samples are the pixels' centres
 
 
@@ -158,7 +177,8 @@ def image_paths(root: Path, domain: str, split: str, index: int) -> dict[str, Pa
             "labelIds": labels / f"{stem}_gtFine_labelIds.png",
             "trainIds": labels / f"{stem}_gtFine_labelTrainIds.png",
         }
-    images, labels = (root / "DensePASS" / tree / split / FOLDER for tree in ("leftImg8bit", "gtFine"))
+    layout = root / ("DensePASS" if domain == "target" else "synthetic")
+    images, labels = (layout / tree / split / FOLDER for tree in ("leftImg8bit", "gtFine"))
     return {"image": images / f"{index}_.png", "trainIds": labels / f"{index}_labelTrainIds.png"}
 
 
@@ -193,6 +213,7 @@ def _is_finished(root: Path, world: ToyWorld) -> bool:
     old, new = read_json(root / MARKER, ("renderer",), f"delete {root} to render it anew"), _description(world)
     if old is None:
         return False
+    old = {**dict.fromkeys(LATER, 0), **old}
     changed = [f"{key}: {old.get(key)} there, {new[key]} asked for" for key in new if old.get(key) != new[key]]
     if changed:
         raise ConfigError(
