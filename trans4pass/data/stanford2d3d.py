@@ -77,9 +77,10 @@ class Stanford2D3D(SegmentationDataset):
         self.class_ids = read_label_list(self.name, self.root, self.label_list)
 
     def read_raw(self, item: Item) -> np.ndarray:
-        assert item.label is not None and self.class_ids is not None  # as in every labelled data set
+        assert item.label is not None  # as it is with all items of a labelled data set
         if not item.label.name.endswith(LABEL_SUFFIX):  # pseudo-labels, perhaps in the same encoding
             return super().read_raw(item)
+        assert self.class_ids is not None  # see `prepare_labels`
         return decode_colours(read_colour_label(item.label), self.class_ids, item.label)
 
     def settings(self) -> list[Any]:
