@@ -129,8 +129,8 @@ class SegmentationDataset(Dataset):
 
     def decode(self, raw: np.ndarray, item: Item) -> Tensor:
         """An item's raw values as train ids; DataError for a value that the label space does not know."""
-        assert item.encoding is not None  # every item that has a label has one
-        return torch.from_numpy(self.labels.decode(raw, item.encoding, str(item.label)))
+        encoding = str(item.encoding)  # no label space knows "None"
+        return torch.from_numpy(self.labels.decode(raw, encoding, str(item.label)))
 
     def fit_label(self, item: Item, image: Tensor, label: Tensor) -> Tensor:
         """The label (H,W), with what the image (3,H,W) has no pixels for ignored; DataError unless of one size."""
