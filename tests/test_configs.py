@@ -45,6 +45,12 @@ def test_every_experiment_composes_with_every_model(experiment: str) -> None:
         assert LabelSpace.from_dict(config["labels"]).num_classes > 1
 
 
+def test_any_of_timms_encoders_can_be_chosen() -> None:
+    config = composed("source_cityscapes19", "model=timm", "model.encoder=resnet18", "model.head=linear")
+    model = build(config["model"], "model", num_classes=19)
+    assert (model.encoder.name, model.feature_dim) == ("resnet18", 64 + 128 + 256 + 512)
+
+
 def test_ablations_have_folders_of_their_own() -> None:
     names = [composed("toy_ablation", f"model={model}", "seed=3")["run_dir"] for model in MODELS]
     assert len({*names}) == len(MODELS)

@@ -8,6 +8,7 @@ import torch
 
 from tests.models.golden import FOLDER, official_input, official_shapes, official_state
 from trans4pass import create_model
+from trans4pass.models.encoders.mix_transformer import MixTransformer
 
 # ours, the golden arrays' number of classes, the official names
 OFFICIAL = [
@@ -47,6 +48,18 @@ COUNTS = {
     "trans4pass_plus_tiny": (13_173_180, 15_217_339),
     "trans4pass_plus_small": (24_218_044, 26_262_203),
 }
+
+
+def test_segformers_larger_encoders_have_their_published_size() -> None:
+    """In millions, table 1 of arXiv 2105.15203; without the deformable embedding."""
+    with torch.device("meta"):
+        encoders = {size: MixTransformer(size, deform=(False,) * 4) for size in ("b3", "b4", "b5")}
+    counts = {size: sum(p.numel() for p in encoder.parameters()) / 1e6 for size, encoder in encoders.items()}
+    assert counts == {
+        "b3": pytest.approx(44.0, abs=0.1),
+        "b4": pytest.approx(60.8, abs=0.1),
+        "b5": pytest.approx(81.4, abs=0.1),
+    }
 
 
 @pytest.mark.parametrize("name", COUNTS)

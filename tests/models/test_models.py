@@ -27,7 +27,7 @@ def image(batch: int, height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name[-2:] not in ("b4", "b5", "52")])  # the others' code
 @pytest.mark.parametrize("size", [(33, 47), (32, 32), (64, 97)], ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("training", [True, False])

@@ -12,6 +12,8 @@ from torch import Tensor
 from trans4pass import create_model
 from trans4pass.errors import WeightsError
 from trans4pass.models import identify, load_weights, read_weights
+from trans4pass.models.encoders import mix_transformer
+from trans4pass.models.encoders.mix_transformer import MIX_SIZES, MixSize
 from trans4pass.models.weights import Variant, Weights
 
 State = dict[str, Tensor]
@@ -135,6 +137,74 @@ def test_the_training_state_around_the_network_is_dropped(tmp_path: Path) -> Non
     assert report.dropped == ["discriminator.0.weight"]
 
 
+def mit(depths: tuple[int, ...], names: str) -> State:
+    """A MiT's ImageNet file, written by hand from the releases' names: widths 2, 4, 6, 8, one value per tensor."""
+    official, state = names == "official", {}
+
+    def put(name: str, *shape: int) -> None:
+        state[name] = torch.full(shape, float(len(state) % 97))
+
+    for s, depth in enumerate(depths):
+        dim, into, kernel, reduction = 2 * s + 2, 2 * s or 3, 7 if s == 0 else 3, (8, 4, 2, 1)[s]
+        embed = f"patch_embed{s + 1}." if official else f"segformer.encoder.patch_embeddings.{s}."
+        put(f"{embed}proj.weight", dim, into, kernel, kernel)
+        put(f"{embed}proj.bias", dim)
+        norms = [f"{embed}{'norm' if official else 'layer_norm'}"]
+        norms += [f"norm{s + 1}" if official else f"segformer.encoder.layer_norm.{s}"]
+        for b in range(depth):
+            block = f"block{s + 1}.{b}." if official else f"segformer.encoder.block.{s}.{b}."
+            attention = f"{block}attn." if official else f"{block}attention.self."
+            norms += [f"{block}norm{i}" if official else f"{block}layer_norm_{i}" for i in (1, 2)]
+            linears = {"q": dim, "kv": 2 * dim} if official else {"query": dim, "key": dim, "value": dim}
+            for name, out in linears.items():
+                put(f"{attention}{name}.weight", out, dim)
+                put(f"{attention}{name}.bias", out)
+            mlp = ("fc1", "fc2") if official else ("dense1", "dense2")
+            shapes = {
+                f"{block}attn.proj" if official else f"{block}attention.output.dense": (dim, dim),
+                f"{block}mlp.{mlp[0]}": (4 * dim, dim),
+                f"{block}mlp.dwconv.dwconv": (4 * dim, 1, 3, 3),
+                f"{block}mlp.{mlp[1]}": (dim, 4 * dim),
+            }
+            if reduction > 1:
+                shapes[f"{attention}sr"] = (dim, dim, reduction, reduction)
+                norms.append(f"{attention}{'norm' if official else 'layer_norm'}")
+            for name, shape in shapes.items():
+                put(f"{name}.weight", *shape)
+                put(f"{name}.bias", shape[0])
+        for name in norms:
+            put(f"{name}.weight", dim)
+            put(f"{name}.bias", dim)
+    classifier = "head" if official else "classifier"
+    put(f"{classifier}.weight", 5, dim)
+    put(f"{classifier}.bias", 5)
+    return state
+
+
+@pytest.mark.parametrize("names", ["official", "transformers"])
+@pytest.mark.parametrize(("size", "depths"), [("b3", (3, 4, 18, 3)), ("b4", (3, 8, 27, 3)), ("b5", (3, 6, 40, 3))])
+def test_larger_encoders_take_their_released_files(names: str, size: str, depths, tmp_path: Path, monkeypatch) -> None:
+    """With the releases' depths, and widths that fit into a test."""
+    monkeypatch.setattr(mix_transformer, "HEADS", (1, 1, 1, 1))
+    for known in ("b3", "b4", "b5"):
+        monkeypatch.setitem(MIX_SIZES, known, MixSize((2, 4, 6, 8), MIX_SIZES[known].depths))
+    state, other = mit(depths, names), {"b3": "b4", "b4": "b5", "b5": "b3"}[size]
+    path = save(state, tmp_path / f"mit_{size}.safetensors")
+    for family in ("trans4pass", "trans4pass_plus"):
+        model = create_model(f"{family}_{size}", CLASSES)
+        report = load_weights(model, path)
+        assert sorted(report.dropped) == sorted(key for key in state if key.startswith(("head.", "classifier.")))
+        assert all(key.startswith("head.") or re.search("offset|modulator", key) for key in report.missing)
+        last = state[
+            "block3.17.mlp.fc2.weight" if names == "official" else "segformer.encoder.block.2.17.mlp.dense2.weight"
+        ]
+        assert torch.equal(model.encoder.block3[17].mlp.fc2.weight, last) and len(model.encoder.block3) == depths[2]
+    with pytest.raises(
+        WeightsError, match=f"encoder of size {size}; the model's is {other}.*model=trans4pass_{size} or"
+    ):
+        create_model(f"trans4pass_{other}", CLASSES, path)
+
+
 REFUSED = {
     "another head": (
         ("trans4pass_plus_micro", 13),
@@ -179,6 +249,9 @@ def test_another_model_is_refused_and_named(case: str, tmp_path: Path) -> None:
         ("trans4pass_plus_tiny", {"deform": (True, True, False, False), "edges": True}),
         ("trans4pass_micro", {"head": "fpn", "ecrm": True, "edges": True}),
         ("trans4pass_micro", {"head": "coarse_to_fine"}),
+        ("trans4pass_b4", {"head": "segformer", "embed_dim": 64}),
+        ("trans4pass_micro", {"head": "linear", "edges": True}),
+        ("danet_resnet50", {"head": "upernet"}),
     ],
 )
 def test_every_model_is_known_by_its_weights(name: str, settings: dict) -> None:
@@ -241,6 +314,12 @@ def test_a_resnets_weights_are_sent_to_their_place(tmp_path: Path) -> None:
     path = save({"layer1.0.conv1.weight": torch.rand(64, 64, 1, 1)}, tmp_path / "resnet50.pth")
     with pytest.raises(WeightsError, match="a ResNet's ImageNet weights, for model=danet_resnet50, 101 or 152"):
         create_model("trans4pass_micro", CLASSES, path)
+
+
+def test_a_timm_model_is_sent_to_its_own_weights(tmp_path: Path) -> None:
+    path = save(segformer(random_state()), tmp_path / "mit_b0.pth")
+    with pytest.raises(WeightsError, match="for another encoder than the model's, which is timm's: pretrained=true"):
+        create_model("timm/resnet18", CLASSES, path, head="linear")
 
 
 def test_small_is_told_from_tiny(tmp_path: Path) -> None:

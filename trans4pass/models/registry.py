@@ -73,7 +73,7 @@ def create_model(
     allow_nonfinite: bool = False,
     **settings: Any,
 ) -> Segmentor:
-    """Build a model by name: trans4pass[_plus]_{micro,tiny,small}, danet_{micro,resnet50,resnet101,resnet152}.
+    """Build a model by name: trans4pass[_plus]_{micro,tiny,small,b3,b4,b5}, danet_{micro,resnet50,resnet101,resnet152}.
 
     Args:
         name: of a model, or of an encoder, which needs `head`.

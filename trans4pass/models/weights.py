@@ -1,7 +1,7 @@
 """Weights from files: this project's, the official releases', and SegFormer's ImageNet encoders.
 
-The ImageNet encoders (mit_b0 fits micro, mit_b1 tiny, mit_b2 small) come under NVIDIA's non-commercial licence; none is
-shipped here.
+The ImageNet encoders (mit_b0 fits micro, mit_b1 tiny, mit_b2 small, mit_b3 to mit_b5 their namesakes) come under
+NVIDIA's non-commercial licence; none is shipped here.
 """
 
 import json
@@ -164,7 +164,7 @@ def identify(state: Mapping[str, Tensor]) -> Variant | None:
     return Variant(
         name=resnet or f"{FAMILIES.get(head, 'trans4pass')}_{size}",
         num_classes=pred.shape[0],
-        embed_dim=pred.shape[1] if head in FAMILIES else None,
+        embed_dim=pred.shape[1] if head in (*FAMILIES, "segformer") else None,
         deform=None if resnet else tuple(f"encoder.patch_embed{stage}.offset_conv.weight" in state for stage in STAGES),
         head=None if is_default else head,
         ecrm=any(key.startswith("context.") for key in state),
@@ -182,6 +182,9 @@ HEADS = {  # a tensor that only this head has
     "danet": "head.pred_position.1.weight",
     "fpn": "head.adapters.0.weight",
     "coarse_to_fine": "head.laterals.0.0.weight",
+    "linear": "head.norm.weight",
+    "segformer": "head.projections.0.weight",
+    "upernet": "head.bottleneck.0.weight",
 }
 FAMILIES = {"dmlp": "trans4pass", "dmlp_v2": "trans4pass_plus"}  # heads that give a model its name
 RESNETS = {6: "danet_resnet50", 23: "danet_resnet101", 36: "danet_resnet152"}  # by the blocks of the third stage
@@ -356,6 +359,10 @@ def _explain(state: State, wanted: State, different: str) -> str:
         )
     if held:
         hint = f"It is {held}, as the model is, made with other settings of head, ecrm or edges: give those"
+    elif asked is None and asked_size is None:
+        hint = (
+            "It is for another encoder than the model's, which is timm's: pretrained=true takes that one's own weights"
+        )
     elif "encoder.body.layer1.0.conv1.weight" in state:
         hint = "It holds a ResNet's ImageNet weights, for model=danet_resnet50, 101 or 152"
     else:

@@ -55,10 +55,12 @@ def main(name: str, tool: Tool) -> None:
 
 
 def register_models() -> None:
-    """Make every model of the registry a choice of the group `model`: model=<name>."""
+    """Make every model of the registry a choice of the group `model`, model=<name>, and model=timm."""
     store = ConfigStore.instance()
     for name in MODELS:
         store.store(name, {"defaults": ["_named", "_self_"], "name": name}, "model")
+    timm = {"encoder": "???", "pretrained": False, "output_stride": None, "head": "dmlp"}
+    store.store("timm", {"defaults": ["_named", "_self_"], "name": "timm", **timm}, "model")
 
 
 def launch(tool: Tool, config: DictConfig) -> int:

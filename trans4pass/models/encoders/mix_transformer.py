@@ -3,7 +3,7 @@
 A Mix Transformer (SegFormer, arXiv 2105.15203) whose patch embeddings may be deformable. On purpose different here:
 - the embeddings' offset and modulator convolutions start at zero. The official encoder's general init overwrites those
   zeros with random values, so that its embedding does not start as the pretrained convolution;
-- `micro` is new: SegFormer B0's widths, for CPUs.
+- `micro` is new: SegFormer B0's widths, for CPUs; `b3`, `b4` and `b5` are SegFormer's, which the papers did not use.
 """
 
 from typing import NamedTuple
@@ -28,6 +28,9 @@ MIX_SIZES = {
     "micro": MixSize((32, 64, 160, 256), (2, 2, 2, 2)),
     "tiny": MixSize((64, 128, 320, 512), (2, 2, 2, 2)),
     "small": MixSize((64, 128, 320, 512), (3, 4, 6, 3)),
+    "b3": MixSize((64, 128, 320, 512), (3, 4, 18, 3)),
+    "b4": MixSize((64, 128, 320, 512), (3, 8, 27, 3)),
+    "b5": MixSize((64, 128, 320, 512), (3, 6, 40, 3)),
 }
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -109,7 +112,7 @@ class Block(nn.Module):
 class MixTransformer(nn.Module):
     """Encode a normalised image [B, 3, H, W] into four maps [B, channels[s], H / strides[s], W / strides[s]].
 
-    `size` is "micro", "tiny" or "small"; `deform[s]` makes stage s's patch embedding deformable; `drop_path` is the
+    `size` is one of `MIX_SIZES`; `deform[s]` makes stage s's patch embedding deformable; `drop_path` is the
     last block's rate, rising linearly from 0 at the first. Map sizes round up where the image does not divide.
     """
 
