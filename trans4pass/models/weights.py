@@ -181,7 +181,7 @@ HEADS = {  # a tensor that only this head has
     "dmlp_v2": "head.head1.dmlp.weight",
     "danet": "head.pred_position.1.weight",
     "fpn": "head.adapters.0.weight",
-    "coarse_to_fine": "head.laterals.0.0.weight",
+    "coarse_to_fine": "head.sums.0.0.weight",
     "linear": "head.norm.weight",
     "segformer": "head.projections.0.weight",
     "upernet": "head.bottleneck.0.weight",
