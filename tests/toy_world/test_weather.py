@@ -76,6 +76,9 @@ def test_fog_hides_by_distance():
     level = float32([[1, 1], [0, 0], [0, 0]])
     seen = shading._shade_air(np.zeros((3, 2), np.float32), level, float32([10, 20]), np.zeros(3), look)
     np.testing.assert_allclose(seen, np.tile(1 - np.exp([-1.0, -2.0]), (3, 1)), rtol=1e-5)
+    up = float32([[0], [0.8], [0.6]])  # into the sky: 45 m of height are 75 m along the ray
+    sky = shading._shade_air(np.zeros((3, 1), np.float32), up, float32([1e4]), np.zeros(3), replace(look, fog=0.01))
+    np.testing.assert_allclose(sky, 1 - np.exp(-0.75), rtol=1e-5)
 
 
 def test_a_box_shadows_the_ground_behind_it_and_nothing_else():
@@ -86,8 +89,8 @@ def test_a_box_shadows_the_ground_behind_it_and_nothing_else():
     ground = float32([(0, 0, 0, 5, -40, 40), (2, 2.8, 3.5, 2, 40, 40), (0, 0, 0, 0, 0, 0)])
     dark = lighting.in_shadow(box, ground, np.full(6, 1), np.array([0, -(0.5**0.5), 0.5**0.5]))
     assert dark.tolist() == [True, True, False, False, False, False]
-    roof = float32([[0.0], [0.0], [2.0]])
-    assert not lighting.in_shadow(box, roof, np.zeros(1, int), np.array([0, -0.1, 0.995])).any()
+    back = float32([(0, 0.5), (1, 1), (0.5, 1)])  # of the box itself, which its direction darkens already
+    assert not lighting.in_shadow(box, back, np.zeros(2, int), np.array([0, -(0.5**0.5), 0.5**0.5])).any()
 
 
 def test_a_lamp_lights_what_is_below_it():
