@@ -88,7 +88,7 @@ def test_it_is_small() -> None:
 
 
 def test_the_package_does_not_know_it() -> None:
-    names = ("extension_toy", "examples", "import extension", "MeanTeacher", 'patches"', 'stack"', "CountStage")
+    names = ("extension_toy", "examples", "import extension", "AveragedTeacher", 'patches"', 'stack"', "CountStage")
     for folder in ("trans4pass", "configs"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml"):

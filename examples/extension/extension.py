@@ -105,7 +105,7 @@ class Entropy(Term):
         return Losses({"": self.weight * -(log_p.exp() * log_p).sum(1).mean()}, {})
 
 
-class MeanTeacher(SumOfTerms):
+class AveragedTeacher(SumOfTerms):
     """A method: the network's moving average labels the target's images, and the network learns them on a strong view.
 
     The average, not the network, is scored, kept as best, exported and handed on.
@@ -123,7 +123,7 @@ class MeanTeacher(SumOfTerms):
         self.teacher = copy.deepcopy(network).requires_grad_(False)
         self.strong, self.momentum, self.threshold = strong, momentum, threshold
 
-    def train(self, mode: bool = True) -> "MeanTeacher":
+    def train(self, mode: bool = True) -> "AveragedTeacher":
         super().train(mode)
         self.teacher.eval()  # always
         return self
