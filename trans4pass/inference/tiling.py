@@ -21,7 +21,7 @@ from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
 from .predictor import TTA, Predictor, nothing
 
 WINDOW: Size = (1024, 512)  # width, height in pixels
-ROWS = 256  # of a panorama that are warped at a time
+ROWS = 256  # of a panorama that are warped, or handed on, at a time
 UNSEEN = 1e-4
 MOST_VIEWS = 64  # around the sphere at one pitch
 
@@ -93,7 +93,8 @@ class PerspectiveView:
     def look(self, images: Tensor) -> Tensor:
         warp = Warp(self.part(self.top, self.bottom), self.view, self.turn).to(images.device)
         self.seen = warp.seen.cpu()
-        return warp(images[..., self.top : self.bottom, self.columns])
+        part = images[..., self.top : self.bottom, self.columns]
+        return torch.cat([warp(part[:, channel : channel + 1]) for channel in range(part.shape[1])], 1)
 
     def weight(self) -> Tensor:
         angles = self.view.solid_angles()
@@ -106,7 +107,7 @@ class PerspectiveView:
         for top in range(self.top, self.bottom, ROWS):
             bottom = min(self.bottom, top + ROWS)
             warp = Warp(self.view, self.part(top, bottom), self.turn.T).to(onto.device)
-            for channel in range(x.shape[1]):  # each by itself: a warp copies what it reads
+            for channel in range(x.shape[1]):  # each by itself, since a warp copies what it reads
                 rows = onto[:, channel : channel + 1, top - first : bottom - first]
                 rows.index_add_(-1, columns, warp(x[:, channel : channel + 1]))
 
@@ -159,8 +160,9 @@ class Tiled(Predictor):
             del logits, weight
             end = min((later.top for later in pieces[number + 1 :]), default=images.shape[2])
             if end > start:
-                done = held[:, :, : end - start]
-                yield done[:, :-1] / done[:, -1:]
+                for row in range(0, end - start, ROWS):
+                    done = held[:, :, row : min(row + ROWS, end - start)]
+                    yield done[:, :-1] / done[:, -1:]
                 move_up(held, end - start)
                 start = end
             step(1 / len(pieces))
