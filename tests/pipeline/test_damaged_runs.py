@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_that_nothing_needs_stops_nothing(
         checkpoint.previous(stopped / stage / "last.pt").unlink()
     assert run_here(stopped, "resume=true") == 0
     said = shown()
-    assert "the picture goes without stage source" in said
+    assert "the pictures go without stage source" in said
     assert "the best step is looked for anew" in said
     assert_same_weights(finished, stopped)
     best = json.loads((stopped / "summary.json").read_text())["stages"]["mpa"]["best"]

@@ -38,11 +38,11 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def switches() -> Iterator[None]:
     """The process's switches, taken back after the test."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads, matmul = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
     tf32, benchmark = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     yield
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
+    torch.backends.cuda.matmul.allow_tf32 = matmul
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = tf32, benchmark
     torch.use_deterministic_algorithms(False)
 
@@ -54,7 +54,7 @@ def switches() -> Iterator[None]:
 @pytest.mark.parametrize("tf32", [True, False])
 def test_tf32_is_for_matrices_and_convolutions(tf32: bool) -> None:
     environment.set_switches(None, False, tf32)
-    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
     assert torch.backends.cudnn.allow_tf32 == tf32
 
 
