@@ -27,6 +27,7 @@ MISSPELT = {
     "benchmark": (["repeat=1"], "repeat", "repeats"),
     "benchmark_steps": (["repeat=1"], "repeat", "repeats"),
     "benchmark_data": (["image=1"], "image", "images"),
+    "benchmark_zoo": (["model=[a]"], "model", "models"),
     "check_data": (["limt=1"], "limt", "limit"),
     "compare": (["rns=[a]"], "rns", "runs"),
     "eval": (["data=densepass", "chekpoint=a"], "chekpoint", "checkpoint"),

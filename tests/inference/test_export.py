@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from tests.small import Strides, Sum, label_space, tiny_segmentor, various_network
-from trans4pass import TTA, load_model
+from trans4pass import TTA, create_model, load_model
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.inference import graph
 from trans4pass.inference.export import ExportSettings, export
@@ -110,6 +110,21 @@ def test_a_folder_for_the_hub_is_the_runs_model_to_the_bit(run: Path, tmp_path: 
     held = json.loads((tmp_path / "hub" / "config.json").read_text())
     assert LabelSpace.from_dict(held["labels"]) == SPACE
     assert held["model"]["name"] == "trans4pass_micro"
+
+
+def test_adapters_are_merged(tmp_path: Path) -> None:
+    """What is exported has plain names, needs no adapters to be opened, and computes the same."""
+    model = {"_target_": "trans4pass.create_model", "name": "trans4pass_micro", "embed_dim": 16, "lora": {"rank": 2}}
+    network = create_model("trans4pass_micro", 3, embed_dim=16, lora={"rank": 2}).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    checkpoint.save({"method": state, "model": model, "labels": SPACE.to_dict()}, tmp_path / "last.pt")
+    run_export(tmp_path / "last.pt", tmp_path / "out.safetensors")
+    opened = load_model(tmp_path / "out.safetensors", device="cpu").network
+    assert not [key for key in opened.state_dict() if "parametrizations" in key]
+    with torch.no_grad():
+        assert torch.equal(opened(NOISE).logits, network(NOISE).logits)
 
 
 def test_the_model_card_says_what_the_run_was(run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The switches of how a step is computed: what each of them changes, and that the step stays the same."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,19 @@ def test_a_compiled_networks_gradient_is_eagers(make: Callable[..., Made]) -> No
     compiled = moved(*make("compile=true", *plain))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert distance(moved(*make(*plain)), compiled) < 1e-3
+
+
+def test_what_is_trained_is_said_and_moves_alone(make: Callable[..., Made], caplog: pytest.LogCaptureFixture) -> None:
+    for setting, learns in (("model.freeze=[encoder]", "nothing"), ("model.lora={rank: 2}", "parametrizations")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            stage, trainer = make(setting, "stages.mpa.optim.network.layer_decay=0.9")
+        network = trainer.method.network
+        learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in network.parameters()) - learning
+        assert f"mpa: network trains {learning:,} parameters, {frozen:,} frozen; " in caplog.text
+        before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+        trainer.train_step([next(stage.data.batches(0))])
+        changed = {name for name, parameter in network.named_parameters() if not torch.equal(parameter, before[name])}
+        assert any(name.startswith("head.") for name in changed)
+        assert all(learns in name for name in changed if name.startswith("encoder."))

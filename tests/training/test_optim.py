@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tests.models import tiny_encoders  # noqa: F401 - registers them
 from tests.pipeline.conftest import composed
 from trans4pass.errors import ConfigError
 from trans4pass.methods import Method as AnyMethod
-from trans4pass.training import build_optimizers
+from trans4pass.models import create_model
+from trans4pass.training import build_optimizers, trained_and_frozen
 
 
 class Method(AnyMethod):
@@ -51,6 +53,41 @@ def test_each_parameter_is_in_one_group(scale: dict[str, float]) -> None:
     optimizers = build_optimizers(method, {"network": {**SGD, **scale}, "discriminator": SGD}, "optim")
     assert [len(rates_of(parameter, optimizers)) for parameter in method.parameters()] == [1] * 8
     assert rates_of(method.network.head.weight, optimizers) == [0.1 * scale.get("head_lr_scale", 1)]
+
+
+def test_rates_fall_block_by_block_towards_the_image() -> None:
+    """Three blocks, factor 0.5, head times 10; the pyramid of a plain transformer has the whole rate."""
+    method = AnyMethod(create_model("timm/tiny_vit_patch16", 5, head="linear"))
+    optimizers = build_optimizers(method, {"network": {**SGD, "layer_decay": 0.5, "head_lr_scale": 10.0}}, "optim")
+    encoder, model = method.network.encoder, method.network.encoder.body.model
+    rates = {p: rates_of(p, optimizers) for p in method.parameters()}
+    assert all(len(found) == 1 for found in rates.values())
+    for part, rate in (
+        (method.network.head, 1.0), (encoder.pyramid, 0.1), (model.norm, 0.05), (model.blocks[2], 0.05),
+        (model.blocks[1], 0.025), (model.blocks[0], 0.0125), (model.patch_embed, 0.00625),
+    ):  # fmt: skip
+        assert all(rates[p] == [pytest.approx(rate)] for p in part.parameters())
+
+
+def test_a_decay_needs_blocks() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.network\.layer_decay is 0\.9.*no blocks"):
+        build_optimizers(Method(), {"network": {**SGD, "layer_decay": 0.9}, "discriminator": SGD}, "optim")
+    with pytest.raises(ConfigError, match=r"optim\.discriminator\.layer_decay is 0\.9.*no encoder"):
+        build_optimizers(Method(), {"network": SGD, "discriminator": {**SGD, "layer_decay": 0.9}}, "optim")
+    with pytest.raises(ConfigError, match=r"optim\.network\.layer_decay is 1\.1"):
+        build_optimizers(Method(), {"network": {**SGD, "layer_decay": 1.1}, "discriminator": SGD}, "optim")
+
+
+def test_what_is_frozen_is_in_no_group_and_counted() -> None:
+    """A linear layer of 2 and 2 has 6 parameters; the discriminator's 3."""
+    method = Method()
+    method.network.encoder.requires_grad_(False)
+    for settings in ({}, {"head_lr_scale": 2.0}):
+        optimizers = build_optimizers(method, {"network": {**SGD, **settings}, "discriminator": SGD}, "optim")
+        assert not rates_of(method.network.encoder.weight, optimizers)
+        assert rates_of(method.network.head.weight, optimizers)
+    words = "network trains 12 parameters, 6 frozen; discriminator trains 3 parameters"
+    assert trained_and_frozen(method) == words
 
 
 def test_a_rate_of_the_head_needs_an_encoder() -> None:

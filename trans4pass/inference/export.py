@@ -14,7 +14,7 @@ from trans4pass.console import console
 from trans4pass.data import Size
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.interrupts import Interrupts
-from trans4pass.models import Segmentor, make_circular
+from trans4pass.models import Segmentor, make_circular, merge_adapters
 from trans4pass.settings import parse
 from trans4pass.storage import replacing, write_json, write_text
 
@@ -50,6 +50,9 @@ def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrup
         check_opset(settings.opset)
     described = read_described(settings.checkpoint, target, settings.plugins, SUFFIXES.get(format))
     network = described.network(settings.allow_nonfinite)
+    if described.model.get("lora"):
+        merge_adapters(network)
+        described = described._replace(model={key: value for key, value in described.model.items() if key != "lora"})
     if format == "safetensors":
         write_described(target, described, network)
     elif format == "hub":

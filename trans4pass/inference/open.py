@@ -34,7 +34,7 @@ from .onnx_network import OnnxNetwork
 FACTORY = "trans4pass.create_model"
 WEIGHTS_FILE = "model.safetensors"  # of an exported folder, and of a repository on the hub
 # A model's settings about what its training once started from; they are not needed to open it.
-STARTS = ("weights", "allow_nonfinite", "pretrained")
+STARTS = ("weights", "allow_nonfinite", "pretrained", "freeze")
 # What the first release called the submodules of its methods.
 FIRST_RELEASE = {"discriminator.": "terms.adversarial.discriminator.", "bank.": "terms.prototypes.bank."}
 

@@ -6,6 +6,7 @@ from .heads.coarse_to_fine import refuse_first_release
 from .output import EDGE, HeadOutput, SegOutput
 from .registry import ENCODERS, HEADS, MODELS, circular_twin, create_model
 from .segmentor import Segmentor, as_float, input_size
+from .tuning import distances, merge_adapters
 from .weights import (
     DESCRIPTION,
     Weights,
@@ -22,6 +23,6 @@ from .weights import (
 __all__ = [
     "DESCRIPTION", "EDGE", "ENCODERS", "HEADS", "MODELS", "MULTIPLE", "HeadOutput", "SegOutput", "Segmentor",
     "Weights", "align_channels", "as_float", "as_weights", "channel_statistics", "check_finite", "check_weights",
-    "circular_twin", "create_model", "differences", "identify", "input_size", "load_weights", "make_circular",
-    "read_file", "read_weights", "refuse_first_release", "resize",
+    "circular_twin", "create_model", "differences", "distances", "identify", "input_size", "load_weights",
+    "make_circular", "merge_adapters", "read_file", "read_weights", "refuse_first_release", "resize",
 ]  # fmt: skip

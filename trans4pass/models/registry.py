@@ -26,6 +26,8 @@ from .heads.linear import LinearHead
 from .heads.segformer import SegFormerHead
 from .heads.upernet import UPerNetHead
 from .segmentor import Segmentor
+from .tuning import Frozen, add_adapters
+from .tuning import freeze as freeze_parts
 from .weights import load_weights
 
 T = TypeVar("T")
@@ -71,6 +73,8 @@ def create_model(
     align: float = 0.0,
     statistics: Mapping[str, Sequence[float]] | None = None,
     allow_nonfinite: bool = False,
+    freeze: Sequence[Frozen] = (),
+    lora: bool | Mapping[str, Any] = False,
     **settings: Any,
 ) -> Segmentor:
     """Build a model by name: trans4pass[_plus]_{micro,tiny,small,b3,b4,b5}, danet_{micro,resnet50,resnet101,resnet152}.
@@ -88,6 +92,10 @@ def create_model(
         align: how far each image's channel mean and deviation are moved towards the source's, 0 (off) to 1.
         statistics: the source's {"mean": [r, g, b], "std": [r, g, b]}, of values in [0,1]; `align` needs them.
         allow_nonfinite: load weights that are NaN or infinite all the same.
+        freeze: what is not trained: "encoder", "norms" (the encoder's), or a number n, the first n of its four stages;
+            of a plain transformer each quarter of the blocks is one. Frozen BatchNorm keeps its statistics.
+        lora: train low-rank adapters of the encoder's attention, and no other part of the encoder; True, or the
+            settings that differ from {"rank": 8, "alpha": 16}.
         settings: of the encoder and of the head, each of which takes those that it has: `embed_dim` (the DMLP
             decoders' width, and the prototypes', 128), `deform` (which of the pyramid's four patch embeddings are
             deformable), `deform_backend` (auto | native | torchvision | mmcv), `drop_path` (stochastic depth of the
@@ -126,6 +134,14 @@ def create_model(
     channels = encoder.channels if context is None else context.channels
     decoder = assemble(make_head, "model.head", {**taken(make_head, settings), **chosen}, channels, num_classes)
     model = Segmentor(encoder, decoder, context, edge_head, alignment)
+    if freeze and lora is not False:
+        raise ConfigError("model.lora freezes the encoder by itself: leave model.freeze empty, or lora=false")
+    if freeze:
+        freeze_parts(encoder, freeze)
+    if lora is not False:
+        assemble(add_adapters, "model.lora", {} if lora is True else lora, encoder)
+    model.has_frozen = bool(freeze) or lora is not False
+    model.train()
     if wrap:
         make_circular(model)
         check_circular(model)

@@ -11,6 +11,7 @@ from trans4pass.errors import ConfigError
 from .alignment import Alignment
 from .circular import MULTIPLE, resize
 from .output import SegOutput
+from .tuning import rest_frozen
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +37,7 @@ class Segmentor(nn.Module):
     """
 
     wrap = False
+    has_frozen = False  # whether what is not trained stays in evaluation mode
 
     mean: Tensor
     std: Tensor
@@ -84,6 +86,12 @@ class Segmentor(nn.Module):
     def recompute_activations(self) -> None:
         """Compute the encoder's blocks again in the backward pass, instead of keeping what they computed."""
         self.encoder.set_grad_checkpointing()
+
+    def train(self, mode: bool = True) -> "Segmentor":
+        super().train(mode)
+        if mode and self.has_frozen:
+            rest_frozen(self)
+        return self
 
     def forward(self, image: Tensor) -> SegOutput:
         """Segment RGB images [B, 3, H, W]: uint8, or floating in [0, 1]; ConfigError for sizes that cannot work."""

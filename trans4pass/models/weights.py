@@ -23,6 +23,7 @@ from trans4pass.hub import fetched
 
 from .encoders.mix_transformer import MIX_SIZES
 from .heads.coarse_to_fine import refuse_first_release
+from .tuning import ADAPTER, adapted
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,10 @@ def load_weights(model: nn.Module, source: str | PathLike[str] | Weights, allow_
 
     An encoder alone (SegFormer's, a ResNet's) leaves the head and the deforming patch embeddings' offset and modulator
     convolutions as they are. Raises WeightsError where the file cannot be read, holds another model, or, unless
-    `allow_nonfinite`, NaN or infinity.
+    `allow_nonfinite`, NaN or infinity. A model with adapters takes weights without, and the other way round.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
+    weights = weights._replace(state=adapted(weights.state, model.state_dict()))
     missing = check_weights(model, weights, allow_nonfinite)
     model.load_state_dict(weights.state, strict=False)
     report = LoadReport(weights.format, len(weights.state), missing, weights.dropped)
@@ -89,11 +91,12 @@ def load_weights(model: nn.Module, source: str | PathLike[str] | Weights, allow_
 
 def check_weights(model: nn.Module, weights: Weights, allow_nonfinite: bool = False) -> list[str]:
     """The model's tensors that a file lacks by nature; raises what `load_weights` does."""
-    state, wanted = weights.state, model.state_dict()
+    wanted = model.state_dict()
+    state = adapted(weights.state, wanted)
     refuse_first_release(state, weights.path)
     encoder_only = not any(key.startswith("head.") for key in state)
     missing = [key for key in wanted if key not in state]
-    may_lack = [key for key in missing if encoder_only and _may_be_missing(key)]
+    may_lack = [key for key in missing if ADAPTER in key or (encoder_only and _may_be_missing(key))]
     different = differences(state, wanted, may_lack)
     if different:
         raise WeightsError(f"{weights.path} does not fit the model. {_explain(state, wanted, different)}")

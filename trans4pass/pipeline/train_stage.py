@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import PositiveFloat
-from torch import nn
+from timm.layers.norm_act import convert_sync_batchnorm
 
 from trans4pass import dist
 from trans4pass.build import build
@@ -18,7 +18,16 @@ from trans4pass.inference import submodule_state
 from trans4pass.methods import Method
 from trans4pass.settings import Positive, converted
 from trans4pass.storage import recall_json, write_json
-from trans4pass.training import Monitor, Trackers, Trainer, TrainerSettings, build_optimizers, checkpoint, make_schedule
+from trans4pass.training import (
+    Monitor,
+    Trackers,
+    Trainer,
+    TrainerSettings,
+    build_optimizers,
+    checkpoint,
+    make_schedule,
+    trained_and_frozen,
+)
 from trans4pass.training.schedules import Schedule
 
 from .domains import NO_LABELS, Domain, StageData, counted_channel_statistics, with_class_weights
@@ -157,11 +166,12 @@ class TrainStage(Stage):
         method.to(self.run.device)
         self.run.speed_up(method.network)
         if dist.active() and self.run.device.type == "cuda":
-            method = cast(Method, nn.SyncBatchNorm.convert_sync_batchnorm(method))
+            method = cast(Method, convert_sync_batchnorm(method))  # timm's, which keeps its norms' activations
         settings, device = self.trainer_settings(), self.run.device
         evaluator = ValidationSets(self.run, self.name, settings.precision, self.data, self.judge)
         monitor = Monitor(self.build_tracker(), self.name, settings.steps, self.settings.log_every, device)
         optimizers, schedule = self.build_optimizers(method), self.build_schedule()
+        log.info("%s: %s", self.name, trained_and_frozen(method))
         meta = {**self.run.meta(self.model()), "stage": self.name}
         return Trainer(
             self.name, method, optimizers, schedule, self.data, evaluator, monitor, settings, self.folder, device,

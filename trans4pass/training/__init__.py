@@ -2,7 +2,7 @@
 
 from . import checkpoint
 from .monitor import Monitor
-from .optim import build_optimizers
+from .optim import build_optimizers, trained_and_frozen
 from .schedules import POLICIES, make_schedule
 from .tensorboard import TensorBoard
 from .trackers import CSV, Tracker, Trackers, Trackio, WandB
@@ -11,4 +11,5 @@ from .trainer import Evaluation, Evaluator, Trainer, TrainerSettings, TrainingDa
 __all__ = [
     "CSV", "POLICIES", "Evaluation", "Evaluator", "Monitor", "TensorBoard", "Tracker", "Trackers", "Trackio", "Trainer",
     "TrainerSettings", "TrainingData", "WandB", "build_optimizers", "checkpoint", "make_schedule", "to_device",
+    "trained_and_frozen",
 ]  # fmt: skip

@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Le
 from pydantic import PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
@@ -12,7 +13,10 @@ from torch.optim import Optimizer
 from trans4pass.build import build
 from trans4pass.errors import ConfigError
 from trans4pass.methods import Method
+from trans4pass.models import distances
 from trans4pass.settings import converted
+
+Decay = Annotated[float, Gt(0), Le(1)]
 
 
 def build_optimizers(method: Method, configs: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Optimizer]:
@@ -20,7 +24,8 @@ def build_optimizers(method: Method, configs: Mapping[str, Mapping[str, Any]], w
 
     Args:
         configs: module's name -> optimiser config, which may also say `head_lr_scale`, a factor on the learning rate of
-            all that the module has behind its `encoder`.
+            all that the module has behind its `encoder`, and `layer_decay`, a factor for each block of the encoder that
+            lies nearer to the image, on the last block, too (BEiT, arXiv 2106.08254).
         where: the configs' place, for error messages.
     Raises:
         ConfigError: a trainable parameter in no optimiser or in two, or an optimiser for a module that is not there.
@@ -31,7 +36,8 @@ def build_optimizers(method: Method, configs: Mapping[str, Mapping[str, Any]], w
             raise ConfigError(f"{where}.{name}: the method has no {name!r} to train, it has {', '.join(modules)}")
         place, config = f"{where}.{name}", dict(config)
         scale = converted(PositiveFloat, config.pop("head_lr_scale", 1.0), f"{place}.head_lr_scale")
-        groups = parameter_groups(modules[name], scale, config.get("lr"), place)
+        decay = converted(Decay, config.pop("layer_decay", 1.0), f"{place}.layer_decay")
+        groups = parameter_groups(modules[name], scale, decay, config.get("lr"), place)
         if all(p.is_cuda for group in groups for p in group["params"]) and can_fuse(config):
             config.setdefault("fused", True)  # one launch for all parameters
         optimizers[name] = build(config, place, groups)
@@ -45,15 +51,38 @@ def can_fuse(config: Mapping[str, Any]) -> bool:
     return kind is not None and "fused" in inspect.signature(kind).parameters and not config.get("foreach")
 
 
-def parameter_groups(module: nn.Module, head_scale: float, lr: Any, where: str) -> list[dict[str, Any]]:
-    """All parameters once; with a scale other than 1 those behind `module.encoder` in a group of their own."""
-    if head_scale == 1:
-        return [{"params": list(module.parameters())}]
+def parameter_groups(
+    module: nn.Module, head_scale: float, layer_decay: float, lr: Any, where: str
+) -> list[dict[str, Any]]:
+    """All parameters that are trained, once: in groups by their learning rate, the encoder's last blocks first."""
+    if head_scale == layer_decay == 1:
+        return [{"params": trained(module)}]
     if not isinstance(encoder := getattr(module, "encoder", None), nn.Module):
-        raise ConfigError(f"{where}.head_lr_scale is {head_scale}, but this module has no encoder: leave it out")
-    first = list(encoder.parameters())
-    behind = [parameter for parameter in module.parameters() if parameter not in set(first)]
-    return [{"params": first}, {"params": behind, "lr": converted(float, lr, f"{where}.lr") * head_scale}]
+        asked = f"head_lr_scale is {head_scale}" if head_scale != 1 else f"layer_decay is {layer_decay}"
+        raise ConfigError(f"{where}.{asked}, but this module has no encoder: leave it out")
+    rate, places = converted(float, lr, f"{where}.lr"), distances(encoder)
+    if layer_decay != 1 and max(places.values()) == 1:
+        raise ConfigError(f"{where}.layer_decay is {layer_decay}, but this encoder has no blocks to tell apart: set 1")
+    inside: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad:
+            inside.setdefault(layer_decay ** places[name], []).append(parameter)
+    groups = [{"params": inside[factor], "lr": rate * factor} for factor in sorted(inside, reverse=True)]
+    behind = [parameter for parameter in trained(module) if parameter not in {*encoder.parameters()}]
+    return [*groups, {"params": behind, "lr": rate * head_scale}]
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def trained_and_frozen(method: Method) -> str:
+    """How many parameters each of the method's modules trains, and how many stand still, in words."""
+    parts = []
+    for name, module in method.trained_modules().items():
+        total, learning = (sum(p.numel() for p in ps) for ps in (module.parameters(), trained(module)))
+        parts.append(f"{name} trains {learning:,} parameters" + (f", {total - learning:,} frozen" * (total > learning)))
+    return "; ".join(parts)
 
 
 def check_coverage(method: nn.Module, optimizers: Mapping[str, Optimizer], where: str) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 

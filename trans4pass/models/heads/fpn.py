@@ -35,6 +35,11 @@ class FPNHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], num_classes: int, hidden: Positive = 256) -> None:
         super().__init__()
+        if len(channels) != 4:
+            raise ConfigError(
+                f"head=fpn reads four maps, and the encoder has {len(channels)}, of widths {list(channels)}: take "
+                "head=dmlp, linear, segformer or upernet, which read any number"
+            )
         if hidden % (2 * GROUPS):
             raise ConfigError(f"the FPN head's hidden width must be a multiple of {2 * GROUPS}, got {hidden}")
         half = hidden // 2
