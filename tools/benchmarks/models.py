@@ -123,7 +123,9 @@ def make_precision_step(
     return call
 
 
-def throughput(step: Callable[[], object], device: torch.device, batch: int, repeats: int) -> tuple[float, float | None]:
+def throughput(
+    step: Callable[[], object], device: torch.device, batch: int, repeats: int
+) -> tuple[float, float | None]:
     """Images per second, from the median time of a step, and on a GPU the peak memory in GiB."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
