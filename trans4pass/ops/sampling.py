@@ -61,11 +61,11 @@ class Corners(NamedTuple):
         fy, fx = self.fraction.unbind(3)
         dy, dx = to.offset.unbind(3)
         upper, lower = torch.lerp(dots[0], dots[1], fx), torch.lerp(dots[2], dots[3], fx)
-        torch.sub(lower, upper, out=dy)
-        torch.lerp(dots[1].sub_(dots[0]), dots[3].sub_(dots[2]), fy, out=dx)
+        dy.copy_(lower - upper)  # `out=` of a strided view would break compiled graphs
+        dx.copy_(torch.lerp(dots[1].sub_(dots[0]), dots[3].sub_(dots[2]), fy))
         if self.mask is not None:
             to.offset.mul_(self.mask.unsqueeze(3))
-            torch.lerp(upper, lower, fy, out=to.mask)
+            to.mask.copy_(torch.lerp(upper, lower, fy))
 
 
 class Sampler(NamedTuple):
@@ -268,11 +268,11 @@ class PointSampler(Sampler):
         torch.lerp(upper, lower, fy, out=samples)
         dy = lower.sub_(upper)
         if mask is not None:
-            torch.mul(self.unlay(grad, shape), self.unlay(samples, shape), out=to.mask)
+            to.mask.copy_(self.unlay(grad, shape) * self.unlay(samples, shape))
             samples.mul_(mask)
             grad = grad * mask
         for slope, out in zip((dy, dx), to.offset.unbind(3)):
-            torch.mul(self.unlay(grad, shape), self.unlay(slope, shape), out=out)
+            out.copy_(self.unlay(grad, shape) * self.unlay(slope, shape))
         if target is not None:
             below = grad * fy
             above = grad - below
