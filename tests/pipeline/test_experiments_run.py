@@ -1,3 +1,4 @@
+# ruff: noqa: F401, F811 (fixtures are imported, and named by arguments)
 """Every published experiment runs two steps per stage on small files in the real layouts."""
 
 import json
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.data.conftest import (  # noqa: F401 fixtures
+from tests.data.conftest import (  # fixtures
     cityscapes_root,
     densepass_root,
     stanford_root,
