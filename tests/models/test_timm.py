@@ -143,7 +143,7 @@ def test_a_plain_transformer_keeps_its_blocks_and_its_norm() -> None:
     torch.manual_seed(0)
     encoder = TimmEncoder("tiny_vit_patch16").eval()
     model = encoder.body.model
-    assert len(model.blocks) == 3
+    assert len(model.blocks) == 3 and isinstance(model.norm, nn.LayerNorm)
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         tokens = model.norm(model.blocks(model._pos_embed(model.patch_embed(x))))[:, 1:]

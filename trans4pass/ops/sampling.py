@@ -63,7 +63,7 @@ class Corners(NamedTuple):
         upper, lower = torch.lerp(dots[0], dots[1], fx), torch.lerp(dots[2], dots[3], fx)
         dy.copy_(lower - upper)  # `out=` of a strided view would break compiled graphs
         dx.copy_(torch.lerp(dots[1].sub_(dots[0]), dots[3].sub_(dots[2]), fy))
-        if self.mask is not None:
+        if self.mask is not None and to.mask is not None:
             to.offset.mul_(self.mask.unsqueeze(3))
             to.mask.copy_(torch.lerp(upper, lower, fy))
 
@@ -267,7 +267,7 @@ class PointSampler(Sampler):
         upper, lower = upper.lerp_(upper_right, fx), lower.lerp_(lower_right, fx)
         torch.lerp(upper, lower, fy, out=samples)
         dy = lower.sub_(upper)
-        if mask is not None:
+        if mask is not None and to.mask is not None:
             to.mask.copy_(self.unlay(grad, shape) * self.unlay(samples, shape))
             samples.mul_(mask)
             grad = grad * mask
