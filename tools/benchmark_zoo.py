@@ -17,7 +17,7 @@ from trans4pass.pipeline.launch import main
 
 
 def processor_pace(call: Callable[[], Any], repeats: int) -> float:
-    """Calls per second of one thread's own time, which other work on the machine takes nothing from."""
+    """Calls per second of one thread's own time, which other work disturbs less than the clock's."""
     times = []
     for _ in range(repeats + 1):
         start = time.process_time()
