@@ -85,7 +85,7 @@ mutation: setup  ## change the code in thousands of small ways and list those th
 lint: setup  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python trans4pass tools examples
+	$(BIN)/pyright
 
 format: setup  ## fix style and format where it can be done automatically
 	$(BIN)/ruff check --fix .
