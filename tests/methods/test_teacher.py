@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.small import tiny_segmentor
 from trans4pass.data import YawRoll
 from trans4pass.errors import ConfigError
 from trans4pass.losses import CrossEntropy
@@ -76,6 +77,19 @@ def test_it_follows_the_network_at_its_momentum_and_faster_at_first() -> None:
     assert torch.allclose(method.teacher.logits, start + 0.75 * 1.5 + 0.25 * 2)
     assert method.deployed() is method.teacher
     assert not any(parameter.requires_grad for parameter in method.teacher.parameters())
+
+
+def test_it_reads_the_context_that_the_network_wrote() -> None:
+    network = tiny_segmentor(K)
+    method = MeanTeacher(network, {"self_training": Segmentation(network, CrossEntropy(), "target")}, momentum=0.5)
+    method.prepare({})
+    before = network.encoder.levels[0][1].running_mean.clone()
+    network.train()(random_batch()["target"]["image"])
+    method.after_step(9)
+    taught, ring = method.teacher.context.ring, network.context.ring
+    assert int(taught.written) == 2 and torch.equal(taught.read(), ring.read())
+    after = network.encoder.levels[0][1].running_mean  # a BatchNorm's is averaged like a weight
+    assert torch.allclose(method.teacher.encoder.levels[0][1].running_mean, (before + after) / 2)
 
 
 def test_it_starts_as_the_network_that_was_handed_on() -> None:

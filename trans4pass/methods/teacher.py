@@ -7,13 +7,13 @@ best, exported and handed on.
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import compress
 from typing import Annotated, Literal, cast
 
 import torch
 from annotated_types import Ge, Interval, Lt
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from trans4pass import dist
@@ -143,9 +143,12 @@ class MeanTeacher(SumOfTerms):
     def after_step(self, step: int) -> dict[str, Tensor]:
         values = super().after_step(step)
         momentum = min(self.momentum, 1 - 1 / (step + 1))
-        averages, news = list(self.teacher.state_dict().values()), list(self.network.state_dict().values())
-        floating = [average.is_floating_point() for average in averages]  # the others are BatchNorms' counts
-        get_ema_multi_avg_fn(momentum)(list(compress(averages, floating)), list(compress(news, floating)), 0)
+        averages, news = self.teacher.state_dict(), self.network.state_dict()
+        kept = memories(self.network)
+        moved = [name for name in averages if name not in kept]
+        get_ema_multi_avg_fn(momentum)([averages[name] for name in moved], [news[name] for name in moved], 0)
+        for name in kept:
+            averages[name].copy_(news[name])
         if self._sums:
             sums = dist.sum_(torch.stack(self._sums).sum(0))
             self._sums.clear()
@@ -160,3 +163,17 @@ class MeanTeacher(SumOfTerms):
 
     def deployed(self) -> Segmentor:
         return self.teacher
+
+
+def memories(network: nn.Module) -> set[str]:
+    """The buffers of which an average means nothing, by name: all but BatchNorms' means and variances.
+
+    ECRM's ring of past images is one, with its count: an average of what came one after the other is neither.
+    """
+    statistics = {
+        f"{name}.{part}"
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm)
+        for part in ("running_mean", "running_var")
+    }
+    return {name for name, _ in network.named_buffers()} & network.state_dict().keys() - statistics
