@@ -1,4 +1,4 @@
-"""Imports go downwards only (CONTRIBUTING.md, "The house")."""
+"""Imports go downwards only (CONTRIBUTING.md, "What lies where")."""
 
 import ast
 from pathlib import Path

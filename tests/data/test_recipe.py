@@ -1,4 +1,4 @@
-"""The recipes of datasets_layout.md do what they say: their blocks are taken from the page and run."""
+"""The recipes of docs/own_data.md do what they say: their blocks are taken from the page and run."""
 
 import re
 import shutil
@@ -18,7 +18,8 @@ from trans4pass.pipeline.check_data import check_data
 from trans4pass.pipeline.launch import resolved
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "datasets_layout.md").read_text()
+PAGE = (ROOT / "docs" / "own_data.md").read_text()
+LAYOUTS = (ROOT / "datasets_layout.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -78,7 +79,7 @@ def test_a_layout_of_its_own_is_one_short_class(configs, tmp_path):
     assert list(dataset.label_files()) == [label]
 
 
-def test_every_data_set_and_label_space_that_the_page_names_is_there(configs):
+def test_every_data_set_and_label_space_that_the_pages_name_is_there(configs):
     first, *_, spaces = (re.findall(r"^\| `(\w+)` \| (.*)", part, re.MULTILINE) for part in tables())
     assert {name for name, _ in first} == {p.stem for p in (ROOT / "configs/data").glob("[a-z]*.yaml")} - TOY
     assert {name for name, _ in spaces} == {p.stem for p in (ROOT / "configs/labels").glob("*.yaml")}
@@ -93,6 +94,6 @@ TOY = {"toy_pinhole", "toy_panorama"}
 
 
 def tables() -> list[str]:
-    """The page's tables of data sets, encodings and label spaces."""
-    found = re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE)
+    """The tables of data sets, encodings and label spaces."""
+    found = re.findall(r"(?:^\|.*\n)+", LAYOUTS, re.MULTILINE)
     return [table for table in found if table.startswith(("| `data=`", "| encoding", "| label space"))]
