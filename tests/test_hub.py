@@ -1,5 +1,6 @@
 """Weights by name, from a small server of this process that speaks the hub's file protocol."""
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -8,17 +9,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save
+from timm.models import _registry
 
+from tests.models import tiny_encoders  # noqa: F401 - timm's tiny ones
 from tests.small import label_space
 from trans4pass import create_model, hub, load_model
-from trans4pass.errors import WeightsError
+from trans4pass.errors import ConfigError, WeightsError
 
 COMMITS = {"main": "1" * 40, "v2": "2" * 40}
 CARD = b"---\nlicense: other\nlicense_link: https://example.org/terms\n---\n# A model\n"
@@ -240,6 +245,70 @@ def test_a_whole_model_by_name(server: Hub, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network(image[None]).logits.argmax(1)[0]
     assert torch.equal(torch.from_numpy(model.predict(image).labels), expected.to(torch.uint8))
+
+
+# ---- timm's own weights ----
+
+
+def publish(name: str, classifier: str, server: Hub, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Give the server weights of one of timm's, with a classifier of 1000 classes, and make timm know of them."""
+    known = {"hf_hub_id": f"timm/{name}.random", "license": "mit", "classifier": classifier}
+    trained = dataclasses.replace(timm.get_pretrained_cfg(name), **known)
+    monkeypatch.setitem(_registry._model_pretrained_cfgs, name, trained)
+    torch.manual_seed(5)
+    state = timm.create_model(name).state_dict()
+    server.files[known["hf_hub_id"], COMMITS["main"], "model.safetensors"] = save(state)
+    return state
+
+
+def test_timms_weights_are_downloaded_once_and_their_licence_said_once(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = publish("tiny_resnet", "fc", server, monkeypatch)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            held = create_model("timm/tiny_resnet", 3, head="linear", pretrained=True).encoder.body.state_dict()
+            assert all(torch.equal(held[key], state[key]) for key in held)
+            assert held.keys() == {key for key in state if not key.startswith("fc.")}
+    assert server.asked == ["timm/tiny_resnet.random@main/model.safetensors"]
+    said = [record.message for record in caplog.records if record.message.startswith("licence")]
+    assert said == ["licence of hf://timm/tiny_resnet.random: mit"]
+
+
+def test_a_plain_transformers_pyramid_and_adapters_start_anew(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = publish("tiny_vit_patch16", "head", server, monkeypatch)
+    body = create_model("timm/tiny_vit_patch16", 3, head="linear", pretrained=True, lora=True).encoder.body.model
+    assert torch.equal(body.patch_embed.proj.weight, state["patch_embed.proj.weight"])
+    assert torch.equal(body.blocks[1].attn.qkv.weight, state["blocks.1.attn.qkv.weight"])  # the adapters are zero
+
+
+def test_timms_weights_that_cannot_be_had_are_named_with_their_place(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("tiny_resnet", "fc", server, monkeypatch)
+    make = partial(create_model, "timm/tiny_resnet", 3, head="linear", pretrained=True)
+    server.flip = True
+    with pytest.raises(WeightsError, match=r"model\.safetensors of hf://timm/tiny_resnet\.random came damaged"):
+        make()
+    move(monkeypatch, "http://127.0.0.1:9")  # nobody listens
+    with pytest.raises(WeightsError) as stopped:
+        make()
+    said = str(stopped.value)
+    assert "model.safetensors of hf://timm/tiny_resnet.random is not in the cache" in said
+    assert f"copy {tmp_path / 'hub' / 'models--timm--tiny_resnet.random'} from there to the same place here" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("trans4pass_tiny", {}, r"\(MixTransformer\) is none of timm's: model\.weights=nvidia/mit-b1"),
+        ("timm/tiny_convnext", {"head": "linear"}, "timm has no weights of tiny_convnext on the hub. Set it to false"),
+        ("timm/tiny_resnet", {"head": "linear", "weights": "a.pt"}, r"weights=a\.pt are two starts"),
+    ],
+)
+def test_a_model_without_timms_weights_says_so(name: str, settings: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"pretrained=true.*{said}"):
+        create_model(name, 3, pretrained=True, **settings)
 
 
 def test_torch_hub_gives_the_same_functions() -> None:

@@ -44,10 +44,10 @@ def hub_name(source: str | os.PathLike[str]) -> HubName | None:
     return found and HubName(**found.groupdict())
 
 
-def fetched(source: str | os.PathLike[str]) -> Path:
+def fetched(source: str | os.PathLike[str], known_licence: str | None = None) -> Path:
     """The file that a name on the hub means, downloaded once; any other path as it is.
 
-    The licence of a repository is logged once.
+    The licence of a repository is logged once: the known one, or what its page says.
 
     Raises:
         WeightsError: there is no such repository or file, no network and no copy in the cache, or what came is not
@@ -57,14 +57,14 @@ def fetched(source: str | os.PathLike[str]) -> Path:
     if name is None:
         return Path(source)
     files = (name.file,) if name.file else tuple(sorted(FILES, key=lambda file: cached(name, file) is None))
-    known = any(cached(name, file) for file in files)
+    held = any(cached(name, file) for file in files)
     path = next((path for path in (download(name, file) for file in files) if path is not None), None)
     if path is None:
         raise WeightsError(
             f"{name} has no file {' or '.join(files)}: look at what it holds and name one, hf://{name.repo}/<file>"
         )
     check_digest(path, name)
-    log_licence(str(name), licence(name, ask=not known))
+    log_licence(str(name), known_licence or licence(name, ask=not held))
     return path
 
 
@@ -118,8 +118,8 @@ def errors_of_hub(name: HubName, file: str) -> Iterator[None]:
         offline = " (HF_HUB_OFFLINE is set)" if constants.is_offline_mode() else ""
         raise WeightsError(
             f"{file} of {name} is not in the cache and could not be downloaded{offline}: "
-            f"{(str(error) or repr(error)).splitlines()[0]} Try again; or download {url} where there is a network, and "
-            f"give that file's path instead; or copy {folder} from such a machine to the same place here"
+            f"{(str(error) or repr(error)).splitlines()[0]} Try again; or download it where there is a network and "
+            f"copy {folder} from there to the same place here; or, where a path is taken, give that of a copy of {url}"
         ) from error
 
 

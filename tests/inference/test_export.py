@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 from tests.small import Strides, Sum, label_space, tiny_segmentor, various_network
 from trans4pass import TTA, create_model, load_model
 from trans4pass.errors import ConfigError, WeightsError
-from trans4pass.inference import graph
+from trans4pass.inference import graph, model_card
 from trans4pass.inference.export import ExportSettings, export
 from trans4pass.inference.graph import export_graph
 from trans4pass.inference.images import predict_images
@@ -138,6 +139,12 @@ def test_the_model_card_says_what_the_run_was(run: Path, tmp_path: Path) -> None
     ):  # fmt: skip
         assert line in card, line
     assert "secret" not in card and "other.pth" not in card and "none 0" not in card
+
+
+def test_the_licence_of_timms_weights_is_on_the_card() -> None:
+    for licence, said in (("mit", "licence: mit."), (None, "licence: to be looked up.")):
+        encoder = SimpleNamespace(name="resnet18", licence=licence)
+        assert f"timm's weights of `resnet18`, {said}" in model_card.licence({"model": {"pretrained": True}}, encoder)
 
 
 def test_a_checkpoint_without_its_run_has_a_card_without_figures(run: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_any_architecture_gives_four_maps_of_the_images_size(family: str) -> Non
 @pytest.mark.parametrize("name", [*REAL, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_the_fields_encoders_can_be_built(name: str) -> None:
     with torch.device("meta"):
-        encoder = TimmEncoder(name, pretrained=True, drop_path=0.1)  # no weights for what has no memory
+        encoder = TimmEncoder(name, drop_path=0.1)
     check_maps(encoder, "meta", (33, 47), (400, 2048))
 
 

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.models import tiny_encoders  # noqa: F401 - timm's tiny ones
 from trans4pass import create_model
 from trans4pass.data import EvalTransform, View
-from trans4pass.errors import ConfigError
-from trans4pass.inference import Predictor, evaluate, submodule_state
+from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.inference import Predictor, evaluate, open_checkpoint, submodule_state
 from trans4pass.inference.metrics import Scores
 from trans4pass.interrupts import Interrupted
+from trans4pass.models.encoders.timm import TimmEncoder
 from trans4pass.pipeline import TrainStage
 from trans4pass.pipeline.domains import with_class_weights
 from trans4pass.training import Trainer, checkpoint
@@ -192,6 +194,42 @@ def test_a_checkpoint_brings_network_and_discriminator(stage: MakeStage, tmp_pat
     fresh = built(stage("warmup", f"stages.warmup.init={tmp_path / 'source.pt'}")).method.state_dict()
     key = f"{ADVERSARIAL}.discriminator.0.weight"
     assert not torch.equal(fresh[key], before.method.state_dict()[key])
+
+
+def test_timms_weights_are_read_at_a_first_start_and_never_again(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to go on, nor by the stage after it, nor to open what was trained."""
+    torch.manual_seed(5)
+    state, calls = TimmEncoder("tiny_resnet").state_dict(), []
+    monkeypatch.setattr(TimmEncoder, "pretrained_state", lambda encoder: calls.append(encoder) or state)
+    model = ("model=timm", "model.encoder=tiny_resnet", "model.head=linear", "model.pretrained=true")
+    few = ("stages.source.steps=1", "evaluate.source=null", "evaluate.target=null")
+
+    def stages() -> dict[str, Any]:
+        made = stages_of(tmp_path, *tiny, *model, *few)
+        for stage in made.values():
+            stage.folder.mkdir(exist_ok=True)
+        return made
+
+    source = stages()["source"]
+    source.check()
+    held = built(source).method.network.encoder.state_dict()
+    assert all(torch.equal(held[key], state[key]) for key in state)
+    source.execute()
+    assert len(calls) == 2  # one for each trainer
+    again = stages()
+    for name in ("source", "warmup"):
+        again[name].check()
+        built(again[name])
+    open_checkpoint(source.last_path)
+    assert len(calls) == 2
+
+
+def test_a_start_may_be_one_stages_alone(stage: MakeStage, tmp_path: Path) -> None:
+    made = stage("source", "+stages.source.model.weights=no_such.pt")
+    with pytest.raises(WeightsError, match=r"no_such\.pt"):
+        made.check()
 
 
 def test_a_checkpoint_describes_model_labels_and_stage(stage: MakeStage) -> None:

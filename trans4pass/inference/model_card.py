@@ -51,7 +51,7 @@ def model_card(described: Described, network: Segmentor) -> str:
         classes=", ".join(labels.classes),
         plugins=f", plugins={list(described.plugins)}" if described.plugins else "",
         run="".join(sections(summary, config, stage, described.path.name)) if summary else "",
-        licence=licence(config, stage),
+        licence=licence(config, network.encoder),
     )
 
 
@@ -91,7 +91,7 @@ def training(stage: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[st
     yield ", ".join(f"{name} {term['weight']:g}" for name, term in terms.items() if term.get("weight"))
 
 
-def licence(config: Mapping[str, Any], stage: str) -> str:
+def licence(config: Mapping[str, Any], encoder: Any) -> str:
     """What is known of the licence of what the training started from."""
     model = config.get("model", {})
     inits = [settings.get("init") for settings in config.get("stages", {}).values() if settings.get("enabled", True)]
@@ -103,7 +103,8 @@ def licence(config: Mapping[str, Any], stage: str) -> str:
         shown = f"[{name.repo}](https://huggingface.co/{name.repo})" if name else f"`{Path(start).name}`"
         lines.append(f"Training started from {shown}, licence: {known or 'to be looked up'}.")
     if model.get("pretrained"):
-        lines.append(f"Training started from timm's weights of {model['name']}, whose licence is to be looked up.")
+        known = getattr(encoder, "licence", None) or "to be looked up"
+        lines.append(f"Training started from timm's weights of `{encoder.name}`, licence: {known}.")
     return " ".join([*lines, "Licences of the training data apply as well; choose one that they allow."])
 
 

@@ -15,6 +15,7 @@ from trans4pass.hub import fetched
 from trans4pass.labels import LabelSpace
 from trans4pass.models import (
     DESCRIPTION,
+    STARTS,
     Segmentor,
     Weights,
     as_weights,
@@ -33,8 +34,7 @@ from .onnx_network import OnnxNetwork
 
 FACTORY = "trans4pass.create_model"
 WEIGHTS_FILE = "model.safetensors"  # of an exported folder, and of a repository on the hub
-# A model's settings about what its training once started from; they are not needed to open it.
-STARTS = ("weights", "allow_nonfinite", "pretrained", "freeze")
+TRAINING = (*STARTS, "freeze")  # a model's settings that only matter while it is trained
 # What the first release called the submodules of its methods.
 FIRST_RELEASE = {"discriminator.": "terms.adversarial.discriminator.", "bank.": "terms.prototypes.bank."}
 
@@ -125,7 +125,7 @@ def read_checkpoint(source: str | PathLike[str], plugins: Collection[str] = ()) 
         return as_weights(content, path)
     with errors_of_description(path):
         needed = converted(tuple[str, ...], content.get("plugins", ()), "plugins")
-        model = {key: value for key, value in content["model"].items() if key not in STARTS}
+        model = {key: value for key, value in content["model"].items() if key not in TRAINING}
         check_targets(model, needed)
         method = {current_name(key): value for key, value in content["method"].items() if isinstance(value, Tensor)}
         labels, deployed = LabelSpace.from_dict(content["labels"]), str(content.get("deployed", "network"))

@@ -28,7 +28,7 @@ from .heads.upernet import UPerNetHead
 from .segmentor import Segmentor
 from .tuning import Frozen, add_adapters
 from .tuning import freeze as freeze_parts
-from .weights import load_weights
+from .weights import load_weights, pretrained_weights
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     **{size: functools.partial(MixTransformer, size) for size in MIX_SIZES},
     # DANet's: dilated, with torchvision's stem, so that its weights and timm's fit as they are; no multi-grid.
     **{
-        name: functools.partial(TimmEncoder, name, False, output_stride=8, drop_path=None)
+        name: functools.partial(TimmEncoder, name, output_stride=8, drop_path=None)
         for name in ("resnet50", "resnet101", "resnet152")
     },
     "timm": TimmEncoder,
@@ -54,6 +54,8 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "upernet": UPerNetHead,
 }
 FAMILIES = {"trans4pass": "dmlp", "trans4pass_plus": "dmlp_v2"}
+# Settings about what a training starts from: whoever has a checkpoint needs them no more.
+STARTS = ("weights", "pretrained", "allow_nonfinite")
 # name -> encoder and head
 MODELS: dict[str, tuple[str, str]] = {
     **{f"{family}_{size}": (size, head) for family, head in FAMILIES.items() for size in MIX_SIZES},
@@ -66,6 +68,7 @@ def create_model(
     num_classes: int,
     weights: str | PathLike[str] | None = None,
     *,
+    pretrained: bool = False,
     head: str | Mapping[str, Any] | None = None,
     ecrm: bool | Mapping[str, Any] = False,
     edges: bool | Mapping[str, Any] = False,
@@ -82,6 +85,7 @@ def create_model(
     Args:
         name: of a model, or of an encoder, which needs `head`.
         weights: a checkpoint in any format that `load_weights` reads.
+        pretrained: start from the weights that timm has of its encoder, which are downloaded once.
         head: another head than the name's: dmlp | dmlp_v2 | danet | fpn | coarse_to_fine | linear | segformer |
             upernet; with settings of its own {"name": "fpn", "hidden": 128}.
         ecrm: put the Exterior Contextual-Relation Module between encoder and head; True, or the settings that differ
@@ -145,8 +149,9 @@ def create_model(
     if wrap:
         make_circular(model)
         check_circular(model)
-    if weights is not None:
-        load_weights(model, weights, allow_nonfinite)
+    start = pretrained_weights(model, weights) if pretrained else weights
+    if start is not None:
+        load_weights(model, start, allow_nonfinite)
     return model
 
 

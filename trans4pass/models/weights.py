@@ -1,7 +1,6 @@
 """Weights from files: this project's, the official releases', and SegFormer's ImageNet encoders.
 
-The ImageNet encoders (mit_b0 fits micro, mit_b1 tiny, mit_b2 small, mit_b3 to mit_b5 their namesakes) come under
-NVIDIA's non-commercial licence; none is shipped here.
+The ImageNet encoders (`IMAGENET`) come under NVIDIA's non-commercial licence; none is shipped here.
 """
 
 import json
@@ -18,12 +17,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trans4pass.errors import WeightsError
+from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.hub import fetched
 
 from .encoders.mix_transformer import MIX_SIZES
 from .heads.coarse_to_fine import refuse_first_release
-from .tuning import ADAPTER, adapted
+from .tuning import ADAPTER, NEW, adapted
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +57,27 @@ class Weights(NamedTuple):
     format: str
     state: State
     dropped: list[str]  # tensors of the file that no model needs
+
+
+def pretrained_weights(model: Any, weights: str | PathLike[str] | None = None) -> Weights:
+    """The weights that timm has of the encoder of `model`, a `Segmentor`, also on the meta device.
+
+    Raises:
+        ConfigError: it has none, or there is another start, `weights`.
+        WeightsError: they cannot be downloaded.
+    """
+    encoder = model.encoder
+    if weights is not None:
+        raise ConfigError(f"pretrained=true and weights={weights} are two starts: set pretrained=false or weights=null")
+    if not hasattr(encoder, "pretrained_state"):
+        size = _encoder_size(model.state_dict())
+        named = f"model.weights=nvidia/{IMAGENET[size]}" if size else "model.weights=<file, or name on the hub>"
+        raise ConfigError(
+            f"pretrained=true takes timm's weights, and this encoder ({type(encoder).__name__}) is none of timm's: "
+            f"{named} takes those that fit"
+        )
+    state = {f"encoder.{name}": value for name, value in encoder.pretrained_state().items()}
+    return Weights(f"timm's {encoder.name}", "timm", state, [])
 
 
 class LoadReport(NamedTuple):
@@ -179,6 +199,7 @@ DESCRIPTION = ("model", "labels")  # what our own files say about themselves
 NESTS = ("method", "state_dict", "model", "network")  # "model" are settings in our own, whose "method" comes first
 FOLDER = 0x10  # zip's attribute
 STAGES = (1, 2, 3, 4)
+IMAGENET = {"micro": "mit-b0", "tiny": "mit-b1", "small": "mit-b2", "b3": "mit-b3", "b4": "mit-b4", "b5": "mit-b5"}
 HEADS = {  # a tensor that only this head has
     "dmlp": "head.head1.h_mlp.weight",
     "dmlp_v2": "head.head1.dmlp.weight",
@@ -331,7 +352,8 @@ def _from_transformers(state: State) -> State:
 def _may_be_missing(key: str) -> bool:
     """Whether an encoder's file lacks `key` by nature."""
     by_nature = (".offset_conv.", ".modulator_conv.", "num_batches_tracked")  # the last in old torchvision's
-    return not key.startswith("encoder.") or any(part in key for part in by_nature)
+    new = not key.startswith("encoder.") or key.startswith(f"encoder.{NEW}")
+    return new or any(part in key for part in by_nature)
 
 
 def _encoder_size(state: State) -> str | None:

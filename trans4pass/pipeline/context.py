@@ -14,11 +14,9 @@ from trans4pass.data import EvalTransform, SegmentationDataset
 from trans4pass.errors import ConfigError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.models import Segmentor
+from trans4pass.models import STARTS, Segmentor
 from trans4pass.report.summary import RESERVED
 from trans4pass.settings import Natural, Positive
-
-STARTS = ("weights", "allow_nonfinite")  # a model's settings about files that it starts from
 
 
 @dataclass(frozen=True)

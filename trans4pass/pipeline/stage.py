@@ -9,9 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from trans4pass import dist
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.hub import fetched
+from trans4pass.models import pretrained_weights
 from trans4pass.settings import flatten, parse
 from trans4pass.storage import read_json, recall_json, write_json
 from trans4pass.training import checkpoint
@@ -96,8 +99,8 @@ class Stage(ABC):
 
     @cached_property
     def start(self) -> Start | None:
-        """What the stage starts from: its `init`, else the model's own `weights`, else nothing."""
-        model = self.run.settings.model
+        """What the stage starts from: its `init`, else the model's `weights` or `pretrained` ones, else nothing."""
+        model = {**self.run.settings.model, **getattr(self.settings, "model", {})}
         allow_nonfinite = bool(model.get("allow_nonfinite"))
         if isinstance(self.init, Stage):
             content = self.init.last_content()
@@ -105,6 +108,10 @@ class Stage(ABC):
                 self.init.last_path, content["model"], content["method"], content["deployed"], allow_nonfinite
             )
         path = self.init or model.get("weights")
+        if self.init is None and model.get("pretrained"):
+            with torch.device("meta"):
+                network = self.run.network(model)
+            return Start(pretrained_weights(network, path), {}, {}, allow_nonfinite)
         if path is None:
             return None
         return read_start(Path(path), self.run.labels, self.run.plugins, allow_nonfinite, self.where)

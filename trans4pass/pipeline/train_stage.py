@@ -97,7 +97,7 @@ class TrainStage(Stage):
         self.build_optimizers(method)
         self.build_schedule()
         _ = self.judge
-        if not isinstance(self.init, Stage) and self.start is not None:
+        if not isinstance(self.init, Stage) and self.needs_start and self.start is not None:
             self.start.check(method.network)
         if method.network.wrap:
             for domain in self.data.domains.values():
@@ -158,9 +158,7 @@ class TrainStage(Stage):
 
     def build_trainer(self) -> tuple[Trainer, ValidationSets]:
         method = self.build_method()
-        # A stage that goes on from a checkpoint of its own needs the stage in front no more.
-        begun = self.last_path.exists() or checkpoint.previous(self.last_path).exists()
-        if (isinstance(self.init, str) or not begun) and self.start is not None:
+        if self.needs_start and self.start is not None:
             self.start.carry_over(method)
         self.forget_start()
         method.to(self.run.device)
@@ -177,6 +175,12 @@ class TrainStage(Stage):
             self.name, method, optimizers, schedule, self.data, evaluator, monitor, settings, self.folder, device,
             self.run.interrupts, meta,
         ), evaluator  # fmt: skip
+
+    @property
+    def needs_start(self) -> bool:
+        """Not where it goes on from a checkpoint of its own: neither the stage in front nor the model's weights."""
+        begun = self.last_path.exists() or checkpoint.previous(self.last_path).exists()
+        return isinstance(self.init, str) or not begun
 
     def trainer_settings(self) -> TrainerSettings:
         names = [field.name for field in fields(TrainerSettings)]

@@ -5,6 +5,7 @@ becomes a simple feature pyramid (ViTDet, arXiv 2203.16527), patches of another 
 are padded to a multiple of 32 inside, and the maps cut back.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from timm.layers.norm import LayerNorm2d
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from trans4pass import hub
 from trans4pass.errors import ConfigError
 from trans4pass.settings import Share, nearest
 
@@ -56,30 +58,28 @@ class TimmEncoder(nn.Module):
 
     Args:
         encoder: a name that timm knows, e.g. convnext_tiny or vit_small_patch16_dinov3.
-        pretrained: download timm's weights of that name.
         output_stride: 8 or 16: the last stages dilate instead of striding, where the architecture can. None: 32.
         drop_path: stochastic depth, where the architecture has it. None: timm's own rate.
     Raises:
         ConfigError: an unknown name, or an architecture without four such maps, or of a fixed input size.
     """
 
-    def __init__(
-        self, encoder: str, pretrained: bool = False, output_stride: int | None = None, drop_path: Share | None = None
-    ) -> None:
+    def __init__(self, encoder: str, output_stride: int | None = None, drop_path: Share | None = None) -> None:
         super().__init__()
         if not timm.is_model(encoder):
             raise ConfigError(f"timm knows no model {encoder!r}.{nearest(encoder, timm.list_models())}")
         self.name = encoder
         options = {"output_stride": output_stride, "drop_path_rate": drop_path}
         levels, self.strides, options = probe(encoder, options)
-        downloaded = pretrained and not torch.empty(()).is_meta  # a model without memory has no use for weights
-        self.body: Any = make_body(encoder, levels, downloaded, options)
+        self.make_body = functools.partial(make_body, encoder, levels, options)
+        self.body: Any = self.make_body()
         channels = self.body.feature_info.channels()
         self.channels_last = is_channels_last(self.body)
         self.pyramid = None if levels else SimplePyramid(channels[-1])
         self.channels = tuple(channels) if self.pyramid is None else self.pyramid.channels
         trained = timm.get_pretrained_cfg(encoder)
         self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if trained is None else (trained.mean, trained.std)
+        self.licence = trained and trained.license  # of timm's weights
 
     @property
     def finer_maps(self) -> nn.Module | None:
@@ -97,6 +97,26 @@ class TimmEncoder(nn.Module):
         sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
         return [m[..., :h, :w] for m, (h, w) in zip(maps, sizes, strict=True)]
 
+    def pretrained_state(self) -> dict[str, Tensor]:
+        """Timm's weights of this name, which are downloaded once, as tensors of this encoder; also on the meta device.
+
+        Raises:
+            ConfigError: timm has none.
+            WeightsError: see `hub.fetched`.
+        """
+        trained = timm.get_pretrained_cfg(self.name)
+        if trained is None or not trained.hf_hub_id:
+            fit = ", ".join(timm.list_pretrained(f"{self.name.split('_')[0]}*")[:4])
+            raise ConfigError(
+                f"pretrained=true: timm has no weights of {self.name} on the hub. Set it to false"
+                + (f", or choose another encoder: {fit}, ..." if fit else "")
+            )
+        file = hub.fetched(
+            "/".join(filter(None, ("hf:/", trained.hf_hub_id, trained.hf_hub_filename))), trained.license
+        )
+        body = self.make_body({"file": str(file), "custom_load": False})
+        return {f"body.{name}": value for name, value in body.state_dict().items()}
+
     def set_grad_checkpointing(self) -> None:
         """Keep no activations inside blocks: the backward pass computes them again."""
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.body.modules()):
@@ -105,14 +125,18 @@ class TimmEncoder(nn.Module):
         body.set_grad_checkpointing(True)
 
 
-def make_body(encoder: str, levels: Sequence[int], pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+def make_body(
+    encoder: str, levels: Sequence[int], options: Mapping[str, Any], weights: dict[str, Any] | None = None
+) -> nn.Module:
     """Timm's network, cut behind its maps of these numbers; without any, behind its last map, which is normalised.
 
-    A plain transformer's features are meant to be read behind its last norm.
+    A plain transformer's features are meant to be read behind its last norm. `weights` says where pretrained ones are,
+    in timm's words.
     """
+    start = {"pretrained": weights is not None, "pretrained_cfg_overlay": weights}
     if levels:
-        return timm.create_model(encoder, pretrained, features_only=True, out_indices=tuple(levels), **options)
-    return FeatureGetterNet(timm.create_model(encoder, pretrained, num_classes=0, **options), (-1,), norm=True)
+        return timm.create_model(encoder, features_only=True, out_indices=tuple(levels), **start, **options)
+    return FeatureGetterNet(timm.create_model(encoder, num_classes=0, **start, **options), (-1,), norm=True)
 
 
 def is_channels_last(body: nn.Module) -> bool:
