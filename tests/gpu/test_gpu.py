@@ -32,7 +32,7 @@ def exact() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("backend", ["torchvision", "deterministic", "native"])
+@pytest.mark.parametrize("backend", ["torchvision", "deterministic", "native", "triton"])
 @pytest.mark.parametrize("case", LAYERS)
 def test_the_backends_are_equal(case: str, backend: str) -> None:
     tensors, grad = LAYERS[case].tensors()

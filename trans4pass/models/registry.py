@@ -102,8 +102,8 @@ def create_model(
             settings that differ from {"rank": 8, "alpha": 16}.
         settings: of the encoder and of the head, each of which takes those that it has: `embed_dim` (the DMLP
             decoders' width, and the prototypes', 128), `deform` (which of the pyramid's four patch embeddings are
-            deformable), `deform_backend` (auto | native | torchvision | mmcv), `drop_path` (stochastic depth of the
-            pyramid's last block, 0.1).
+            deformable), `deform_backend` (auto | native | torchvision | mmcv | triton), `drop_path` (stochastic depth
+            of the pyramid's last block, 0.1).
     Raises:
         ConfigError: an unknown name, head, setting or backend, or a combination that cannot work.
         WeightsError: a checkpoint that does not fit.

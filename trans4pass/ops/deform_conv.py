@@ -64,16 +64,35 @@ def _mmcv(
     return modulated_deform_conv2d(*tensors, bias, placing.stride, placing.padding, 1, 1, groups)
 
 
+def _triton(
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
+) -> Tensor:
+    from trans4pass.ops import fused  # not everywhere there
+
+    return fused.deform_conv2d(input, offset, mask, weight, bias, placing)
+
+
 # A new backend is one function like these: it gets tensors of one floating dtype, with autocast off.
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "native": native.deform_conv2d, "torchvision": _torchvision, "deterministic": _deterministic, "mmcv": _mmcv,
+    "triton": _triton,
 }  # fmt: skip
+HALF_VALUES = ("triton",)  # these take all but the offset in half precision, too
+NEEDED = {
+    "mmcv": "mmcv's operators, which are not installed: make setup-mmcv",
+    "triton": "the package triton, which comes with torch for GPUs on Linux: use auto",
+}
+
+
+@torch.compiler.assume_constant_result  # a compiled graph cannot look for packages
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def check_backend(name: str) -> str:
     """Return `name` unchanged; raises ConfigError where it is neither "auto" nor a backend that is there."""
-    if name == "mmcv" and find_spec("mmcv") is None:
-        raise ConfigError("deform_backend 'mmcv' needs mmcv's operators, which are not installed: make setup-mmcv")
+    if name in NEEDED and not _is_installed(name):
+        raise ConfigError(f"deform_backend {name!r} needs {NEEDED[name]}")
     if name != "auto" and name not in BACKENDS:
         raise ConfigError(f"deform_backend {name!r} is not known; choose one of {', '.join(['auto', *BACKENDS])}")
     return name
@@ -99,8 +118,8 @@ def deform_conv2d(
     or else the input's.
 
     `auto` takes `native` on the CPU, and elsewhere `torchvision` or, in torch's deterministic mode, `deterministic`.
-    `native` keeps no samples for the backward pass; `torchvision` holds all of them, B*C*k*k*Ho*Wo numbers, for a
-    moment.
+    `native` keeps no samples for the backward pass; `torchvision` and `triton` hold all of them, B*C*k*k*Ho*Wo numbers,
+    for a moment, `triton` in the result's type.
     Raises ConfigError for an unknown backend, ValueError for shapes that do not fit together.
     """
     _check_shapes(input, offset, mask, weight, stride, padding)
@@ -112,8 +131,10 @@ def deform_conv2d(
     work = torch.promote_types(result, torch.float32)
     if torch.is_autocast_enabled(device) and work == torch.float32:
         result = torch.get_autocast_dtype(device)
-    tensors = [t if t is None else t.to(work) for t in (input, offset, mask, weight, bias)]
+    values = result if backend in HALF_VALUES else work
+    mask, bias = (t if t is None else t.to(values) for t in (mask, bias))
     with torch.autocast(device, enabled=False):
+        tensors = input.to(values), offset.to(work), mask, weight.to(values), bias
         return BACKENDS[backend](*tensors, Placing(stride, padding, wrap)).to(result)
 
 
