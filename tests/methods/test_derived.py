@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from trans4pass.data import GaussianNoise, MaskedPatches
 from trans4pass.errors import ConfigError
@@ -70,6 +71,18 @@ def test_fourier_style_of_itself_changes_nothing_and_takes_the_mean_of_another()
     assert torch.allclose(*means)
     assert torch.allclose(styled - styled.mean((2, 3), True),
                           domains["source"]["image"] - domains["source"]["image"].mean((2, 3), True))  # fmt: skip
+
+
+def test_fourier_style_exchanges_whole_frequencies_inside_the_window() -> None:
+    domains = {"source": batch((8, 12))["source"], "target": batch((16, 24))["target"]}
+    styled = FourierStyle(beta=0.25)(domains, generators())["image"]  # 0.25 * 8: up to two waves along a side
+    small = F.interpolate(domains["target"]["image"], (8, 12), mode="bilinear")
+    amplitudes = [torch.fft.fft2(x).abs() for x in (styled, domains["source"]["image"], small)]
+    assert (styled > 0).all() and (styled < 1).all()  # nothing was clipped
+    for row in range(8):
+        for column in range(12):
+            inside = min(row, 8 - row) <= 2 and min(column, 12 - column) <= 2
+            assert torch.allclose(amplitudes[0][..., row, column], amplitudes[1 + inside][..., row, column])
 
 
 def test_channel_style_goes_a_drawn_share_of_the_way() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small import tiny_segmentor
+from tests.small import tiny_segmentor, various_network
+from trans4pass import create_model
 from trans4pass.data import YawRoll
 from trans4pass.errors import ConfigError
 from trans4pass.losses import CrossEntropy
@@ -83,13 +84,28 @@ def test_it_reads_the_context_that_the_network_wrote() -> None:
     network = tiny_segmentor(K)
     method = MeanTeacher(network, {"self_training": Segmentation(network, CrossEntropy(), "target")}, momentum=0.5)
     method.prepare({})
-    before = network.encoder.levels[0][1].running_mean.clone()
+    norm = network.encoder.levels[0][1]
+    before = [norm.running_mean.clone(), norm.running_var.clone()]
     network.train()(random_batch()["target"]["image"])
     method.after_step(9)
     taught, ring = method.teacher.context.ring, network.context.ring
     assert int(taught.written) == 2 and torch.equal(taught.read(), ring.read())
-    after = network.encoder.levels[0][1].running_mean  # a BatchNorm's is averaged like a weight
-    assert torch.allclose(method.teacher.encoder.levels[0][1].running_mean, (before + after) / 2)
+    follows = method.teacher.encoder.levels[0][1]  # a BatchNorm's are averaged like weights
+    assert torch.allclose(follows.running_mean, (before[0] + norm.running_mean) / 2)
+    assert torch.allclose(follows.running_var, (before[1] + norm.running_var) / 2)
+
+
+def test_it_sees_panoramas_as_a_circular_network_does() -> None:
+    network = various_network(K, images := random_batch()["target"]["image"])
+    terms = {"self_training": Segmentation(network, CrossEntropy(), "target")}
+    method = MeanTeacher(network, terms, wrap=True).eval()
+    circular = create_model("trans4pass_micro", K, embed_dim=16, wrap=True).eval()
+    circular.load_state_dict(network.state_dict())
+    expected = circular(images).logits.softmax(1)
+    assert torch.allclose(method.probabilities(images), expected, atol=1e-6)
+    assert not torch.allclose(network(images).logits.softmax(1), expected, atol=1e-4)
+    with pytest.raises(ConfigError, match="60 pixels wide; wrap=true takes panoramas a multiple of 32"):
+        method.probabilities(images[..., :60])
 
 
 def test_it_starts_as_the_network_that_was_handed_on() -> None:
@@ -135,6 +151,27 @@ def test_balanced_thresholds_follow_each_classs_mean_confidence() -> None:
     assert torch.allclose(method.thresholds(), 0.9 * method.confidence / max(expected), atol=1e-6)
 
 
+def test_a_class_that_was_not_predicted_keeps_its_confidence_and_one_pixel_counts() -> None:
+    method = teacher(balanced=True, momentum=0.5)
+    with torch.no_grad():
+        method.teacher.logits.zero_()[:, 0] = 1  # all pixels are class 0,
+        method.teacher.logits[12, 1] = 3  # but one of class 1; none is class 2
+    method.targets("target", seeded(BATCH))
+    method.after_step(9)
+    often, once = (math.exp(x) / (math.exp(x) + rest) for x, rest in ((1, 2), (3, math.e + 1)))
+    assert method.confidence.tolist() == pytest.approx([(1 + often) / 2, (1 + once) / 2, 1.0], abs=1e-6)
+
+
+def test_it_passes_on_what_its_terms_report() -> None:
+    class Reporting(Segmentation):
+        def after_step(self, step: int) -> dict[str, Tensor]:
+            return {"step": torch.tensor(step)}
+
+    network = Lookup()
+    method = MeanTeacher(network, {"term": Reporting(network, CrossEntropy(), "target")})
+    assert method.after_step(7) == {"term.step": 7}
+
+
 def test_a_skipped_step_counts_no_confidence() -> None:
     method = teacher(balanced=True)
     method.targets("target", seeded(BATCH))
@@ -178,18 +215,19 @@ def test_entropy_is_one_where_all_classes_are_equally_likely(scale: float) -> No
     losses = method("target", seeded(BATCH), {}).losses
     p = network(BATCH["target"]["image"]).logits.softmax(1).detach()
     expected = -sum(float(v) * math.log(float(v)) for v in p.flatten()) / (12 * math.log(K))
-    assert float(losses["entropy"]) == pytest.approx(0.5 * expected)
-    assert scale or float(losses["entropy"]) == pytest.approx(0.5)
+    assert losses["entropy"].item() == pytest.approx(0.5 * expected)
+    assert scale or losses["entropy"].item() == pytest.approx(0.5)
 
 
 def test_contrast_is_the_cross_entropy_of_cosines_with_known_prototypes() -> None:
     network = Lookup()
     term = PrototypeContrast(network, 2.0, ["source"], temperature=0.5).double()
+    weight = torch.tensor([[[1, 1, 1], [0.5, 1, 1]], [[1, 1, 1], [1, 0.25, 1]]], dtype=torch.float64)
     bank = torch.randn(K, network.feature_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bank[1] = torch.nan
     term.bank.prototypes.copy_(bank)
     method = MeanTeacher(network, {"contrast": term}, teaches=()).double()
-    batch = seeded(BATCH)
+    batch = seeded({"source": {**BATCH["source"], "weight": weight}})
     found = method("source", batch, method.normalisers("source", batch)).losses["contrast"]
     features, labels, total, count = network(BATCH["source"]["image"]).features, BATCH["source"]["label"], 0.0, 0
     for b, i, j in torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(3)).tolist():
@@ -197,5 +235,5 @@ def test_contrast_is_the_cross_entropy_of_cosines_with_known_prototypes() -> Non
             continue
         cosines = [torch.cosine_similarity(features[b, :, i, j], bank[k], dim=0).item() / 0.5 for k in (0, 2)]
         chosen = cosines[0] if labels[b, i, j] == 0 else cosines[1]
-        total, count = total + math.log(sum(map(math.exp, cosines))) - chosen, count + 1
+        total, count = total + weight[b, i, j].item() * (math.log(sum(map(math.exp, cosines))) - chosen), count + 1
     assert float(found) == pytest.approx(2 * total / count)

@@ -1,6 +1,6 @@
 """Every term of every method on a few pixels: its value, and its gradient by all parameters, against a slow formula."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests import slow
 from trans4pass.losses import CrossEntropy, Focal
-from trans4pass.methods import SumOfTerms
+from trans4pass.methods import ForwardPass, Losses, Segmentation, SumOfTerms
 
 from .build import (
     BATCH,
@@ -406,3 +406,13 @@ def test_supervised_reads_the_source_only() -> None:
     method = supervised()
     assert method.phases == method.domains == ("source",)
     assert set(losses(method, "source", {"source": BATCH["source"]})) == {"supervised"}
+
+
+def test_each_terms_values_are_logged_by_its_name() -> None:
+    class Valued(Segmentation):
+        def forward(self, passed: ForwardPass, norms: Mapping[str, Tensor]) -> Losses:
+            return super().forward(passed, norms)._replace(values={"seen": torch.tensor(1)})
+
+    network = Lookup()
+    method = SumOfTerms(network, {name: Valued(network, CrossEntropy()) for name in ("one", "two")})
+    assert set(values(method, "source")) == {"one.seen", "two.seen"}

@@ -13,6 +13,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.methods import Method as AnyMethod
 from trans4pass.models import create_model
 from trans4pass.training import build_optimizers, trained_and_frozen
+from trans4pass.training.optim import can_fuse
 
 
 class Method(AnyMethod):
@@ -185,3 +186,18 @@ def test_published_optimisers_step_as_by_hand(experiment: str, stage: str, modul
         for optimizer in optimizers.values():
             optimizer.step()
     assert weight.flatten().tolist() == pytest.approx([by_hand(2.0, [0.5, -0.1])] * weight.numel(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "config, fuses",
+    [
+        ({"_target_": "torch.optim.AdamW"}, True),
+        ({"_target_": "torch.optim.SGD", "lr": 0.1}, True),
+        ({"_target_": "torch.optim.AdamW", "foreach": True}, False),
+        ({"_target_": "torch.optim.LBFGS"}, False),
+        ({"_target_": "somebody.Optimizer"}, False),
+        ({}, False),
+    ],
+)
+def test_torchs_fused_optimisers_are_known(config: dict, fuses: bool) -> None:
+    assert can_fuse(config) is fuses

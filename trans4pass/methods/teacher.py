@@ -97,9 +97,9 @@ class MeanTeacher(SumOfTerms):
             yield self.label({domain: batch})[domain]
 
     def label(self, batch: Batch) -> Batch:
-        return {**batch, **{name: self._taught(name, batch[name]) for name in self.teaches if name in batch}}
+        return {**batch, **{name: self._taught(batch[name]) for name in self.teaches if name in batch}}
 
-    def _taught(self, domain: str, batch: DomainBatch) -> DomainBatch:
+    def _taught(self, batch: DomainBatch) -> DomainBatch:
         confidence, label = self.probabilities(batch["image"]).max(1)
         if self.balanced:
             counts = torch.stack([confidence.double().flatten(), torch.ones_like(confidence).double().flatten()])
