@@ -58,7 +58,8 @@ class ValidationSets:
             scores[side], sheets[side] = self._score(predictor, side, gallery, sheet)
             if gallery.rows:  # a rank may have no image
                 pictures[f"val/{side}: image, truth, prediction"] = contact_sheet(gallery.rows)
-        log.info("%s step %d  mIoU %s", self.stage, step, self.in_words(scores))
+        if scores:
+            log.info("%s step %d  mIoU %s", self.stage, step, self.in_words(scores))
         if final and dist.is_main():
             write_json(self.run.folder / self.stage / SCORES, sheets)
             pictures |= self._training_pictures(predictor)

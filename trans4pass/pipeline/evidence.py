@@ -1,9 +1,12 @@
 """What a run leaves for its report, which reads files only: a few panoramas with their predictions, prototypes."""
 
 import logging
+import os.path
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +20,8 @@ from trans4pass.data import EvalTransform, SegmentationDataset
 from trans4pass.errors import WeightsError
 from trans4pass.inference import Confusion, Described, Predictor, read_checkpoint, write_label, write_picture
 from trans4pass.labels import IGNORE
-from trans4pass.report.summary import goal
+from trans4pass.models import Segmentor
+from trans4pass.report.summary import CHANGED, CONFIDENCE, goal
 from trans4pass.report.viewer import Map, Seen, Span, shrunk
 from trans4pass.storage import recall_json, write_json
 
@@ -29,54 +33,98 @@ from .stage import Stage
 log = logging.getLogger(__name__)
 
 PANORAMAS = 5
+MEASURED = 24  # images without labels on which stages are compared
 TRUTH = "truth"
 FOLDER = "report"  # in the run's folder
 
 
-def look(run: RunContext, stages: Mapping[str, Stage], final: str) -> list[Seen]:
-    """A few images with the labels that stages predict, and the truth: from the final stage's best to its worst.
+class Look(NamedTuple):
+    """What stages make of images.
 
-    Of a run that is scored on no target, images that it was adapted to, evenly spread.
+    Attributes:
+        seen: a few images with the labels that the first and the final stage predict, and the truth.
+        unlabelled: without a truth, by stage: the mean `confidence`, and the share of pixels `changed` since the stage
+            before (not of the first one).
+        folder: that holds the images; None without any.
+        size: (W,H) at which they are predicted, None for their own.
+    """
+
+    seen: list[Seen]
+    unlabelled: dict[str, dict[str, float]]
+    folder: Path | None = None
+    size: Sequence[int] | None = None
+
+
+def look(run: RunContext, stages: Mapping[str, Stage], final: str) -> Look:
+    """Predict images with the training `stages`: from the final one's best to its worst where they are ranked.
+
+    Images that the run was adapted to and is not scored on are evenly spread.
     """
     side, dataset = pictured(run, stages[final])
     if dataset is None:
-        return []
-    chosen = choose(stages[final], side, dataset)
-    samples = [dataset[index] for index in chosen]
-    maps: dict[str, list[np.ndarray]] = {}
-    for name, stage in stages.items():
-        try:
-            described = read_checkpoint(stage.last_path, run.plugins)
-            assert isinstance(described, Described)  # a training stage's own file
-            network = described.network(allow_nonfinite=True)
-        except WeightsError as error:  # of the first stage, which nothing else needs any more
-            log.warning("%s: the pictures go without stage %s", error, name)
+        return Look([], {})
+    chosen, truth = choose(stages[final], side, dataset), side in run.validation
+    shown = {next(iter(stages)), final}
+    measured = sorted({*chosen, *(() if truth else evenly(len(dataset), MEASURED))})
+    maps: dict[str, dict[int, np.ndarray]] = {}
+    unlabelled: dict[str, dict[str, float]] = {}
+    before: dict[int, np.ndarray] = {}
+    for name in [name for name in stages if name in shown or not truth]:
+        network = opened(run, stages[name], name)
+        if network is None:
             continue
-        predictor = Predictor(network.to(run.device), run.device)
-        tracked = track(samples, len(samples), f"pictures of {name}")
-        maps[name] = [predictor(sample["image"][None]).argmax(1)[0].byte().cpu().numpy() for sample in tracked]
+        predictor, confidences = Predictor(network.to(run.device), run.device), []
+        maps[name] = {}
+        for index in track(measured, len(measured), f"pictures of {name}"):
+            confidence, classes = predictor(dataset[index]["image"][None]).softmax(1).max(1)
+            maps[name][index] = classes[0].byte().cpu().numpy()
+            confidences.append(confidence.mean().item())
+        if not truth:
+            unlabelled[name] = {CONFIDENCE: sum(confidences) / len(confidences)}
+            changed = [float((maps[name][index] != one).mean()) for index, one in before.items()]
+            unlabelled[name] |= {CHANGED: sum(changed) / len(changed)} if changed else {}
+        before = maps[name]
     seen = []
-    for place, (index, sample) in enumerate(zip(chosen, samples, strict=True)):
+    for index, place in chosen.items():
+        sample = dataset[index]
         photo = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
-        known = [Map(name, predictions[place]) for name, predictions in maps.items()]
+        known = [Map(name, predictions[index]) for name, predictions in maps.items() if name in shown]
         if (sample["label"] != IGNORE).any():
             known.append(Map(TRUTH, sample["label"].numpy(), truth=True))
         span = Span.of(*photo.size) if dataset.panorama else None
-        seen.append(Seen(sample["name"], photo, known, span, note(known, chosen[index], run.labels.num_classes)))
-    return seen
+        seen.append(Seen(sample["name"], photo, known, span, note(known, place, run.labels.num_classes)))
+    folder = Path(os.path.commonpath([item.image.absolute().parent for item in dataset.items]))
+    return Look(seen, unlabelled, folder, run.settings.data[side].get("eval_size"))
+
+
+def opened(run: RunContext, stage: Stage, name: str) -> Segmentor | None:
+    """The network that a training stage left; None, said, where its file cannot be read."""
+    try:
+        described = read_checkpoint(stage.last_path, run.plugins)
+        assert isinstance(described, Described)  # a training stage's own file
+        return described.network(allow_nonfinite=True)
+    except WeightsError as error:  # of the first stage, which nothing else needs any more
+        log.warning("%s: the pictures go without stage %s", error, name)
+        return None
 
 
 def pictured(run: RunContext, final: Stage) -> tuple[str, SegmentationDataset | None]:
-    """The side to show and its images: what gains are measured on, else what the final stage was adapted to."""
+    """The side to show and its images: what the final stage was adapted to; where that is scored, what gains are."""
     side = goal(list(run.validation))
     domains = getattr(final.settings, "domains", {}).values()
-    for domain in domains if side is None else ():
+    for domain in domains:
         name = domain["data"]
-        if isinstance(name, str) and name != "source":
+        wanted = isinstance(name, str) and name not in run.validation
+        if wanted and (name == "target" or (side is None and name != "source")):
             transform = EvalTransform(run.settings.data[name].get("eval_size"))
             return name, run.dataset(name, domain["split"], "report", labelled=False, transform=transform)
     side = side or next(iter(run.validation), "")
     return side, run.validation.get(side)
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """At most `count` of the positions 0 .. total - 1, evenly spread from the first to the last."""
+    return sorted({round(x) for x in np.linspace(0, total - 1, count)})
 
 
 def choose(final: Stage, side: str, dataset: SegmentationDataset) -> dict[int, str]:
@@ -89,9 +137,11 @@ def choose(final: Stage, side: str, dataset: SegmentationDataset) -> dict[int, s
     places = {item.name: index for index, item in enumerate(dataset.items)}
     ranked = [places[name] for name in sorted(ranking, key=ranking.__getitem__, reverse=True) if name in places]
     order = ranked or list(range(len(dataset)))
-    positions = sorted({round(x) for x in np.linspace(0, len(order) - 1, PANORAMAS)})
     words = {0: "best", len(order) - 1: "worst"}
-    return {order[at]: f"{words.get(at, f'number {at + 1}')} of {len(order)}" if ranked else "" for at in positions}
+    return {
+        order[at]: f"{words.get(at, f'number {at + 1}')} of {len(order)}" if ranked else ""
+        for at in evenly(len(order), PANORAMAS)
+    }
 
 
 def note(maps: Sequence[Map], rank: str, num_classes: int) -> str:

@@ -25,6 +25,7 @@ from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.models import MODELS
 
 from .environment import choose_workers, processes
+from .own_data import filled
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def register_models() -> None:
     store = ConfigStore.instance()
     for name in MODELS:
         store.store(name, {"defaults": ["_named", "_self_"], "name": name}, "model")
-    timm = {"encoder": "???", "pretrained": False, "output_stride": None, "head": "dmlp"}
+    timm = {"encoder": "???", "output_stride": None, "head": "dmlp"}
     store.store("timm", {"defaults": ["_named", "_self_"], "name": "timm", **timm}, "model")
 
 
@@ -71,9 +72,9 @@ def launch(tool: Tool, config: DictConfig) -> int:
     """
     setup_logging()
     try:
-        plain = resolved(config)
-        if "plugins" in plain:
-            allow_plugins(plain["plugins"], given_config_dir())
+        if "plugins" in config:
+            allow_plugins(config.plugins, given_config_dir())
+        plain = resolved(filled(config))
         if "num_workers" in plain:
             plain["num_workers"] = choose_workers(plain["num_workers"])
         with processes(plain.pop("device", "cpu")) as device, Interrupts(device) as interrupts:

@@ -1,24 +1,25 @@
 """What a finished run leaves to be looked at: the table, summary.json, a picture, the report."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from trans4pass.console import console
-from trans4pass.inference import Gallery, write_picture
-from trans4pass.labels import LabelSpace
+from trans4pass.inference import write_picture
 from trans4pass.models import input_size
 from trans4pass.models.complexity import complexity
 from trans4pass.report.page import write_report
-from trans4pass.report.summary import comparison, goal, summarise, table
-from trans4pass.report.viewer import Seen
+from trans4pass.report.pictures import comparison
+from trans4pass.report.summary import goal, summarise, table
 from trans4pass.storage import write_json
 
 from .context import RunContext, build_network
 from .evidence import look, write_evidence
+from .own_data import as_typed
 from .stage import Stage
+
+WIDEST = 100  # columns of the table
 
 
 def show_outcome(
@@ -30,24 +31,27 @@ def show_outcome(
     size = (512, 512) if dataset is None else input_size(network, dataset[0]["image"].shape[1:], 1.0)
     parameters, gmacs = complexity(network, *size)
     model = {"config": run.meta()["model"], "parameters": parameters, "gmacs": round(gmacs, 3), "size": [*size[::-1]]}
-    summary = summarise(run.settings.name, run.settings.seed, results, final, model)
+    found = look(run, trained, final)
+    summary = summarise(run.settings.name, run.settings.seed, results, final, model, found.unlabelled)
     write_json(run.folder / "summary.json", summary)
-    console.print(table(summary))
+    console.print(table(summary), width=min(console.width, WIDEST))
     written = [run.folder / "summary.json", run.folder / "run.log"]
-    seen = look(run, {name: trained[name] for name in (next(iter(trained)), final)}, final)
-    if seen:
-        write_picture(run.folder / "panoramas.png", comparison(rows(seen, run.labels), run.labels))
+    if found.seen:
+        roles = {} if next(iter(trained)) == final else {next(iter(trained)): "before", final: "after"}
+        write_picture(run.folder / "panoramas.png", comparison(found.seen, run.labels, roles))
         written.insert(0, run.folder / "panoramas.png")
-    write_evidence(run, trained[final], seen)
+    write_evidence(run, trained[final], found.seen)
     written.insert(0, write_report([run.folder], run.folder / "report.html"))
     console.print(*(f"wrote {path}" for path in written), sep="\n", soft_wrap=True)
+    if found.folder is not None:
+        command = next_command(run, found.folder, found.size)
+        console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
-def rows(seen: Sequence[Seen], labels: LabelSpace) -> dict[str, list[torch.Tensor]]:
-    """Headings and pictures (3,H,W): the images, the stages' predictions, the truth where there is one."""
-    gallery = Gallery(labels, 0)
-    found = {"image": [torch.from_numpy(np.array(one.photo)).permute(2, 0, 1) for one in seen]}
-    for one in seen:
-        for label in one.maps:
-            found.setdefault(label.name, []).append(gallery.colour(torch.from_numpy(label.ids)))
-    return {name: column for name, column in found.items() if len(column) == len(seen)}
+def next_command(run: RunContext, images: Path, size: Sequence[int] | None) -> str:
+    """What predicts all images of the folder that the pictures came from."""
+    values = {"checkpoint": str(run.folder), "input": str(images), "output": str(run.folder / "predictions")}
+    values |= {"size": list(size)} if size else {}
+    values |= {"plugins": list(run.plugins)} if run.plugins else {}
+    words = [f"{key}={as_typed(value)}" for key, value in values.items()]
+    return f"python tools/predict.py {shlex.join(words)} html=true"

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 # What configs/train.yaml has for the stages, which hold it themselves, and for experiments' own use.
 NOT_OURS = (
     "device", "data_root", "source_class_weights", "published", "precision", "accumulate", "clip_grad", "on_nonfinite",
-    "checkpoint_every", "log_every", "judge", "target_labels",
+    "checkpoint_every", "log_every", "judge", "target_labels", "source", "panoramas", "scored", "crop", "source_base",
+    "panorama_size", "borders_meet",
 )  # fmt: skip
 
 

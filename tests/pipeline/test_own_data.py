@@ -1,0 +1,192 @@
+"""experiment=mine: what is chosen from folders of images, and what is said about folders that will not do."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from PIL import Image
+
+from tests.pipeline.conftest import ROOT, call
+from trans4pass.errors import ConfigError, DataError
+from trans4pass.pipeline.launch import resolved
+from trans4pass.pipeline.own_data import as_typed, borders_meet, filled, fitted, plain_folder, side
+
+NAMES = ("cityscapes", "densepass", "folder")
+SIZE, WIDE = (128, 64), (320, 64)
+
+
+def paint(path: Path, size: tuple[int, int] = SIZE, closed: bool = True, value: int | None = None) -> None:
+    """A smooth picture whose left and right borders meet, or a label map of one value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = np.arange(size[0]) / size[0]
+    row = 127 + 120 * (np.sin(2 * np.pi * x) if closed else 2 * x - 1)
+    picture = np.repeat(row[None], size[1], 0) if value is None else np.full(size[::-1], value)
+    Image.fromarray(picture.astype(np.uint8)).convert("RGB" if value is None else "L").save(path)
+
+
+def cityscapes(root: Path, split: str = "train", size: tuple[int, int] = SIZE, count: int = 1) -> Path:
+    for number in range(count):
+        stem = f"{split}/town/town_0_{number}"
+        paint(root / "leftImg8bit" / f"{stem}_leftImg8bit.png", size)
+        paint(root / "gtFine" / f"{stem}_gtFine_labelIds.png", size, value=7 + number)
+    return root
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """The configuration of a command line, filled."""
+
+    def call_it(*typed: str) -> dict[str, Any]:
+        overrides = ["experiment=mine", *typed]
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            config = compose("train", overrides, return_hydra_config=True)
+            monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+            HydraConfig.instance().set_config(config)
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
+            return resolved(filled(config))
+
+    return call_it
+
+
+def test_settings_follow_from_the_images(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    cityscapes(cityscapes(tmp_path / "pins"), "val")
+    paint(tmp_path / "my panos" / "walk 1" / "0.jpg", WIDE)
+    config = choose(f"source={tmp_path}/pins", f"panoramas='{tmp_path}/my panos'", "stages.adapt.steps=7")
+    assert config["labels"]["name"] == "cityscapes19"
+    assert config["data"]["source"]["dataset"]["_target_"].endswith("Cityscapes")
+    assert config["data"]["source"]["eval_size"] is None  # no larger than training sees them
+    assert config["evaluate"] == {"source": "val", "target": None}
+    target = config["data"]["target"]
+    assert target["dataset"]["root"] == f"{tmp_path}/my panos" and target["dataset"]["panorama"]
+    assert target["dataset"]["annotations"] is None and target["eval_size"] == [320, 64]
+    adapt = config["stages"]["adapt"]
+    source, panoramas = (adapt["domains"][name]["transform"] for name in ("source", "target"))
+    assert (source["size"], source["base"]) == ([64, 64], 64)
+    assert (panoramas["size"], panoramas["yaw_roll"]) == ([320, 64], True)
+    assert adapt["method"]["derive"]["target"]["view"]["size"] == [64, 64]
+    assert adapt["method"]["wrap"] and adapt["steps"] == 7
+
+
+def test_what_is_typed_stays(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    paint(tmp_path / "panos" / "0.png", (96, 64))
+    for place, extra in (("images", None), ("labels", 1)):
+        paint(tmp_path / "pins" / place / "a.png", value=extra)
+        paint(tmp_path / "tests" / place / "a.png", (96, 64), value=extra)
+    folders = [f"source={tmp_path}/pins", f"panoramas={tmp_path}/panos", f"scored={tmp_path}/tests"]
+    config = choose(*folders, "labels=outdoor13", "crop=[32,32]", "data.target.eval_size=[64,64]")
+    assert config["labels"]["name"] == "outdoor13"
+    assert config["stages"]["source"]["domains"]["source"]["transform"]["size"] == [32, 32]
+    assert config["data"]["target"]["eval_size"] == [64, 64]
+    # 3:2 is no panorama; images without splits are trained on, and would be scored once more.
+    assert not config["borders_meet"] and not config["stages"]["adapt"]["domains"]["target"]["transform"]["yaw_roll"]
+    assert config["evaluate"] == {"source": None, "target": None, "scored": "val"}
+    with pytest.raises(ConfigError, match=r"labels=<label space>, one of .*cityscapes19"):
+        choose(*folders)
+
+
+@pytest.mark.parametrize(
+    ("closed", "shifted"), [(True, 0), (True, 50), (False, 0)], ids=["all round", "turned", "a wide photo"]
+)
+def test_borders_meet_where_the_picture_goes_on(closed: bool, shifted: int) -> None:
+    x = torch.arange(320) / 320
+    row = torch.sin(2 * torch.pi * x) if closed else 2 * x - 1
+    image = (127 + 120 * row).expand(3, 64, -1).roll(shifted, 2).byte()
+    assert borders_meet(image) == closed
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((2048, 400), [2048, 400]), ((8192, 4096), [2048, 1024]), ((330, 64), [320, 62]), ((40, 16), [32, 32])],
+)
+def test_panoramas_fit_the_network(size: tuple[int, int], expected: list[int]) -> None:
+    assert fitted(*size) == expected
+
+
+def test_folders_in_the_layout_of_a_data_set_are_known(tmp_path: Path) -> None:
+    cityscapes(tmp_path / "c")
+    paint(tmp_path / "d" / "leftImg8bit" / "train" / "x" / "1_.png")
+    for folder, name in (("c", "cityscapes"), ("d", "densepass")):
+        chosen = list(side("source", str(tmp_path / folder), "source", "train", True, NAMES))
+        assert [choice.value for choice in chosen] == [name, str(tmp_path / folder)]
+    assert [c.typed for c in side("scored", "densepass", "scored", "val", True, NAMES, "+")] == [
+        "+data@data.scored=densepass"
+    ]
+
+
+def test_a_folder_of_images_and_labels_is_known_by_its_names(tmp_path: Path) -> None:
+    paint(tmp_path / "img" / "train" / "walk" / "1.jpg")
+    paint(tmp_path / "masks" / "train" / "walk" / "1_ids.png", value=1)
+    values, _ = plain_folder("source", tmp_path, "train", labelled=True)
+    assert values == {"images": "img/{split}", "annotations": "masks/{split}", "label_suffix": "_ids.png"}
+    # Without labels its images are read, and not the label maps.
+    assert plain_folder("panoramas", tmp_path, "train", labelled=False)[0]["images"] == "img/{split}"
+
+
+@pytest.mark.parametrize(
+    ("made", "labelled", "error", "said"),
+    [
+        ((), False, DataError, r"holds no images \(\.png"),
+        (("notes.txt",), False, DataError, "holds no images"),
+        (("1.png",), True, ConfigError, r"no labels that are known: put images into .*/images and label maps"),
+        (
+            ("images/1.png", "labels/2.png"),
+            True,
+            DataError,
+            r"images/1\.png has no label.*labels/1\*\.png",
+        ),
+    ],
+    ids=["empty", "other files", "no labels", "labels of others"],
+)
+def test_folders_that_will_not_do_are_refused_with_the_fix(
+    tmp_path: Path, made: tuple[str, ...], labelled: bool, error: type[Exception], said: str
+) -> None:
+    for name in made:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(error, match=said):
+        plain_folder("source", tmp_path, "train", labelled)
+
+
+def test_a_word_that_is_neither_folder_nor_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"panoramas=nowhere is neither a folder.*cityscapes, densepass"):
+        list(side("panoramas", "nowhere", "target", "train", False, NAMES))
+
+
+@pytest.mark.parametrize("value", ["/a/b.c-d", "my folder", "it's", "a=b,c", "12", "null", ".", [64, 32], None, True])
+def test_what_is_chosen_could_be_typed(value: Any) -> None:
+    parsed = OverridesParser.create().parse_override(f"key={as_typed(value)}").value()
+    assert (str(parsed) if isinstance(value, str) else parsed) == value
+
+
+@pytest.mark.slow
+def test_own_folders_from_the_first_command_to_predictions(tmp_path: Path, tiny_data: Path) -> None:
+    """Labelled pinholes in Cityscapes' layout, panoramas in a flat folder; what is printed last is typed next."""
+    panoramas = tmp_path / "panoramas"
+    panoramas.mkdir()
+    for number, file in enumerate(sorted((tiny_data / "toy/DensePASS/leftImg8bit/train").rglob("*.png"))):
+        (panoramas / f"{number}.png").write_bytes(file.read_bytes())
+    folders = [f"source={tiny_data}/toy/cityscapes", f"panoramas={panoramas}", f"run_dir={tmp_path}/run"]
+    small = ["model=trans4pass_micro", "model.embed_dim=16", "device=cpu", "threads=1", "num_workers=0"]
+    steps = ["stages.source.steps=2", "stages.adapt.steps=2", "stages.adapt.schedule.warmup_steps=0"]
+    done = call("experiment=mine", *folders, *small, *steps)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "panorama_size=[160,32]" in done.stdout
+    with Image.open(tmp_path / "run" / "panoramas.png") as picture:
+        assert picture.width <= 1920 and picture.height <= 1080
+    typed = re.search(r"tools/predict\.py (.*)", done.stdout)
+    assert typed is not None, done.stdout
+    predicted = call(*typed[1].split(), tool="predict.py")
+    assert predicted.returncode == 0, predicted.stdout + predicted.stderr
+    assert len(list((tmp_path / "run" / "predictions" / "labels").glob("*.png"))) == 4
+    # The same command finds the same settings, so that the run goes on.
+    again = call("experiment=mine", *folders, *small, *steps, "resume=true")
+    assert again.returncode == 0, again.stdout + again.stderr

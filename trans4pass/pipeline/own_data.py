@@ -1,0 +1,291 @@
+"""Settings that follow from somebody's folders: experiment=mine source=<...> panoramas=<...>.
+
+Layouts, label space and sizes become settings as if they were typed, so that a run keeps the plain, full configuration.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from trans4pass.build import CONFIGS, build
+from trans4pass.data import SegmentationDataset
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, read_image
+from trans4pass.errors import ConfigError, DataError
+from trans4pass.labels import LabelSpace
+
+log = logging.getLogger(__name__)
+
+# File of configs/data -> images that lie in such a folder; where two fit, the first is meant.
+LAYOUTS = {
+    "cityscapes": "leftImg8bit/{split}/*/*_leftImg8bit.png",
+    "densepass": "leftImg8bit/{split}/*/*.png",
+    "synpass": "img/*/{split}/*/*.jpg",
+    "stanford_panorama": "area_*/pano/rgb/*.png",
+    "stanford_pinhole": "area_*/data/rgb/*.png",
+    "structured3d": "scene_*/2D_rendering/*/panorama/full/rgb_rawlight.png",
+}
+# Class of a data set -> the classes that it is labelled with.
+LABELS = {
+    "Cityscapes": "cityscapes19", "DensePASS": "cityscapes19", "SynPASS": "synpass22", "Stanford2D3D": "indoor13",
+    "Structured3D": "indoor8",
+}  # fmt: skip
+IMAGES = ("images", "image", "img", "photos", "rgb")  # what folders of images and of their labels are called
+ANNOTATIONS = ("annotations", "labels", "masks", "label", "mask", "semantic", "gt")
+
+LONGEST, SHORTEST = 2048, 1024  # pixels: panoramas are at most so wide, source images' short sides at most so long
+CROP, STRIDE = 512, 32  # pixels
+WIDE = 1.9  # width / height from which on an image may go all round
+LOOKED_AT, DECODED = 200, 8  # images whose size is read, and whose borders are compared
+
+
+class Choice(NamedTuple):
+    """A setting as it would be typed, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+    @property
+    def typed(self) -> str:
+        return f"{self.key}={as_typed(self.value)}"
+
+
+def filled(config: DictConfig) -> DictConfig:
+    """A composed configuration with what its `source` and `panoramas` ask for; any without these as it is.
+
+    Raises:
+        ConfigError, DataError: folders that are none, or hold no images, or no labels where these are needed.
+    """
+    if "panoramas" not in config or not HydraConfig.initialized():
+        return config
+    hydra = HydraConfig.get()
+    typed = [*(word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath")), *hydra.overrides.task]
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    names = {path.stem for folder in (CONFIGS, *map(Path, folders)) for path in (folder / "data").glob("[!_]*.yaml")}
+
+    def composed(choices: Sequence[Choice]) -> DictConfig:
+        keys = {word.lstrip("+~").partition("=")[0] for word in typed}
+        chosen = [choice for choice in choices if choice.key.lstrip("+") not in keys]
+        return compose(hydra.job.config_name, [*(choice.typed for choice in chosen), *typed])
+
+    choices = list(sides(config, names))
+    first = composed(choices)
+    choices += labels_of(first, [word.partition("=")[0] for word in typed])
+    second = composed(choices)
+    choices += sizes(second)
+    result = composed(choices)
+    log.info("%s", in_words(choices))
+    return result
+
+
+def as_typed(value: Any) -> str:
+    """A value in the grammar of Hydra's command line."""
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower().replace(" ", "")
+    meant_otherwise = value.lower() in ("null", "true", "false", "nan", "inf")
+    if re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and not meant_otherwise:
+        return value
+    return "'" + value.replace("'", "\\'") + "'"
+
+
+def in_words(choices: Sequence[Choice]) -> str:
+    width = max(len(choice.typed) for choice in choices if len(choice.typed) < 60)
+    lines = (f"  {choice.typed:<{width}}  {choice.why}" for choice in choices)
+    return "\n".join(("chosen (type a setting to have another value):", *lines))
+
+
+# ---- where the images are ----
+
+
+def sides(config: DictConfig, names: Collection[str]) -> Iterator[Choice]:
+    """Which data sets `source`, `panoramas` and `scored` are; `names` are those of configs/data."""
+    for key in ("source", "panoramas"):
+        if config[key] is None:
+            example = "source=/data/cityscapes panoramas=/data/my_panoramas"
+            raise ConfigError(f"{key} is missing: name a folder or a data set, e.g. experiment=mine {example}")
+    yield from side("source", str(config.source), "source", "train", True, names)
+    yield from side("panoramas", str(config.panoramas), "target", "train", False, names)
+    if config.scored is not None:
+        yield from side("scored", str(config.scored), "scored", "val", True, names, "+")
+        yield Choice("+evaluate.scored", "val", "where the gain is measured")
+
+
+def side(
+    key: str, word: str, name: str, split: str, labelled: bool, names: Collection[str], new: str = ""
+) -> Iterator[Choice]:
+    """The data set that `word` means as the side called `name`; `new` is + where the configuration has no such side."""
+    if word in names:
+        yield Choice(f"{new}data@data.{name}", word, f"{key} is a file of configs/data")
+        return
+    root = Path(word)
+    if not root.is_dir():
+        raise ConfigError(
+            f"{key}={word} is neither a folder nor a data set: give the path of a folder, or one of "
+            f"{', '.join(sorted(names))}"
+        )
+    order = sorted(LAYOUTS, key=lambda layout: layout == "stanford_panorama" and key == "source")
+    layout = next((one for one in order if any(root.glob(LAYOUTS[one].format(split=split)))), None)
+    if layout is not None:
+        yield Choice(f"{new}data@data.{name}", layout, f"{key} has {LAYOUTS[layout].format(split=split)}")
+        yield Choice(f"data.{name}.dataset.root", word, "")
+        return
+    values, why = plain_folder(key, root, split, labelled)
+    yield Choice(f"{new}data@data.{name}", "folder", why)
+    for setting, value in {"root": word, **values}.items():
+        yield Choice(f"data.{name}.dataset.{setting}", value, "")
+
+
+def plain_folder(key: str, root: Path, split: str, labelled: bool) -> tuple[dict[str, Any], str]:
+    """Settings of `Folder` for a folder of images, with their labels or without, and what was found."""
+    images, annotations = (subfolder(root, names, split) for names in (IMAGES, ANNOTATIONS))
+    if labelled and (images is None or annotations is None):
+        raise ConfigError(
+            f"{key}={root} has no labels that are known: put images into {root / IMAGES[0]} and label maps of the same "
+            f"names into {root / ANNOTATIONS[0]}, or use the layout of a data set ({', '.join(LAYOUTS)}; "
+            "datasets_layout.md shows them)"
+        )
+    where = root / (images or ".").replace("{split}", split)
+    first = next((file for file in sorted(files_below(where)) if is_image(file)), None)
+    if first is None:
+        raise DataError(f"{key}={root} holds no images ({', '.join(IMAGE_SUFFIXES)}) in {where}: name their folder")
+    if not labelled:
+        return {"images": images or ".", "annotations": None}, f"{key} is searched for images"
+    assert annotations is not None
+    stem = first.relative_to(where).with_suffix("")
+    beside = root / annotations.replace("{split}", split) / stem.parent
+    found = sorted(file.name for file in beside.glob(f"{stem.name}*") if is_image(file))
+    if not found:
+        raise DataError(f"{key}={root}: {first} has no label; looked for {beside / stem.name}*.png: add it")
+    suffix = found[0].removeprefix(stem.name)
+    values = {"images": images, "annotations": annotations, "label_suffix": suffix}
+    return values, f"{key} has {images}/ and {annotations}/"
+
+
+def subfolder(root: Path, names: Sequence[str], split: str) -> str | None:
+    """The subfolder of one of these names, as `Folder` takes it: with {split} where it has a folder for the split."""
+    name = next((name for name in names if (root / name).is_dir()), None)
+    return f"{name}/{{split}}" if name and (root / name / split).is_dir() else name
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+# ---- what they are ----
+
+
+def labels_of(config: DictConfig, typed: Collection[str]) -> list[Choice]:
+    """The label space that the source is labelled with, and what can be scored."""
+    dataset, choices = config.data.source.dataset, []
+    kind = str(dataset._target_).rsplit(".", 1)[-1]
+    if "labels" not in typed:
+        known = sorted(path.stem for path in (CONFIGS / "labels").glob("*.yaml"))
+        if kind not in LABELS:
+            raise ConfigError(
+                f"what the labels of source={config.source} mean must be said: labels=<label space>, one of "
+                f"{', '.join(known)} or one of your own (docs/own_data.md)"
+            )
+        choices.append(Choice("labels", LABELS[kind], "the classes that the source is labelled with"))
+    if kind == "Folder" and "{split}" not in dataset.images:
+        choices.append(Choice("evaluate.source", None, "the source has no folder val of its own: it is not scored"))
+    return choices
+
+
+def sizes(config: DictConfig) -> Iterator[Choice]:
+    """Sizes to train and to predict at, from the images' own."""
+    labels = LabelSpace.from_dict(plain(config.labels))
+    source, target = (opened(config, name, "train", labels) for name in ("source", "target"))
+    if config.evaluate.source is not None and not has_split(config, "source", config.evaluate.source, labels):
+        yield Choice("evaluate.source", None, f"the source has no images of the split {config.evaluate.source}")
+    (width, height), note = commonest(source)
+    short = min(width, height, SHORTEST)
+    yield Choice("source_base", short, f"source images are {width}x{height}{note}")
+    if short < min(width, height):
+        size = [round(side * short / min(width, height)) for side in (width, height)]
+        yield Choice("data.source.eval_size", size, "source images are scored at the size of training")
+    else:
+        yield Choice("data.source.eval_size", None, "source images are scored at their own size")
+    (width, height), note = commonest(target)
+    size = fitted(width, height)
+    yield Choice("panorama_size", size, f"panoramas are {width}x{height}{note}")
+    yield Choice("data.target.eval_size", size, "")
+    side = max(STRIDE, min(CROP, short, size[1]) // STRIDE * STRIDE)
+    yield Choice("crop", [side, side], "")
+    meet, why = (True, "known of this data set") if target.panorama else borders(target, width / height)
+    yield Choice("borders_meet", meet, why)
+    if "panorama" in config.data.target.dataset:
+        yield Choice("data.target.dataset.panorama", meet, "")
+    if "scored" in config.data:
+        scored = opened(config, "scored", config.evaluate.scored, labels)
+        (width, height), note = commonest(scored)
+        yield Choice("data.scored.eval_size", fitted(width, height), f"scored panoramas are {width}x{height}{note}")
+        if "panorama" in config.data.scored.dataset:
+            yield Choice("data.scored.dataset.panorama", borders(scored, width / height)[0], "")
+
+
+def plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def opened(config: DictConfig, side: str, split: str, labels: LabelSpace) -> SegmentationDataset:
+    dataset = {**plain(config.data[side].dataset), "cache": None}
+    return build(dataset, f"data.{side}.dataset", split=split, labels=labels, labelled=False)
+
+
+def has_split(config: DictConfig, side: str, split: str, labels: LabelSpace) -> bool:
+    try:
+        opened(config, side, split, labels)
+    except DataError:
+        return False
+    return True
+
+
+def commonest(dataset: SegmentationDataset) -> tuple[tuple[int, int], str]:
+    """The commonest size (W,H) of a data set's images, and in words whether others have another shape."""
+    found = Counter(image_size(path) for path in spread(dataset, LOOKED_AT))
+    (width, height), _ = found.most_common(1)[0]
+    others = sum(count for (w, h), count in found.items() if abs(w * height / (h * width) - 1) > 0.05)
+    return (width, height), f" ({others} of {found.total()} have another shape)" if others else ""
+
+
+def spread(dataset: SegmentationDataset, count: int) -> list[Path]:
+    """At most `count` images, evenly spread over the set."""
+    step = -(-len(dataset.items) // count)
+    return [item.image for item in dataset.items[::step]]
+
+
+def fitted(width: int, height: int) -> list[int]:
+    """A panorama's size [W,H] for the network: at most `LONGEST` wide, its width a multiple of `STRIDE`."""
+    wide = max(STRIDE, min(width, LONGEST) // STRIDE * STRIDE)
+    return [wide, max(STRIDE, round(height * wide / width))]
+
+
+def borders(dataset: SegmentationDataset, shape: float) -> tuple[bool, str]:
+    """Whether the left and right borders of a set's images, `shape` times as wide as high, meet, and why."""
+    if shape < WIDE:
+        return False, f"{shape:.2f} times as wide as high: they do not go all round"
+    closed = [borders_meet(read_image(path)) for path in spread(dataset, DECODED)]
+    whole = "the whole sphere" if shape < 2.1 else "a band of it"
+    if sum(closed) * 2 >= len(closed):
+        return True, f"{shape:.2f} times as wide as high, {whole}"
+    apart = len(closed) - sum(closed)
+    return False, f"wide, but the right border does not go on at the left in {apart} of {len(closed)}"
+
+
+def borders_meet(image: Tensor) -> bool:
+    """Whether the last column of an image (3,H,W) goes on in the first one as columns side by side do."""
+    columns = image.float()
+
+    def difference(shift: int) -> Tensor:
+        return (columns - columns.roll(shift, 2)).abs().mean((0, 1))
+
+    near, far = difference(1)[1:].mean(), difference(image.shape[2] // 2).mean()
+    return bool(difference(1)[0] <= (near * far).sqrt())  # nearer to neighbours than to strangers
