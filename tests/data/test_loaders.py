@@ -184,6 +184,23 @@ def test_evaluation_loader_can_be_read_again_with_images_of_any_size(seven, tmp_
         assert shapes == [(1, 3, 70, 50) if i == 3 else (1, 3, *SIZE[::-1]) for i in range(7)]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_evaluation_batches_hold_images_of_one_size(num_workers, seven, tmp_path):
+    save(tmp_path / "1.png", picture(1, (50, 70)))
+    (tmp_path / "4.png").write_bytes(b"no picture")
+    bad = []
+    loader = eval_loader(seven, num_workers, on_bad=lambda *sample: bad.append(sample), batch_size=3)
+    found = [(batch["name"], tuple(batch["image"].shape)) for batch in loader]
+    size = SIZE[::-1]
+    assert found == [
+        (["0", "2"], (2, 3, *size)),
+        (["1"], (1, 3, 70, 50)),
+        (["3", "5"], (2, 3, *size)),
+        (["6"], (1, 3, *size)),
+    ]
+    assert [image for image, _ in bad] == [str(tmp_path / "4.png")]
+
+
 # ----------------------------------------------------------------------------------------------------- workers, errors
 
 

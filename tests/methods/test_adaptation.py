@@ -197,8 +197,9 @@ def test_panoramas_are_resized_in_the_round(scale: float, size: tuple[int, int],
 
 
 @pytest.mark.parametrize("scales", [None, (0.5, 1.0)])
-@pytest.mark.parametrize("training", [True, False])
-def test_prototypes_start_from_what_is_right_as_in_evaluation(training: bool, scales: Any) -> None:
+@pytest.mark.parametrize(("training", "together"), [(True, False), (False, False), (False, True)])
+def test_prototypes_start_from_what_is_right_as_in_evaluation(training: bool, together: bool, scales: Any) -> None:
+    """Image by image, or several at once."""
     """The prediction is class 1 everywhere, so that only its pixels can be right."""
     network = Convolution().train(training)
     with torch.no_grad():
@@ -206,7 +207,7 @@ def test_prototypes_start_from_what_is_right_as_in_evaluation(training: bool, sc
         network.classify.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
     method, batch = adaptation(network, prototypes=1.0, bank_scales=scales), random_batch()
     bank(method).prototypes.fill_(torch.nan)
-    method.prepare({domain: halves(batch[domain]) for domain in PHASES})
+    method.prepare({domain: [batch[domain]] if together else halves(batch[domain]) for domain in PHASES})
     assert network.training == training
     sizes = [(round(64 * scale), round(64 * scale)) for scale in scales or (1.0,)]
     means = [

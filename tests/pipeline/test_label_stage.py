@@ -13,6 +13,7 @@ from tests.small import various_network
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.inference import TTA, Predictor, pseudo_labels
 from trans4pass.interrupts import Interrupted
+from trans4pass.pipeline.label_stage import computed_ahead
 from trans4pass.pipeline.stage import Stage
 from trans4pass.precision import Precision
 from trans4pass.training import checkpoint
@@ -100,6 +101,41 @@ def test_half_precision_is_another_prediction(stage: MakeStage) -> None:
     """So that the test above can tell them apart."""
     one, other = predicted(stage()), predicted(stage(), "bf16")
     assert any((one[name][1] != other[name][1]).any() for name in one)
+
+
+def test_maps_are_written_once_and_read_once(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: dict[str, list[Path]] = {"spill": [], "unspill": []}
+    for name, seen in paths.items():
+        function = getattr(pseudo_labels, name)
+        monkeypatch.setattr(
+            pseudo_labels, name, lambda path, *maps, f=function, seen=seen: seen.append(path) or f(path, *maps)
+        )
+    stage("num_workers=2").execute()
+    assert len(paths["spill"]) == 4 and sorted(paths["spill"]) == sorted(paths["unspill"])
+
+
+def test_batches_change_no_more_than_rounding(stage: MakeStage) -> None:
+    """Three and one of the set's four; nearly all pixels keep their label."""
+    one = stage()
+    one.execute()
+    expected = written(one)
+    for path in (one.folder / "labels").rglob("*.png"):
+        path.unlink()
+    three = stage(batch_size="3")
+    three.check_identity()
+    three.execute()
+    found = written(three)
+    assert found.keys() == expected.keys()
+    assert np.mean([(found[name] != expected[name]).mean() for name in found]) < 1e-3
+
+
+def test_what_threads_compute_comes_in_order() -> None:
+    for threads in (0, 1, 3):
+        assert list(computed_ahead(lambda x: x * x, range(20), threads)) == [x * x for x in range(20)]
+        results = computed_ahead(lambda x: 1 // x, [1, 0, 1], threads)
+        assert next(results) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(results)
 
 
 def test_truth_beside_the_images_is_not_read(stage: MakeStage) -> None:
@@ -194,6 +230,6 @@ def test_several_processes_share_the_images(stage: MakeStage, monkeypatch: pytes
     monkeypatch.setattr("trans4pass.dist.world_size", lambda: 3)
     for rank in range(3):
         monkeypatch.setattr("trans4pass.dist.rank", lambda rank=rank: rank)
-        shares.append({item.name for item in labelling.share(dataset, "all")})
+        shares.append(set(labelling.share(dataset.items, "all", lambda item: item.name)))
     assert sorted(map(len, shares)) == [1, 1, 2]
     assert set.union(*shares) == {item.name for item in dataset.items}

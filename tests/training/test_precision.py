@@ -172,3 +172,19 @@ def test_a_loss_that_is_not_finite_is_no_overflow_either(on_nonfinite: str, tmp_
     for skipped in (1, 2):
         trainer.train_step([batch()])
         assert (trainer.skipped, trainer.scaler.get_scale()) == (skipped, 2.0**16)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_first_prototypes_are_computed_in_the_stages_precision(precision: str, tmp_path: Path) -> None:
+    seen = []
+
+    class Watched(SumOfTerms):
+        def prepare(self, loaders: Any) -> None:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            raise KeyboardInterrupt
+
+    network = Pixelwise(K)
+    method = Watched(network, {"supervised": Segmentation(network, CrossEntropy())})
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(method, tmp_path, precision=precision).fit()
+    assert seen == [precision != "fp32"]

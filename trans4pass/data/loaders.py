@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -54,11 +55,11 @@ class Batches:
                 # A new one: raising what a local name holds makes a cycle of exception and frame, which also keeps
                 # the workers, and Python's cycle collector ends them in an order that takes seconds.
                 raise type(batch)(*batch.args)
-            for image, reason in batch.pop("bad"):
+            found, bad = batch
+            for image, reason in bad:
                 if self.on_bad is not None:  # without it there are none
                     self.on_bad(image, reason)
-            if batch:
-                yield batch
+            yield from found
 
 
 def train_loader(
@@ -80,7 +81,8 @@ def train_loader(
     """
     rank, world_size = _place(rank, world_size)
     batches = PositionBatches(sampler, batch_size, rank, world_size, start_batch)
-    return iter(_batches(Samples(dataset, on_bad is not None, True), num_workers, on_bad, batch_sampler=batches))
+    samples = Samples(dataset, on_bad is not None, True)
+    return iter(_batches(samples, num_workers, on_bad, batch_sampler=batches, collate_fn=collate))
 
 
 def eval_loader(
@@ -89,27 +91,34 @@ def eval_loader(
     rank: int | None = None,
     world_size: int | None = None,
     on_bad: OnBad | None = None,
+    batch_size: int = 1,
 ) -> Batches:
-    """This rank's share of the data set as batches of 1; every image comes once over all ranks, none is repeated.
+    """This rank's share of the data set in batches; every image comes once over all ranks, none is repeated.
 
-    With `on_bad` a file that cannot be used is left out; without, it raises DataError.
+    Of `batch_size` images in a row those of one size are a batch. With `on_bad` a file that cannot be used is left out;
+    without, it raises DataError.
     """
     rank, world_size = _place(rank, world_size)
     share = range(rank, len(dataset), world_size)
-    return _batches(Samples(dataset, on_bad is not None, False), num_workers, on_bad, batch_size=1, sampler=share)
+    samples = Samples(dataset, on_bad is not None, False)
+    batching = {"batch_size": batch_size, "sampler": share, "collate_fn": partial(collate, by_size=True)}
+    return _batches(samples, num_workers, on_bad, **batching)
 
 
-def collate(samples: list[dict | UserError]) -> dict | UserError:
-    """A batch of samples, and the bad ones met; the first error instead, if there is one."""
+Collated = tuple[list[dict], list[tuple[str, str]]]  # batches, and the bad samples met
+
+
+def collate(samples: list[dict | UserError], by_size: bool = False) -> Collated | UserError:
+    """A batch of the samples, or one for each size of image, and the bad ones met; the first error instead, if any."""
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
     read = [sample for sample in samples if isinstance(sample, dict)]
     bad = [entry for sample in read for entry in sample.pop("bad", ())]
-    whole = [sample for sample in read if sample]
-    if not whole:
-        return {"bad": bad}
-    return default_collate(whole) | {"bad": bad}
+    batches: dict[Any, list[dict]] = {}
+    for sample in filter(None, read):
+        batches.setdefault(sample["image"].shape if by_size else None, []).append(sample)
+    return [default_collate(batch) for batch in batches.values()], bad
 
 
 class Samples(Dataset):
@@ -152,7 +161,6 @@ def _batches(samples: Samples, num_workers: int, on_bad: OnBad | None, **batchin
     return Batches(
         DataLoader(
             samples,
-            collate_fn=collate,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,

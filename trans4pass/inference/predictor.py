@@ -112,10 +112,11 @@ def predict_all(
     description: str = "evaluate",
     interrupts: Interrupts | None = None,
     on_bad: OnBad | None = None,
+    batch_size: int = 1,
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """This rank's (batch, logits (1,K,H,W)) pairs, each image once over all ranks, with a progress bar.
+    """This rank's (batch, logits (B,K,H,W)) pairs, each image once over all ranks, with a progress bar.
 
-    All ranks must read them to the end. For `on_bad` see `eval_loader`.
+    All ranks must read them to the end. For `on_bad` and `batch_size` see `eval_loader`.
 
     Raises:
         NonFinite: logits are NaN or infinite.
@@ -125,7 +126,7 @@ def predict_all(
     def logits(images: Tensor, name: str, step: Callable[[float], None]) -> Tensor:
         return finite(torch.cat(list(predictor.bands(images, step)), 2), name)
 
-    loader = eval_loader(dataset, num_workers, on_bad=on_bad)
+    loader = eval_loader(dataset, num_workers, on_bad=on_bad, batch_size=batch_size)
     return _ask(logits, loader, len(dataset), description, interrupts or Interrupts(predictor.device))
 
 
@@ -148,19 +149,20 @@ def _ask(
     description: str,
     interrupts: Interrupts,
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Batches of one image and what is predicted; the progress bar moves within images, too."""
+    """Batches and what is predicted; the progress bar, of this rank's images, moves within them, too."""
 
     def predictions() -> Iterator[tuple[dict[str, Any], Tensor]]:
         with progress_bar() as bar:
-            task = bar.add_task(description, total=len(loader))
-
-            def step(share: float) -> None:
-                bar.advance(task, share)
-                if share < 1:  # of an image that may take minutes
-                    interrupts.check_locally()
-
+            task = bar.add_task(description, total=len(range(dist.rank(), images, dist.world_size())))
             for batch in loader:
-                yield batch, predict(batch["image"], batch["name"][0], step)
+                names = batch["name"]
+
+                def step(share: float, count: int = len(names)) -> None:
+                    bar.advance(task, share * count)
+                    if share < 1:  # of an image that may take minutes
+                        interrupts.check_locally()
+
+                yield batch, predict(batch["image"], ", ".join(names), step)
 
     return interrupts.between(predictions(), dist.largest_share(images))
 

@@ -4,6 +4,7 @@ The official code holds every confidence map in memory to sort them. Confidences
 [0,1], so that one counting histogram per class holds the whole sorted list.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ BINS = int(np.float16(1.0).view(np.uint16)) + 1  # bit patterns of the float16 v
 
 
 def confidence(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Class (uint8) and its probability (float16), both (H,W), of averaged logits (1,K,H,W)."""
+    """Class (uint8) and its probability (float16), both (H,W), of one image's averaged logits (1,K,H,W)."""
     probability, label = logits.float().softmax(1)[0].max(0)
     return label.to(torch.uint8).cpu().numpy(), probability.to(torch.float16).cpu().numpy()
 
@@ -52,15 +53,25 @@ def pseudo_label(label: np.ndarray, probability: np.ndarray, limits: np.ndarray)
 
 
 def spill(path: Path, label: np.ndarray, probability: np.ndarray) -> None:
-    """Write one image's maps; `path` appears only when the file is whole."""
-    with replacing(path) as file:
-        np.savez_compressed(file, label=label, probability=probability)
+    """Write one image's maps; `path` appears only when the file is whole.
+
+    Classes, and the lower and the upper bytes of probabilities, which differ little from pixel to pixel, are planes of
+    their own: zipped lightly they are smaller than the numbers are after thrice the time.
+    """
+    planes = np.stack([label, *np.moveaxis(probability.view(np.uint8).reshape(*label.shape, 2), 2, 0)])
+    with (
+        replacing(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("planes.npy", "w") as entry,
+    ):
+        np.lib.format.write_array(entry, planes)
 
 
 def unspill(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read what `spill` wrote. DamagedFile where it is cut or damaged; a resumed run makes such maps anew."""
     try:
         with np.load(path) as maps:
-            return maps["label"], maps["probability"]
+            label, *probability = maps["planes"]
+            return label, np.stack(probability, 2).view(np.float16)[..., 0]
     except Exception as error:  # numpy's and the archive's readers raise many types for a damaged file
         raise DamagedFile(f"{path} is damaged ({error!r}); a run with resume=true makes it anew") from error

@@ -174,11 +174,12 @@ class PrototypeDistillation(Term):
         self.bank.start({domain: self._correct_features(network, loaders[domain]) for domain in self.domains})
 
     def _correct_features(self, network: Segmentor, loader: Iterable[DomainBatch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (1,E,h,w) of each image, and its labels (1,h,w) where the prediction is the label."""
         for batch in loader:
             output = network(batch["image"])
             features = self._bank_features(network, batch["image"], output.features)
             labels = batch["label"].where(output.logits.argmax(1) == batch["label"], IGNORE)
-            yield features, resize_labels(labels, features.shape[2:])
+            yield from zip(features.split(1), resize_labels(labels, features.shape[2:]).split(1), strict=True)
 
     @torch.no_grad()
     def _bank_features(self, network: Segmentor, images: Tensor, features: Tensor) -> Tensor:

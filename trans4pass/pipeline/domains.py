@@ -154,8 +154,8 @@ class Domain:
 class StageData:
     """The batches of all domains of a stage (see `trans4pass.training.TrainingData`)."""
 
-    def __init__(self, domains: Mapping[str, Domain]):
-        self.domains = domains
+    def __init__(self, domains: Mapping[str, Domain], first_pass_batch: int):
+        self.domains, self.first_pass_batch = domains, first_pass_batch
 
     def batches(self, start: int) -> Iterator[Batch]:
         loaders = {name: domain.batches(start) for name, domain in self.domains.items()}
@@ -167,7 +167,9 @@ class StageData:
 
     def _once(self, domain: Domain) -> Iterator[DomainBatch]:
         run = domain.run
-        loader = eval_loader(domain.unaugmented, run.num_workers, on_bad=domain.stage.bad)
+        loader = eval_loader(
+            domain.unaugmented, run.num_workers, on_bad=domain.stage.bad, batch_size=self.first_pass_batch
+        )
         batches = track(loader, len(loader), f"{domain.stage.name}: first pass, {domain.name}")
         for batch in run.interrupts.between(batches, dist.largest_share(len(domain.dataset))):
             yield to_device({domain.name: batch}, run.device)[domain.name]

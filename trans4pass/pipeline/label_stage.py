@@ -4,11 +4,13 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +24,15 @@ from trans4pass.errors import ConfigError, DamagedFile, UserError
 from trans4pass.inference import TTA, Confusion, Predictor, predict_all, pseudo_labels, write_label
 from trans4pass.labels import IGNORE
 from trans4pass.precision import Precision
-from trans4pass.settings import Share
+from trans4pass.settings import Positive, Share
 from trans4pass.storage import write_json
 
 from .score_sheet import finite
 from .stage import Stage
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class LabelStageSettings(TTA):
     keep: Share
     cap: Share
     precision: Precision = "fp32"
+    batch_size: Positive = 1
     enabled: bool = True
     init: str | None = None
 
@@ -63,10 +68,9 @@ class LabelStage(Stage):
 
     def execute(self) -> dict[str, Any]:
         started, dataset = time.perf_counter(), self.dataset
-        self.predict(dataset)
+        counts = self.predict(dataset)
         dist.barrier()
         left_out = [item.name for item in dataset.items if not self.spilled(item.name).exists()]
-        counts = self.confidences(dataset)
         limits = pseudo_labels.thresholds(counts, self.settings.keep, self.settings.cap)
         confusion, kept = self.write(dataset, limits)
         dist.barrier()
@@ -91,56 +95,64 @@ class LabelStage(Stage):
     def spilled(self, name: str) -> Path:
         return self.folder / "maps" / f"{name}.npz"
 
-    def predict(self, dataset: SegmentationDataset) -> None:
-        """Write each image's class and confidence maps; what an interrupted run wrote is kept where it is whole."""
-        # Rank 0 alone looks: ranks that look later may see what others have already written.
-        missing = self.missing(dataset) if dist.is_main() else None
-        left = dist.broadcast_object(missing)
-        if not left:
-            return
-        log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
-        network = self.run.network({} if self.start is None else self.start.model)
-        if self.start is not None:
-            self.start.load_network(network)
-        self.forget_start()
-        tta = TTA(self.settings.scales, self.settings.flip, self.settings.yaw_rolls)
-        predictor = Predictor(network.to(self.run.device), self.run.device, tta, self.settings.precision)
-        remaining, workers = torch.utils.data.Subset(dataset, left), self.run.num_workers
-        for batch, logits in predict_all(predictor, remaining, workers, self.name, self.run.interrupts, self.bad):
-            pseudo_labels.spill(self.spilled(batch["name"][0]), *pseudo_labels.confidence(logits))
+    def predict(self, dataset: SegmentationDataset) -> np.ndarray:
+        """Write each image's class and confidence maps; what an interrupted run wrote is kept where it is whole.
 
-    def missing(self, dataset: SegmentationDataset) -> list[int]:
-        """Indices of the items whose maps are still to be made; damaged ones are among them, and deleted."""
-        indices = []
-        for index, item in enumerate(dataset.items):
-            path = self.spilled(item.name)
+        Returns the predicted pixels by class and confidence (K, BINS), the same on all ranks.
+        """
+        counts, missing = self.found(dataset)
+        left = sorted(index for share in dist.gather_objects(missing) for index in share)
+        if left:
+            log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
+            network = self.run.network({} if self.start is None else self.start.model)
+            if self.start is not None:
+                self.start.load_network(network)
+            self.forget_start()
+            tta = TTA(self.settings.scales, self.settings.flip, self.settings.yaw_rolls)
+            predictor = Predictor(network.to(self.run.device), self.run.device, tta, self.settings.precision)
+            remaining, how = torch.utils.data.Subset(dataset, left), (self.run.num_workers, self.name)
+            predictions = predict_all(
+                predictor, remaining, *how, self.run.interrupts, self.bad, self.settings.batch_size
+            )
+            for batch, logits in predictions:
+                for name, of_image in zip(batch["name"], logits.split(1), strict=True):
+                    maps = pseudo_labels.confidence(of_image)
+                    pseudo_labels.spill(self.spilled(name), *maps)
+                    counts += pseudo_labels.histogram(*maps, len(counts))
+        return dist.sum_(torch.from_numpy(counts).to(self.run.device)).cpu().numpy()
+
+    def found(self, dataset: SegmentationDataset) -> tuple[np.ndarray, list[int]]:
+        """Of this rank's share the counts of maps that are there, and the indices of items without.
+
+        Damaged maps are deleted.
+        """
+        counts, missing = np.zeros((self.run.labels.num_classes, pseudo_labels.BINS), np.int64), []
+
+        def look(index: int) -> tuple[int, np.ndarray | None]:
+            path = self.spilled(dataset.items[index].name)
             try:
                 if path.exists():
-                    pseudo_labels.unspill(path)
-                    continue
+                    return index, pseudo_labels.histogram(*pseudo_labels.unspill(path), len(counts))
             except DamagedFile as error:
                 log.warning("%s", error)
                 path.unlink()
-            indices.append(index)
-        return indices
+            return index, None
 
-    def share(self, dataset: SegmentationDataset, task: str) -> Iterator[Item]:
-        """This rank's share of the items, without bad samples that were skipped, with a progress bar."""
-        share = dataset.items[dist.rank() :: dist.world_size()]
-        share = [item for item in share if self.bad is None or self.spilled(item.name).exists()]
-        tracked = track(share, len(share), f"{self.name}: {task}")
-        return self.run.interrupts.between(tracked, dist.largest_share(len(dataset)))
+        for index, histogram in self.share(range(len(dataset)), "maps already there", look):
+            if histogram is None:
+                missing.append(index)
+            else:
+                counts += histogram
+        return counts, missing
 
-    def confidences(self, dataset: SegmentationDataset) -> np.ndarray:
-        """Predicted pixels by class and confidence over the whole set (K, BINS), the same on all ranks."""
-        num_classes = self.run.labels.num_classes
-        counts = np.zeros((num_classes, pseudo_labels.BINS), np.int64)
-        for item in self.share(dataset, "thresholds"):
-            counts += pseudo_labels.histogram(*pseudo_labels.unspill(self.spilled(item.name)), num_classes)
-        return dist.sum_(torch.from_numpy(counts).to(self.run.device)).cpu().numpy()
+    def share(self, items: Sequence[T], task: str, function: Callable[[T], R]) -> Iterator[R]:
+        """`function` of each of this rank's share of the items, with a progress bar; threads compute it ahead."""
+        share = items[dist.rank() :: dist.world_size()]
+        tracked = track(computed_ahead(function, share, self.run.num_workers), len(share), f"{self.name}: {task}")
+        return self.run.interrupts.between(tracked, dist.largest_share(len(items)))
 
     def write(self, dataset: SegmentationDataset, limits: np.ndarray) -> tuple[Confusion, Tensor]:
-        """Write the label images.
+        """Write the label images of those that are predicted.
 
         Returns them against the truth, where the set has one, which nothing else looks at; and the pixels that keep a
         label, by class (K,) int64, at the size of the prediction.
@@ -148,16 +160,25 @@ class LabelStage(Stage):
         num_classes = self.run.labels.num_classes
         confusion, kept = Confusion(num_classes), torch.zeros(num_classes, dtype=torch.int64)
         truths = {} if self.truth is None else {item.name: item for item in self.truth.items}
-        for item in self.share(dataset, "labels"):
-            label = pseudo_labels.pseudo_label(*pseudo_labels.unspill(self.spilled(item.name)), limits)
-            kept += torch.from_numpy(np.bincount(label.ravel(), minlength=IGNORE + 1)[:num_classes])
+
+        def write(item: Item) -> tuple[np.ndarray, Tensor | None, np.ndarray] | None:
+            maps = self.spilled(item.name)
+            if self.bad is not None and not maps.exists():
+                return None
+            label, truth = pseudo_labels.pseudo_label(*pseudo_labels.unspill(maps), limits), None
             with Image.open(item.image) as image:
                 size = image.size
             written = write_label(self.folder / "labels" / f"{item.name}_labelTrainIds.png", label, size)
             if self.truth is not None and item.name in truths:
                 # A label file that cannot be read costs a figure of the report, not the run.
                 with contextlib.suppress(UserError):
-                    confusion.update(self.truth.load(truths[item.name])[1], torch.tensor(written))
+                    truth = self.truth.load(truths[item.name])[1]
+            return np.bincount(label.ravel(), minlength=IGNORE + 1)[:num_classes], truth, written
+
+        for counts, truth, written in filter(None, self.share(dataset.items, "labels", write)):
+            kept += torch.from_numpy(counts)
+            if truth is not None:
+                confusion.update(truth, torch.tensor(written))
         counts, kept = (dist.sum_(x.to(self.run.device)).cpu() for x in (confusion.counts, kept))
         confusion.counts = counts
         return confusion, kept
@@ -180,3 +201,18 @@ class LabelStage(Stage):
             key: {name: finite(float(value)) for name, value in zip(names, values)}
             for key, values in (("coverage", coverage), ("accuracy", accuracy))
         }
+
+
+def computed_ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`function` of each item in order, for up to two items a thread before it is asked for; 0 threads: when it is."""
+    if not threads:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -26,7 +26,7 @@ from .start import Start, read_start, start_of_method
 log = logging.getLogger(__name__)
 
 # Settings that change what a run shows or how fast it is, but not its result.
-COSMETIC = ("enabled", "log_every", "checkpoint_every")
+COSMETIC = ("enabled", "log_every", "checkpoint_every", "batch_size", "first_pass_batch")
 
 
 class Stage(ABC):

@@ -52,6 +52,7 @@ class TrainStageSettings(TrainerSettings):
     epochs: PositiveFloat | None
     log_every: Positive
     global_batch: Positive | None = None
+    first_pass_batch: Positive = 1
     model: Mapping[str, Any] = field(default_factory=dict)
     judge: str | None = None
     enabled: bool = True
@@ -75,7 +76,8 @@ class TrainStage(Stage):
             {} if self.settings.global_batch is None else {"batch_size": self.own_share(self.settings.global_batch)}
         )
         domains = {name: {**config, **shared} for name, config in self.settings.domains.items()}.items()
-        self.data = StageData({name: Domain(self, name, config, self.labelling) for name, config in domains})
+        made = {name: Domain(self, name, config, self.labelling) for name, config in domains}
+        self.data = StageData(made, self.settings.first_pass_batch)
 
     def own_share(self, batch: int) -> int:
         """Of a step's images of a domain those in one of this process's batches."""

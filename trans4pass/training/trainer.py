@@ -132,7 +132,8 @@ class Trainer:
         """
         with self.saying_what_is_kept():
             if not self.resume():
-                self.method.prepare(self.data.unaugmented())
+                with autocast(self.device, self.settings.precision):
+                    self.method.prepare(self.data.unaugmented())
             self._parallel = self.parallel()
             batches = self.data.batches(self.step * self.settings.accumulate)
             with self.monitor.running(self.step, self.evaluated):
