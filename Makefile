@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo setup-mmcv toy-table toy-recipes toy-ablation toy-losses toy-policies gpu test test-slow soak mutation lint format benchmark
+.PHONY: help setup demo setup-mmcv toy-table toy-recipes toy-ablation toy-losses toy-policies gpu test test-slow soak mutation lint format docs benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ setup-mmcv: setup  ## also build mmcv's operators, for deform_backend=mmcv (abou
 demo: setup  ## train and adapt on the toy world, print the mIoU table (minutes; goes on where it was stopped)
 	$(BIN)/python tools/train.py experiment=pin2pan_toy resume=true
 
-toy-table: setup  ## measure the README's table of the toy world (three seeds, about an hour)
+toy-table: setup  ## measure the docs/toy_world.md: three seeds (three seeds, about an hour)
 	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_table seed=0,1,2 resume=true
 	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
 
@@ -65,18 +65,19 @@ toy-policies: setup  ## measure the model zoo's table of learning-rate policies 
 	$(TOY) name=toy_policy_sigmoid $(ADAPTATION_OFF) schedule@$(SCHEDULE)=sigmoid $(SCHEDULE).gamma=-0.02 $(SCHEDULE).middle=250
 	$(BIN)/python tools/compare.py "runs=['runs/toy_policy_*']"
 
-test: setup  ## the daily tests (minutes)
-	$(BIN)/python -m pytest
+JOBS ?= 2
 
-test-slow: setup  ## the longer tests
-	$(BIN)/python -m pytest -m slow
+test: setup  ## the daily tests, a few files at a time (minutes; JOBS=2)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-slow: setup  ## the longer tests (JOBS=2)
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
 
 soak: setup  ## what runs on demand only: damaged files and random kills (FUZZ=10000 KILLS=50)
 	$(BIN)/python -m pytest -m soak -s
 
 SAMPLE ?= 0
 SEED ?= 0
-JOBS ?= 2
 
 mutation: setup  ## change the code in thousands of small ways and list those that no test notices (SAMPLE=600 SEED=0 JOBS=2)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
@@ -90,6 +91,10 @@ lint: setup  ## check style, format and types
 format: setup  ## fix style and format where it can be done automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## build the guide into build/docs; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . build/docs
+	@echo "open build/docs/docs/index.html"
 
 benchmark: setup  ## ratios of the deformable convolution's backends on this machine
 	$(BIN)/python tools/benchmark.py

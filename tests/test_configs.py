@@ -35,6 +35,7 @@ def composed(experiment: str, *overrides: str) -> dict[str, Any]:
         return resolved(compose("train", [f"experiment={experiment}", *overrides]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_with_every_model(experiment: str) -> None:
     """All models where settings are chosen by model, the published ones elsewhere."""
@@ -52,8 +53,9 @@ def test_any_of_timms_encoders_can_be_chosen() -> None:
 
 
 def test_ablations_have_folders_of_their_own() -> None:
-    names = [composed("toy_ablation", f"model={model}", "seed=3")["run_dir"] for model in MODELS]
-    assert len({*names}) == len(MODELS)
+    models = ["trans4pass_micro", "trans4pass_plus_micro", "danet_micro"]
+    names = [composed("toy_ablation", f"model={model}", "seed=3")["run_dir"] for model in models]
+    assert len({*names}) == len(models)
     assert all(name.startswith("runs/toy_ablation_") and name.endswith("_3") for name in names)
 
 

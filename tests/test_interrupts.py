@@ -52,6 +52,7 @@ def test_nothing_changes_the_exit_status_of_a_run_that_was_stopped() -> None:
 
 def test_the_death_of_torchrun_counts_as_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(os, "getppid", lambda: 4)
     interrupts = Interrupts()
     interrupts.check()
     monkeypatch.setattr(os, "getppid", lambda: 1)

@@ -255,6 +255,7 @@ def test_bad_settings_are_named_before_anything_runs(
     assert not (tmp_path / "r" / "source" / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_sides_may_have_any_names(run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     sides = ["+data@data.pano=toy_panorama", "evaluate.source=null", "evaluate.target=null", "+evaluate.pano=val"]
     off = [f"stages.{name}.enabled=false" for name in ("pseudo_labels", "mpa")]
@@ -271,6 +272,7 @@ def test_sides_may_have_any_names(run_here: Run, tmp_path: Path, capsys: pytest.
     assert f"{warmup['pano'] - source['pano']:+.1f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_counted_class_weights(run_here: Run, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
     assert run_here(tmp_path / "r", "stages.source.method.terms.supervised.loss.class_weights=auto", *off) == 0
@@ -325,6 +327,7 @@ def test_skipped_steps_are_reported(run_here: Run, tmp_path: Path) -> None:
     assert points(tmp_path / "r", "source", "skipped") == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
     where = "stages.source.method.terms.supervised.loss"
@@ -338,6 +341,7 @@ def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     assert (tmp_path / "r" / "source" / "class_weights_source.json").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_batch_are_one(tiny: list[str], run_here: Run, tmp_path: Path) -> None:
     """All stages: weights, discriminator and prototypes to the last digits, and the same labels and scores.
 
@@ -467,6 +471,7 @@ def test_a_checkpoint_of_other_classes_is_refused(
     assert "another checkpoint" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_run_of_the_first_release_is_not_gone_on_with(
     run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -485,6 +490,7 @@ def test_a_run_of_the_first_release_is_not_gone_on_with(
         assert "a head of release 0.1.0" in shown and "overwrite=true" in shown
 
 
+@pytest.mark.slow
 def test_a_broken_network_labels_nothing(
     finished: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -501,6 +507,7 @@ def test_a_broken_network_labels_nothing(
     assert not list((tmp_path / "r").rglob("*_labelTrainIds.png"))
 
 
+@pytest.mark.slow
 def test_another_evaluation_or_thread_count_is_another_run(
     finished: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -510,6 +517,7 @@ def test_another_evaluation_or_thread_count_is_another_run(
         assert word in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_gains_are_measured_from_the_checkpoint_that_is_given(
     finished: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -546,6 +554,7 @@ def first_release(finished: Path, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_a_checkpoint_of_the_first_release(finished: Path, run_here: Run, tmp_path: Path) -> None:
     """Network, discriminator and prototypes come along, as from a checkpoint of today."""
     off = [f"stages.{name}.enabled=false" for name in ("source", "warmup", "pseudo_labels")]
@@ -567,6 +576,7 @@ class Same(SumOfTerms):
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_made_with_a_plug_in_opens_only_when_it_is_named(
     run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,6 +600,7 @@ def test_a_checkpoint_made_with_a_plug_in_opens_only_when_it_is_named(
     assert run_here(tmp_path / "b", *later, "plugins=[mine]") == 0
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_off_is_none_to_start_from(run_here: Run, tmp_path: Path) -> None:
     """Whichever of YAML's words says so: `previous` is the stage before it."""
     off = ["stages.warmup.enabled=no", "stages.pseudo_labels.enabled=off", "stages.mpa.enabled=false"]

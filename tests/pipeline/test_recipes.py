@@ -57,6 +57,7 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_average_is_handed_on_and_knows_the_sources_colours(runs: Path, name: str) -> None:
     content = checkpoint.load(runs / name / RECIPES[name] / "last.pt")
@@ -73,6 +74,7 @@ def test_the_average_is_handed_on_and_knows_the_sources_colours(runs: Path, name
     assert network.alignment is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["teacher", "source_free"])
 def test_no_label_of_the_target_reaches_it(
     tiny: list[str], runs: Path, tiny_data: Path, tmp_path: Path, name: str

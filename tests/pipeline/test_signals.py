@@ -218,5 +218,6 @@ def test_sigterm_to_the_group_costs_no_step(short: list[str], run_here: Callable
     assert same(state(tmp_path / "whole", "source"), state(tmp_path / "stopped", "source"))
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_is_obeyed_in_an_evaluation(short: list[str], tmp_path: Path) -> None:
     stop_and_go_on(tmp_path / "stopped", ("evaluation",), "process", TERM, short, TWO)
