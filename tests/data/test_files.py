@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.io import decode_image
 
 from tests.data.tiny_images import SIZE, label_map, picture
 from tests.mutations import mutated
-from trans4pass.data import Item, SegmentationDataset
+from trans4pass.data import Item, SegmentationDataset, files
 from trans4pass.data.files import files_below, image_size, read_colour_label, read_image, read_label
 from trans4pass.errors import DataError
 
@@ -213,6 +214,39 @@ def originals() -> dict[str, bytes]:
         pixels.save(buffer, name.rsplit(".")[1].replace("jpg", "jpeg"), **settings)
         saved[name] = buffer.getvalue()
     return saved
+
+
+def encoded(pixels: np.ndarray, kind: str, **settings) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+CAMERA = Image.Exif()
+CAMERA[271] = "a maker"
+RAMP = np.stack(np.broadcast_arrays(np.arange(61)[:, None] * 4, np.arange(83) * 3, 128 + np.arange(83)), 2)
+NOISY = (RAMP + np.random.default_rng(0).integers(-20, 20, RAMP.shape)).clip(0, 255).astype(np.uint8)
+ENCODED = {
+    "PNG": (encoded(NOISY, "PNG"), True),
+    "grey PNG": (encoded(NOISY[..., 0], "PNG"), False),
+    "PNG with a transparent colour": (encoded(NOISY, "PNG", transparency=(0, 0, 0)), False),
+    "PNG with a camera's data": (encoded(NOISY, "PNG", exif=CAMERA.tobytes()), False),
+    **{f"JPEG, {kind}": (encoded(NOISY, "JPEG", quality=quality, **settings), True) for kind, quality, settings in (
+        ("4:4:4", 95, {"subsampling": 0}), ("4:2:2", 80, {"subsampling": 1}), ("4:2:0", 40, {"subsampling": 2}),
+        ("progressive", 75, {"progressive": True}), ("a camera's", 90, {"exif": CAMERA.tobytes()}),
+    )},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_either_decoder_gives_pils_pixels(kind: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, fast = ENCODED[kind]
+    (tmp_path / "x").write_bytes(data)
+    decoded = []
+    monkeypatch.setattr(files, "decode_image", lambda *x: decoded.append(x) or decode_image(*x))
+    expected = np.array(Image.open(tmp_path / "x").convert("RGB"))
+    assert np.array_equal(read_image(tmp_path / "x").permute(1, 2, 0), expected)
+    assert len(decoded) == fast
 
 
 def check_mutations(folder, labels, count: int) -> None:
