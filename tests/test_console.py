@@ -2,6 +2,7 @@
 
 import io
 import logging
+import runpy
 import sys
 import warnings
 from collections.abc import Iterator
@@ -38,6 +39,64 @@ def test_bars_are_silent_in_files_and_on_other_ranks(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(console, "console", Console(force_terminal=True))
     monkeypatch.setattr("trans4pass.dist.is_main", lambda: False)
     assert console.progress_bar().disable
+
+
+def test_a_log_says_how_far_long_work_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where there is no bar, and not more often than every ten seconds."""
+    now = SimpleNamespace(value=0.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now.value))
+    monkeypatch.setattr(console, "console", Console(force_terminal=False, file=io.StringIO()))
+    with caplog.at_level(logging.INFO, "trans4pass"):
+        for _ in track(range(6), 6, "evaluate target"):
+            now.value += 6.0
+    assert [record.message.split(", ETA")[0] for record in caplog.records] == [
+        f"evaluate target: {done} of 6" for done in (2, 4, 6)
+    ]
+    caplog.clear()
+    monkeypatch.setattr(console, "console", Console(force_terminal=True, file=io.StringIO()))
+    with caplog.at_level(logging.INFO, "trans4pass"):
+        for _ in track(range(6), 6, "evaluate target"):
+            now.value += 60.0
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_quiet_is_warnings_on_the_console_and_everything_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.Loudness, "quiet", True)
+    monkeypatch.setattr(console, "console", Console(width=100, force_terminal=True))
+    assert console.progress_bar().disable
+    setup_logging(tmp_path)
+    log.info("step 1", extra={"console": "1"})
+    log.warning("look out")
+    shown = capsys.readouterr().out
+    assert "look out" in shown and "step 1" not in shown
+    assert "step 1" in (tmp_path / "run.log").read_text()
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_the_console_shows_less_than_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "console", Console(width=100))
+    setup_logging(tmp_path)
+    log.info("step %d with fifteen numbers", 1, extra={"console": "step 1"})
+    assert "fifteen" not in capsys.readouterr().out
+    assert "step 1 with fifteen numbers" in (tmp_path / "run.log").read_text()
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_no_color_is_heeded(colours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal would be
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if not colours:
+        monkeypatch.setenv("NO_COLOR", "1")
+    fresh = runpy.run_path(console.__file__)["console"]
+    with fresh.capture() as captured:
+        fresh.print("[red]stop[/red]")
+    assert ("\x1b[31m" in captured.get()) == colours
 
 
 def test_memory_is_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:

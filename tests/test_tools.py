@@ -9,13 +9,26 @@ import pytest
 import yaml
 
 from tests.pipeline.conftest import ROOT, call
+from trans4pass.pipeline.help import choices
 
 
 def test_help_is_help() -> None:
     shown = call("--help")
     assert shown.returncode == 0
-    for word in ("experiment", "pin2pan_toy", "resume=true", "stages.mpa.optim.network.lr"):
+    for word in ("experiment", "pin2pan_toy", "resume=true", "stages.mpa.optim.network.lr", "--quiet"):
         assert word in shown.stdout
+    lines = shown.stdout.splitlines()
+    assert any(line.split()[:3] == ["pin2pan", "Cityscapes", "->"] for line in lines)  # one experiment, one line
+    assert "    labels: " not in shown.stdout and any("cityscapes19, indoor13" in line for line in lines)
+
+
+def test_choices_fit_the_screen_and_have_ones_own(tmp_path: Path) -> None:
+    own = tmp_path / "experiment" / "night.yaml"
+    own.parent.mkdir()
+    own.write_text("# @package _global_\n# python tools/train.py experiment=night\n# At $5 a night: rain. And more.\n")
+    text = choices(["train.py", "--config-dir", str(tmp_path)])
+    assert max(map(len, text.splitlines())) <= 100
+    assert ["night", "At", "$$5", "a", "night"] in [line.split() for line in text.splitlines()]
 
 
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))

@@ -3,7 +3,9 @@
 import logging
 import resource
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -27,6 +30,20 @@ T = TypeVar("T")
 # Piped output is for files: no wrapping at a terminal's 80 columns.
 console = Console() if sys.stdout.isatty() else Console(width=160)
 log = logging.getLogger("trans4pass")
+SILENCE = 10.0  # seconds of work after which a log without a progress bar says how far it is
+
+
+class Loudness:
+    """`quiet`: no bars, and of the log warnings alone; run.log holds everything all the same."""
+
+    quiet = False
+
+
+class ConsoleLines(logging.Formatter):
+    """A record's own `console` text, which is shorter than what run.log keeps, where it has one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return getattr(record, "console", None) or super().format(record)
 
 
 class LogFile(logging.FileHandler):
@@ -51,6 +68,8 @@ def setup_logging(folder: Path | None = None) -> None:
         root.removeHandler(handler)
         handler.close()
     shown = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    shown.setFormatter(ConsoleLines("%(message)s"))
+    shown.setLevel(logging.WARNING if Loudness.quiet else logging.NOTSET)
     root.addHandler(shown)
     root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO if dist.is_main() else logging.WARNING)
@@ -70,9 +89,35 @@ def peak_memory(device: torch.device) -> float:
     return kilobytes / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def progress_bar(*columns: ProgressColumn | str) -> Progress:
-    """The project's one progress bar; shown on rank 0 of a terminal, silent elsewhere."""
-    return Progress(
+class Bar(Progress):
+    """A progress bar; where none can be shown, lines in the log, after `SILENCE` each, say how far the work is."""
+
+    def __init__(self, *columns: ProgressColumn | str, spoken: bool, **options: Any):
+        super().__init__(*columns, **options)
+        self.spoken, self._since = spoken, time.monotonic()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def update(self, task_id: TaskID, **values: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().update(task_id, **values)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        if not self.spoken or time.monotonic() - self._since < SILENCE:
+            return
+        self._since = time.monotonic()
+        task = next(task for task in self.tasks if task.id == task_id)
+        left = "" if task.time_remaining is None else f", ETA {timedelta(seconds=round(task.time_remaining))}"
+        total = "" if task.total is None else f" of {task.total:g}"
+        log.info("%s: %d%s%s", task.description, task.completed, total, left)
+
+
+def progress_bar(*columns: ProgressColumn | str, spoken: bool = True) -> Bar:
+    """The project's one progress bar, on rank 0: a bar in a terminal, else, where it is `spoken`, lines in the log."""
+    shown = dist.is_main() and console.is_terminal and not Loudness.quiet
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
@@ -82,7 +127,8 @@ def progress_bar(*columns: ProgressColumn | str) -> Progress:
         *columns,
         console=console,
         transient=True,
-        disable=not (dist.is_main() and console.is_terminal),
+        disable=not shown,
+        spoken=spoken and dist.is_main() and not shown,
     )
 
 

@@ -268,7 +268,7 @@ def test_sides_may_have_any_names(run_here: Run, tmp_path: Path, capsys: pytest.
     assert (summary["sides"], summary["goal"], source["judge"]) == (["pano"], "pano", "pano")
     assert summary["gain"] == pytest.approx(warmup["pano"] - source["pano"])
     assert source["best"]["pano"] >= source["pano"]
-    assert launch(compare_runs, OmegaConf.create({"runs": [str(tmp_path / "r")], "device": "cpu"})) == 0
+    assert launch(compare_runs, OmegaConf.create({"runs": [str(tmp_path / "r")], "output": None, "device": "cpu"})) == 0
     assert f"{warmup['pano'] - source['pano']:+.1f}" in capsys.readouterr().out
 
 

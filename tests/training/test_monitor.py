@@ -12,7 +12,7 @@ import torch.distributed as td
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trans4pass.training import Monitor, TensorBoard, monitor
-from trans4pass.training.monitor import in_short
+from trans4pass.training.monitor import fitting, in_short
 
 from .small import in_two_processes
 
@@ -124,7 +124,7 @@ def test_the_bar_shows_steps_and_the_pace(
     seen: list[Any] = []
 
     class Bar:
-        def __init__(self, *columns: Any) -> None:
+        def __init__(self, *columns: Any, spoken: bool) -> None:
             pass
 
         def __enter__(self) -> "Bar":
@@ -144,6 +144,22 @@ def test_the_bar_shows_steps_and_the_pace(
     monkeypatch.setattr(monitor, "peak_memory", lambda device: 1.5)
     run(clock, tmp_path, dict.fromkeys((3, 4), 1.0), 4, 10, start=2)
     assert seen == [("mpa", 4, 2), (5, 3), (5, 4), (5, "1.00 s/it  1.50 GiB"), "closed"]
+
+
+def test_the_consoles_line_has_the_first_values_that_fit(
+    clock: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "peak_memory", lambda device: 1.5)
+    with caplog.at_level(logging.INFO):
+        run(clock, tmp_path, dict.fromkeys((1, 2), 1.0), 2, 2)
+    assert [vars(record)["console"] for record in caplog.records] == [
+        "mpa 2/2  loss 1.5  even 20  1.00 s/it  1.50 GiB  ETA 0:00:00"
+    ]
+    values = {"grad_norm/network": 9.0, "target/self_training": 0.5, "source/supervised": 1.0}
+    assert fitting(values, 24) == "target/self_training 0.5"
+    assert fitting(values, 5) == "target/self_training 0.5"
+    assert fitting(values, 46) == "target/self_training 0.5  source/supervised 1"
+    assert fitting(values, 44) == "target/self_training 0.5"
 
 
 def test_values_are_short() -> None:

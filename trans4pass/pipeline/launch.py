@@ -19,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trans4pass.build import CONFIGS, allow_plugins
-from trans4pass.console import setup_logging
+from trans4pass.console import Loudness, setup_logging
 from trans4pass.errors import ConfigError, UserError
 from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.models import MODELS
 
 from .environment import choose_workers, processes
+from .help import choices
 from .own_data import filled
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ def main(name: str, tool: Tool) -> None:
             sys.exit(status)
 
     register_models()
+    OmegaConf.register_new_resolver("choices", lambda: choices(sys.argv), replace=True)
+    if "--quiet" in sys.argv:
+        sys.argv.remove("--quiet")
+        Loudness.quiet = True
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print and exit
     try:
         refuse_unknown_additions(name, sys.argv[1:])

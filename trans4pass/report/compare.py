@@ -1,36 +1,62 @@
-"""Several finished runs in one table: other seeds as mean and range, other settings as a row each."""
+"""Several finished runs in one table and plot: other seeds as mean and range, other settings as a row each."""
 
+import csv
+import io
+import itertools
+import os.path
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from trans4pass.console import console
 from trans4pass.errors import ConfigError
+from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.settings import flatten
-from trans4pass.storage import read_json
+from trans4pass.storage import read_json, write_text
 
 from .run_folder import read_config
-from .summary import first_score, goal
+from .summary import CHANGED, CONFIDENCE, first_score, goal
 
 Summary = Mapping[str, Any]
 
 # What may differ between runs of the same settings: where they live, their seed, and what leaves no trace in results.
 INCIDENTAL = ("name", "run_dir", "resume", "overwrite", "seed", "num_workers")
 INCIDENTAL_ANYWHERE = ("checkpoint_every", "log_every")
+UNLABELLED = {CHANGED: "changed, %", CONFIDENCE: "confidence, %"}
+UNLABELLED_CAPTION = "on images without labels: pixels changed since the stage before, mean confidence"
+BAR, BARS = 18, 520  # pixels: a bar's height, and 100 %
+COLOURS = ("#3b6fb6", "#d8843a", "#4c9a5f", "#9a5fa8")
+
+
+class Grid(NamedTuple):
+    """A table before it is shown: headings, rows of cells, and the figures of each row that are drawn.
+
+    `bars` has for each row, by heading, the runs' values in percent.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bars: Sequence[Mapping[str, Sequence[float]]]
+    caption: str = ""
 
 
 def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
-    """Print runs that differ in the seed alone stage by stage, others with a row per setting (configs/compare.yaml)."""
+    """Compare runs that differ in the seed alone stage by stage, others with a row per setting (configs/compare.yaml).
+
+    The table is printed, and written as Markdown, CSV and a plot.
+    """
     # Path.glob takes no absolute patterns.
     patterns = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
     if not isinstance(patterns, list) or not patterns:
         raise ConfigError(f"runs must name a folder or more, e.g. runs=[runs/a,runs/b] or 'runs/a_*', got {patterns}")
-    found = [Path(path) for run in patterns for path in sorted(glob(str(run))) or [str(run)]]  # noqa: PTH207
+    found = [Path(path) for run in patterns for path in matching(str(run))]
     runs = list(dict.fromkeys(path.resolve() for path in found))  # a pattern and a name may mean one run
     again = "run the same command again with resume=true, which writes it anew"
     summaries: list[Summary] = []
@@ -45,7 +71,18 @@ def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: In
     groups: dict[str, list[Summary]] = {}
     for words, summary in zip(settings, summaries, strict=True):
         groups.setdefault(words, []).append(summary)
-    console.print(compare_seeds(summaries) if len(groups) == 1 else compare_settings(groups))
+    grid = compare_seeds(summaries) if len(groups) == 1 else compare_settings(groups)
+    console.print(table(grid))
+    base = Path(config["output"] or Path(os.path.commonpath([run.parent for run in runs])) / "comparison")
+    write_text(base.with_name(f"{base.name}.md"), markdown(grid))
+    write_text(base.with_name(f"{base.name}.csv"), comma_separated(grid))
+    write_picture(base.with_name(f"{base.name}.png"), plot(grid))
+    console.print(f"wrote {base}.md, {base.name}.csv, {base.name}.png", soft_wrap=True, highlight=False)
+
+
+def matching(pattern: str) -> list[str]:
+    """The folders that a pattern means, sorted; the pattern itself where there are none, for a message about it."""
+    return sorted(path for path in glob(pattern) if Path(path).is_dir()) or [pattern]  # noqa: PTH207
 
 
 def distinguish(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -83,49 +120,115 @@ def in_words(settings: Mapping[str, Any], keys: Iterable[str]) -> str:
     return ", ".join(words)
 
 
-def compare_seeds(summaries: Sequence[Summary]) -> Table:
+def compare_seeds(summaries: Sequence[Summary]) -> Grid:
     """Runs of the same settings: mean and range of each stage's figures."""
-    shown = Table(title=f"{len(summaries)} runs, seeds {seeds(summaries)}: mean (lowest to highest), mIoU in %")
     sides = all_sides(summaries)
-    for column in ("stage", *sides, "gain over source-only", "minutes"):
-        shown.add_column(column, justify="left" if column == "stage" else "right")
+    to = goal(sides)
+    measured = [key for key in UNLABELLED if any(key in row for one in summaries for row in one["stages"].values())]
+    gain = [] if to is None else ["gain over source-only"]
+    rows, bars = [], []
     for stage in summaries[0]["stages"]:
-        rows = [summary["stages"][stage] for summary in summaries]
-        pairs, to = zip(summaries, rows, strict=True), goal(sides)
-        shown.add_row(
-            stage,
-            *(spread([row[side] for row in rows if side in row]) for side in sides),
-            spread([row[to] - first_score(summary["stages"], to) for summary, row in pairs if to in row], "+.1f"),
-            spread([row["seconds"] / 60 for row in rows]),
-        )
-    return shown
+        figures = [summary["stages"][stage] for summary in summaries]
+        pairs = zip(summaries, figures, strict=True)
+        gains = [row[to] - (first_score(summary["stages"], to) or 0.0) for summary, row in pairs if to in row]
+        cells = [spread([row[side] for row in figures if side in row]) for side in sides]
+        cells += [spread(gains, "+.1f")] if gain else []
+        cells += [spread([100 * row[key] for row in figures if key in row]) for key in measured]
+        rows.append((stage, *cells, spread([row["seconds"] / 60 for row in figures])))
+        bars.append({side: [row[side] for row in figures if side in row] for side in sides})
+    title = f"{len(summaries)} runs, seeds {seeds(summaries)}: mean (lowest to highest), mIoU in %"
+    head = ("stage", *sides, *gain, *(UNLABELLED[key] for key in measured), "minutes")
+    return Grid(title, head, rows, bars, UNLABELLED_CAPTION if measured else "")
 
 
-def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Table:
-    """Runs that differ in more than the seed: per setting the first and the final training stage's figures."""
-    shown = Table(title="mIoU in %, after the first and the final training stage; several seeds: mean and range")
-    sides = all_sides([summary for group in groups.values() for summary in group])
-    to = goal(sides) or sides[0]
-    columns = (*(f"{side}, first" for side in sides), f"{to}, final", "gain", "parameters", "GMACs", "s/it, first")
-    for column in ("settings", "seeds", *columns):
-        shown.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
+def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Grid:
+    """Runs that differ in more than the seed: per setting the first and the final training stage's figures.
+
+    Without a side that gains are measured on, the final stage's figures on images without labels.
+    """
+    everyone = [summary for group in groups.values() for summary in group]
+    sides = all_sides(everyone)
+    to = goal(sides)
+    last = to or next(iter(sides), None)
+    measured = [key for key in UNLABELLED if to is None and any(key in one["stages"][one["final"]] for one in everyone)]
+    rows, bars = [], []
     for words, summaries in groups.items():
         firsts = [next(stage for stage in summary["stages"].values() if "steps" in stage) for summary in summaries]
         finals = [summary["stages"][summary["final"]] for summary in summaries]
         model = summaries[0]["model"]
-        shown.add_row(
-            words,
-            seeds(summaries),
-            *(spread([stage[side] for stage in firsts if side in stage]) for side in sides),
-            spread([stage[to] for stage in finals if to in stage]),
-            spread([summary["gain"] for summary in summaries if summary["gain"] is not None], "+.1f"),
-            f"{model['parameters'] / 1e6:.2f} M",
-            f"{model['gmacs']:.2f}",
-            spread([stage["seconds_per_step"] for stage in firsts if stage.get("seconds_per_step")], ".2f"),
-        )
+        cells = [spread([stage[side] for stage in firsts if side in stage]) for side in sides]
+        cells += [spread([stage[last] for stage in finals if last in stage])] if last else []
+        cells += [spread([one["gain"] for one in summaries if one["gain"] is not None], "+.1f")] if to else []
+        cells += [spread([100 * stage[key] for stage in finals if key in stage]) for key in measured]
+        pace = spread([stage["seconds_per_step"] for stage in firsts if stage.get("seconds_per_step")], ".2f")
+        size = (f"{model['parameters'] / 1e6:.2f} M", f"{model['gmacs']:.2f}")
+        rows.append((words, seeds(summaries), *cells, *size, pace))
+        bars.append({last: [stage[last] for stage in finals if last in stage]} if last else {})
+    head = ["settings", "seeds", *(f"{side}, first" for side in sides)]
+    head += [f"{last}, final"] if last else []
+    head += ["gain"] if to else []
+    head += [*(f"{UNLABELLED[key]}, final" for key in measured), "parameters", "GMACs", "s/it, first"]
     width, height = next(iter(groups.values()))[0]["model"]["size"]
-    shown.caption = f"GMACs of one {width}x{height} image, deformable sampling not counted"
+    caption = f"GMACs of one {width}x{height} image, deformable sampling not counted"
+    title = "mIoU in %, after the first and the final training stage; several seeds: mean and range"
+    return Grid(title, head, rows, bars, f"{caption}; {UNLABELLED_CAPTION}" if measured else caption)
+
+
+# ---- how it is shown ----
+
+
+def table(grid: Grid) -> Table:
+    shown = Table(title=grid.title, caption=grid.caption or None)
+    for number, heading in enumerate(grid.head):
+        shown.add_column(heading, justify="right" if number else "left", overflow="fold")
+    for row in grid.rows:
+        shown.add_row(*row)
     return shown
+
+
+def markdown(grid: Grid) -> str:
+    rows = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.rows]
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join([grid.title, "", *lines, *(["", grid.caption] if grid.caption else [])]) + "\n"
+
+
+def comma_separated(grid: Grid) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([grid.head, *grid.rows])
+    return text.getvalue()
+
+
+def plot(grid: Grid) -> Image.Image:
+    """A bar for each row's mean of each side, from 0 to 100 %, with a line from the lowest to the highest run."""
+    font = ImageFont.load_default(13)
+    headings = list(dict.fromkeys(heading for row in grid.bars for heading in row))
+    left = max([120, *(round(font.getlength(row[0])) for row in grid.rows)]) + 16
+    scale, pitch = BARS / 100, BAR * max(1, len(headings)) + 12
+    picture = Image.new("RGB", (left + BARS + 70, 40 + pitch * len(grid.rows) + 24), "white")
+    pen = ImageDraw.Draw(picture)
+    for value in range(0, 101, 20):
+        x = left + value * scale
+        pen.line((x, 34, x, picture.height - 24), "#dddddd")
+        pen.text((x, picture.height - 20), f"{value}", "#555555", font, anchor="ma")
+    x = left
+    for heading, colour in zip(headings, itertools.cycle(COLOURS)):
+        pen.rectangle((x, 12, x + 12, 24), colour)
+        pen.text((x + 18, 18), f"mIoU, {heading}", "black", font, anchor="lm")
+        x += 50 + round(font.getlength(f"mIoU, {heading}"))
+    for number, (row, values) in enumerate(zip(grid.rows, grid.bars, strict=True)):
+        top = 40 + number * pitch
+        pen.text((left - 8, top + pitch / 2 - 6), row[0], "black", font, anchor="rm")
+        for heading, colour in zip(headings, itertools.cycle(COLOURS)):
+            if runs := values.get(heading):
+                mean, middle = sum(runs) / len(runs), top + BAR / 2 - 1
+                pen.rectangle((left, top, left + mean * scale, top + BAR - 3), colour)
+                pen.line((left + min(runs) * scale, middle, left + max(runs) * scale, middle), "black", 2)
+                pen.text((left + max(mean, *runs) * scale + 6, middle), f"{mean:.1f}", "black", font, anchor="lm")
+            top += BAR
+    return picture
+
+
+# ---- figures ----
 
 
 def all_sides(summaries: Iterable[Summary]) -> list[str]:

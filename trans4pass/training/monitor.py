@@ -17,6 +17,7 @@ from trans4pass.console import peak_memory, progress_bar
 from .trackers import MIOU, Tracker
 
 log = logging.getLogger(__name__)
+WIDTH = 87  # columns of a line on the console, without the time in front: 100 with it and some space
 
 
 class Monitor:
@@ -43,7 +44,7 @@ class Monitor:
         """Show the bar and record while entered; the stage goes on after `step` and was last scored at `evaluated`."""
         self.tracker.begin(step, evaluated)
         try:
-            with progress_bar(TextColumn("{task.fields[state]}")) as self._bar:
+            with progress_bar(TextColumn("{task.fields[state]}"), spoken=False) as self._bar:
                 self._task = self._bar.add_task(self.stage, total=self.steps, completed=step, state="")
                 self._started, self._since = time.perf_counter(), step
                 yield
@@ -67,7 +68,9 @@ class Monitor:
         state = f"{pace:.2f} s/it  {peak_memory(self.device):.2f} GiB"
         self._bar.update(self._task, state=state)
         left = timedelta(seconds=round(pace * (self.steps - step)))  # 1 day, 20:26:40
-        log.info("%s %d/%d  %s  %s  %s  ETA %s", self.stage, step, self.steps, in_short(means), rate, state, left)
+        head, tail = f"{self.stage} {step}/{self.steps}", f"{state}  ETA {left}"
+        brief = f"{head}  {fitting(means, WIDTH - len(head) - len(tail))}  {tail}"
+        log.info("%s  %s  %s  %s", head, in_short(means), rate, tail, extra={"console": brief})
         rates = {f"lr/{name}": value for name, value in rates.items()}
         self.tracker.log({**means, **rates, "seconds_per_step": pace, "skipped": skipped}, step)
         self._paces.append(pace)
@@ -95,6 +98,13 @@ class Monitor:
         self.tracker.log({f"{MIOU}{side}": value for side, value in scores.items()}, step)
         for title, picture in pictures.items():
             self.tracker.image(title, picture, step)
+
+
+def fitting(values: Mapping[str, float], width: int) -> str:
+    """The first values, in short, that fit into `width` characters, at least one."""
+    names = [name for name in values if not name.startswith("grad_norm/")]
+    count = next((n for n in range(len(names), 1, -1) if len(in_short({x: values[x] for x in names[:n]})) <= width), 1)
+    return in_short({name: values[name] for name in names[:count]})
 
 
 def in_short(values: Mapping[str, float]) -> str:
