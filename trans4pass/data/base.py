@@ -187,7 +187,7 @@ class SegmentationDataset(Dataset):
         names = [item.name for item in self.items]
         path = None if self.notes is None else self.notes / "class_counts.json"
         known = recall_json(path, ("counts", "classes"), "the classes are counted again") if path else None
-        if known is not None and list(known["counts"]) == names and known["classes"] == self.labels.classes:
+        if known is not None and list(known["counts"]) == names and known["classes"] == list(self.labels.classes):
             return list(known["counts"].values())
         with ThreadPoolExecutor() as pool:
             counts = [found.tolist() for found in pool.map(self._count_classes, self.items)]
