@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from tests.models import tiny_encoders  # noqa: F401 - timm's tiny ones
 from tests.small import Strides, Sum, label_space, tiny_segmentor, various_network
 from trans4pass import TTA, create_model, load_model
 from trans4pass.errors import ConfigError, WeightsError
@@ -298,6 +299,56 @@ def test_a_real_model(format: str, wrap: bool, run: Path, tmp_path: Path) -> Non
         got = OnnxNetwork(path)(NOISE).logits if format == "onnx" else torch.export.load(path).module()(NOISE)
     assert (got - expected).abs().max() < 1e-4
     assert format != "onnx" or (OnnxNetwork(path).size == (96, 64)) == wrap
+
+
+SIZES = {
+    "swin": "windows",
+    "sam2_hiera": "windows",
+    "efficientnet_lite": "paddings of one side",
+}  # of one size, and why
+OF_ANY_SIZE = ("resnet", "convnext", "vit_patch14_dinov2")
+
+
+def of_timm(family: str, **options: Any) -> Segmentor:
+    torch.manual_seed(0)
+    return create_model(f"timm/tiny_{family}", 3, head="linear", **options).eval()
+
+
+@pytest.mark.parametrize("family", [*SIZES, *OF_ANY_SIZE])
+def test_encoders_of_one_size_say_why(family: str) -> None:
+    reason = graph.fixed_size(of_timm(family))
+    assert SIZES[family] in reason if family in SIZES else not reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [None, 20])
+@pytest.mark.parametrize("family", [*SIZES, *OF_ANY_SIZE, "swinv2", "caformer", "fastvit", "vit_patch16_dinov3"])
+def test_timms_encoders(family: str, opset: int | None, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Which the export itself holds against the model, on two sizes where any may come."""
+    network = of_timm(family)
+    rotary = family == "vit_patch16_dinov3" and opset is None
+    if rotary:
+        with pytest.raises(ConfigError, match="try dynamic=false"):
+            export_graph(tmp_path / "a", network, SPACE, "logits", (96, 64), True, opset)
+    export_graph(tmp_path / "a", network, SPACE, "logits", (96, 64), not rotary, opset)
+    tried = "96x64 and 129x81" if not graph.fixed_size(network) and not rotary else "96x64 and 96x64"
+    assert f"tried on {tried}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [None, 20])
+def test_edges_and_ecrm_beside_a_head(opset: int | None, tmp_path: Path) -> None:
+    network = of_timm("resnet", edges={"width": 64}, ecrm={"width": 16, "attention_width": 8, "bank_size": 2})
+    network.train()(torch.rand(2, 3, 64, 64))  # there is something to remember
+    export_graph(tmp_path / "a", network, SPACE, "logits", (96, 64), True, opset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [None, 20])
+def test_danets_attention_and_dilated_encoder(opset: int | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = create_model("danet_resnet50", 3)
+    export_graph(tmp_path / "a", network, SPACE, "logits", (96, 64), True, opset)
 
 
 def test_ecrm_s_memory_comes_along(tmp_path: Path) -> None:

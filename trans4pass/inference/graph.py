@@ -118,8 +118,14 @@ def fixed_size(network: Segmentor) -> str:
     """Why a network can only be exported for images of one size; empty where it need not be."""
     if network.wrap:
         return "with wrap=true, columns are indexed by their number"
-    cells = [m for m in network.modules() if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size not in (1, (1, 1))]
-    return "pooling over a fixed number of cells has no operator of any size" if cells else ""
+    layers = list(network.modules())
+    if any(isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size not in (1, (1, 1)) for layer in layers):
+        return "pooling over a fixed number of cells has no operator of any size"
+    if any(getattr(layer, "window_size", None) for layer in layers):
+        return "how many windows the encoder's attention has is fixed when it is traced"
+    if any(type(layer).__name__.endswith("Same") for layer in layers):
+        return "the encoder's paddings of one side depend on the size"
+    return ""
 
 
 def traced(graph: Graph, size: tuple[int, int], dynamic: bool) -> torch.export.ExportedProgram:
@@ -139,7 +145,10 @@ def traced(graph: Graph, size: tuple[int, int], dynamic: bool) -> torch.export.E
 def as_torch(program: torch.export.ExportedProgram, said: dict[str, Any]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """The .pt2 file, and what it computes once it is read again."""
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(said)})
+    try:
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(said)})
+    except Exception as error:  # an operation that the format lacks
+        raise ConfigError(f"this model cannot be written as .pt2: {first_line(error)}; try dynamic=false") from error
     content = buffer.getvalue()
     with warnings.catch_warnings(action="ignore"):  # of a buffer that nobody writes to
         module: Callable[[Tensor], Tensor] = torch.export.load(io.BytesIO(content)).module()

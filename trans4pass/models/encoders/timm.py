@@ -7,7 +7,6 @@ are padded to a multiple of 32 inside, and the maps cut back.
 
 import functools
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,8 +93,8 @@ class TimmEncoder(nn.Module):
             maps = [m.permute(0, 3, 1, 2) for m in maps]  # [B, h, w, C] -> [B, C, h, w]
         if self.pyramid is not None:
             maps = self.pyramid(maps[-1])
-        sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
-        return [m[..., :h, :w] for m, (h, w) in zip(maps, sizes, strict=True)]
+        sizes = [((height + s - 1) // s, (width + s - 1) // s) for s in self.strides]  # ceil, which exporters lack
+        return [cut(m, h, w) for m, (h, w) in zip(maps, sizes, strict=True)]
 
     def pretrained_state(self) -> dict[str, Tensor]:
         """Timm's weights of this name, which are downloaded once, as tensors of this encoder; also on the meta device.
@@ -123,6 +122,17 @@ class TimmEncoder(nn.Module):
             raise ConfigError(f"recompute_activations=true: {self.name}'s BatchNorm would count every batch twice")
         body: Any = self.body.model if isinstance(self.body, FeatureGetterNet) else self.body
         body.set_grad_checkpointing(True)
+
+
+def cut(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left part of maps [B, C, H, W].
+
+    By indices in an export: whether a slice is the whole would be decided by the size that is traced.
+    """
+    if torch.compiler.is_compiling():  # an export, too
+        rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[..., :height, :width]
 
 
 def make_body(
