@@ -77,7 +77,16 @@ class Described(NamedTuple):
         return network
 
     def aligned(self, align: float | None) -> "Described":
-        """The same with another strength of alignment, or, with None, its own."""
+        """The same with another strength of alignment, or, with None, its own.
+
+        Raises:
+            ConfigError: it does not hold its source's channel statistics.
+        """
+        if align and self.model.get("statistics") is None:
+            raise ConfigError(
+                f"align={align} moves colours towards the source's, and {self.path} does not hold the source's channel "
+                "statistics, as the checkpoints of a stage with a domain `source` do: use one of those, or align=0"
+            )
         return self if align is None else self._replace(model={**self.model, "align": align})
 
     def _build(self) -> Segmentor:
