@@ -15,8 +15,9 @@ from PIL import Image
 
 from tests.small import various_network
 from trans4pass import create_model
+from trans4pass.data import Item, SegmentationDataset
 from trans4pass.inference import TTA, Described, Predictor, read_checkpoint, submodule_state
-from trans4pass.inference.evaluation import evaluate_checkpoint
+from trans4pass.inference.evaluation import evaluate_checkpoint, point_out_scaling
 from trans4pass.inference.export import export
 from trans4pass.inference.images import predict_images
 from trans4pass.labels import LabelSpace
@@ -283,3 +284,25 @@ def test_a_full_or_forbidden_folder_is_told_in_a_line(data: Path, capsys: pytest
     fixed = [f"checkpoint={path}", "num_workers=0", f"input={data / 'DensePASS/leftImg8bit/val'}"]
     assert run("predict", predict_images, *fixed, f"output={data / 'file' / 'out'}") == 2
     assert "Not a directory" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((128, 32), None),
+        ((64, 16), None),  # smaller, as wide for its height
+        ((64, 32), "scored at 64x32, stretched:"),
+        ((256, 64), "scored at 256x64, enlarged:"),
+        ((400, 200), "scored at 400x200, stretched and enlarged: size=[128,32] takes their own size"),
+        (None, None),
+    ],
+)
+def test_a_size_that_nobody_chose_is_pointed_out_where_it_does_not_fit(
+    size: tuple[int, int] | None, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (128, 32)).save(tmp_path / "a.png")
+    space = LabelSpace("two", ("a", "b"), np.zeros((2, 3), np.uint8), {})
+    dataset = SegmentationDataset([Item("a", tmp_path / "a.png")], space, labelled=False)
+    with caplog.at_level("WARNING"):
+        point_out_scaling(dataset, size, "size=[{0},{1}]")
+    assert (said in caplog.text) if said else not caplog.records

@@ -23,6 +23,7 @@ from trans4pass.interrupts import Interrupted
 from trans4pass.models.encoders.timm import TimmEncoder
 from trans4pass.pipeline import TrainStage
 from trans4pass.pipeline.domains import with_class_weights
+from trans4pass.pipeline.start import point_out_random
 from trans4pass.training import Trainer, checkpoint
 
 from .conftest import stages_of
@@ -532,3 +533,33 @@ def test_what_changes_the_result_changes_the_settings(stage: MakeStage, monkeypa
     assert settings_of(stage(*begun)) != before
     behind = ("warmup", "stages.warmup.init=stages.source")
     assert settings_of(stage(*behind)) != settings_of(stage(*behind, "stages.source.steps=9"))
+
+
+@pytest.mark.parametrize(
+    ("model", "fix"),
+    [
+        ("trans4pass_small", "model.weights=nvidia/mit-b2"),
+        ("trans4pass_plus_tiny", "model.weights=nvidia/mit-b1"),
+        ("danet_resnet50", "model.weights=<file>"),
+        ("timm", "model.pretrained=true"),
+        ("trans4pass_micro", None),
+    ],
+)
+def test_an_encoder_that_starts_at_random_is_pointed_out(
+    model: str, fix: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        point_out_random(model)
+    assert (fix in caplog.text) if fix else not caplog.records
+
+
+def test_only_a_stage_without_a_start_begins_at_random(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("trans4pass.pipeline.train_stage.point_out_random", said.append)
+    first = stage("source")
+    first.build_trainer()
+    assert said == ["trans4pass_micro"]
+    first.last_path.parent.mkdir(parents=True, exist_ok=True)
+    first.last_path.touch()  # it goes on from its own checkpoint
+    first.build_trainer()
+    assert len(said) == 1

@@ -1,7 +1,9 @@
 """Score a checkpoint on a labelled data set: a table, and metrics.json."""
 
+import contextlib
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from trans4pass import dist
 from trans4pass.build import build
 from trans4pass.console import console
 from trans4pass.data import EvalTransform, SegmentationDataset, Size
-from trans4pass.errors import ConfigError
+from trans4pass.data.files import image_size
+from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.settings import parse
@@ -24,6 +27,8 @@ from .images import PredictorSettings, make_predictor
 from .metrics import Regions, Scores
 from .pictures import write_prediction
 from .predictor import evaluate
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,8 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     size, data = settings.size or settings.data["eval_size"], settings.data["dataset"]
     chosen = {"split": settings.split, "labels": labels, "transform": EvalTransform(size)}
     dataset: SegmentationDataset = build(data, "data.dataset", labelled=True, **chosen)
+    if settings.size is None:
+        point_out_scaling(dataset, size, "size=[{0},{1}]")
     if settings.views == "perspective" and not dataset.panorama:
         raise ConfigError(
             f"views=perspective looks around in full panoramas, and the left and right borders of {dataset.name}'s "
@@ -81,8 +88,10 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     }
     if dist.is_main():
         write_json(folder / "metrics.json", result)
-        title = f"{settings.checkpoint} on {dataset.name} {settings.split}"
-        console.print(scores_table(scores, by_region, labels, title))
+        at = "their own size" if size is None else f"{size[0]}x{size[1]}"
+        title = f"{settings.checkpoint} on {dataset.name} {settings.split}, {len(dataset)} images at {at}"
+        console.print(title, soft_wrap=True, markup=False, highlight=False)
+        console.print(scores_table(scores, by_region, labels))
         console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
         if settings.save_predictions:
             console.print(f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}", soft_wrap=True)
@@ -104,8 +113,30 @@ def metrics(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace) -
     }
 
 
-def scores_table(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace, title: str) -> Table:
-    table = Table("class", Column("IoU in %", justify="right"), title=title)
+def point_out_scaling(dataset: SegmentationDataset, size: Sequence[int] | None, fix: str) -> None:
+    """Warn where `size` (W,H), which nobody chose for these images, stretches or enlarges them; `fix` is for the log.
+
+    It has places for their own width and height.
+    """
+    with contextlib.suppress(DataError):  # a file that cannot be read is named when it is read
+        width, height = image_size(dataset.items[0].image)
+        if size is None or not dist.is_main():
+            return
+        stretched = abs(size[0] * height / (size[1] * width) - 1) > 0.05
+        enlarged = size[0] * size[1] > 1.1 * width * height
+        if stretched or enlarged:
+            log.warning(
+                "images of %s are %dx%d and are scored at %dx%d, %s: %s takes their own size, and the size that the "
+                "model was trained at may serve better",
+                dataset.name, width, height, *size,
+                " and ".join(word for word, holds in (("stretched", stretched), ("enlarged", enlarged)) if holds),
+                fix.format(width, height),
+            )  # fmt: skip
+
+
+def scores_table(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace) -> Table:
+    bands = "seam: the columns beside the left and right border; latitude 1/5: the uppermost fifth of the rows"
+    table = Table("class", Column("IoU in %", justify="right"), caption=bands if regions else None)
     for name, iou in zip(labels.classes, scores.iou, strict=True):
         table.add_row(name, "never occurs" if math.isnan(iou) else f"{iou:.2f}")
     table.add_section()

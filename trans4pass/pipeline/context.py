@@ -1,6 +1,7 @@
 """What all stages of a run share: folder, settings, label space, data sets, networks, device."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,11 +13,14 @@ import torch
 from trans4pass.build import build
 from trans4pass.data import EvalTransform, SegmentationDataset
 from trans4pass.errors import ConfigError
+from trans4pass.inference.evaluation import point_out_scaling
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.models import STARTS, Segmentor
 from trans4pass.report.summary import RESERVED
 from trans4pass.settings import Natural, Positive
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,9 @@ class RunContext:
         for side, split in self.sides.items():
             transform = EvalTransform(self.settings.data[side].get("eval_size"))
             sets[side] = self.dataset(side, split, "evaluate", labelled=True, transform=transform)
+            point_out_scaling(sets[side], transform.size, f"data.{side}.eval_size=[{{0}},{{1}}]")
+            at = "their own size" if transform.size is None else f"{transform.size[0]}x{transform.size[1]}"
+            log.info("%s: models are scored on %d images of the split %s at %s", side, len(sets[side]), split, at)
         return sets
 
     def seed(self, *names: str) -> int:

@@ -228,7 +228,8 @@ def counted_channel_statistics(domain: Domain) -> dict[str, list[float]]:
     dataset = domain.files.with_transform(None)
     spread = Subset(dataset, range(0, len(dataset), -(-len(dataset) // STATISTICS_IMAGES)))
     loader = eval_loader(spread, domain.run.num_workers, on_bad=domain.stage.bad)
-    batches = domain.run.interrupts.between(loader, dist.largest_share(len(spread)))
+    tracked = track(loader, len(loader), f"{domain.stage.name}: channel statistics of {domain.name}")
+    batches = domain.run.interrupts.between(tracked, dist.largest_share(len(spread)))
     pairs = [torch.stack(channel_statistics(as_float(batch["image"]))).flatten(1) for batch in batches]
     everyones = [pair for share in dist.gather_objects(pairs) for pair in share]
     mean, std = torch.stack(everyones).double().mean(0).tolist()

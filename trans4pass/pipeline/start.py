@@ -15,6 +15,9 @@ from trans4pass.models import Segmentor, Weights, check_finite, check_weights, d
 
 log = logging.getLogger(__name__)
 
+# Where a model's encoder has weights of ImageNet on the hub, by the end of its name.
+IMAGENET = {"tiny": "nvidia/mit-b1", "small": "nvidia/mit-b2", **{f"b{n}": f"nvidia/mit-b{n}" for n in (3, 4, 5)}}
+
 
 class Start(NamedTuple):
     """A state to start from.
@@ -54,6 +57,19 @@ class Start(NamedTuple):
             check_finite(trained, self.weights.path, self.allow_nonfinite)
             module.load_state_dict(state)
             log.info("%s comes along from %s", name, self.weights.path)
+
+
+def point_out_random(model: str) -> None:
+    """Warn of a network that begins at random although published figures of its size begin with weights."""
+    if model.endswith("_micro"):  # meant for the toy world
+        return
+    weights = IMAGENET.get(model.rsplit("_", 1)[-1])
+    fix = f"model.weights={weights}" if weights else "model.weights=<file>"
+    fix = "model.pretrained=true" if model == "timm" else fix
+    log.warning(
+        "the encoder of %s starts at random, which costs many points of mIoU: %s loads weights that know ImageNet "
+        "(docs/models.md)", model, fix,
+    )  # fmt: skip
 
 
 def start_of_method(

@@ -33,6 +33,7 @@ from trans4pass.training.schedules import Schedule
 from .domains import NO_LABELS, Domain, StageData, counted_channel_statistics, with_class_weights
 from .evaluator import ValidationSets
 from .stage import Stage
+from .start import point_out_random
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +163,8 @@ class TrainStage(Stage):
         method = self.build_method()
         if self.needs_start and self.start is not None:
             self.start.carry_over(method)
+        elif self.needs_start:
+            point_out_random(str(self.model().get("name", "the network")))
         self.forget_start()
         method.to(self.run.device)
         self.run.speed_up(method.network)
