@@ -10,6 +10,7 @@ import yaml
 
 from tests.pipeline.conftest import ROOT, call
 from trans4pass.pipeline.help import choices
+from trans4pass.pipeline.launch import options_first
 
 
 def test_help_is_help() -> None:
@@ -20,6 +21,11 @@ def test_help_is_help() -> None:
     lines = shown.stdout.splitlines()
     assert any(line.split()[:3] == ["pin2pan", "Cityscapes", "->"] for line in lines)  # one experiment, one line
     assert "    labels: " not in shown.stdout and any("cityscapes19, indoor13" in line for line in lines)
+
+
+def test_hydras_options_may_stand_anywhere() -> None:
+    words = ["-m", "seed=0,1", "--config-dir", "mine", "name=a", "--cfg", "job"]
+    assert options_first(words) == ["-m", "--config-dir", "mine", "--cfg", "job", "seed=0,1", "name=a"]
 
 
 def test_choices_fit_the_screen_and_have_ones_own(tmp_path: Path) -> None:
@@ -113,6 +119,8 @@ def test_a_misspelt_setting_gets_one_line_with_the_nearest(
         (["+lossx@seed=dice"], "'lossx' does not exist"),
         (["zzz.qqq=1"], "no setting zzz.qqq"),
         (["--config-name", "nothing"], "nothing"),
+        (["-m", "hydra/launcher=slurm"], "this machine has no srun"),
+        (["-m", "seed=0,1", "--config-dir", str(ROOT / "configs"), "sed=1"], "did you mean seed?"),
     ],
 )
 def test_other_mistakes_get_one_line_too(

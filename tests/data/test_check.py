@@ -53,6 +53,27 @@ def test_a_clean_set_is_clean_and_counted(cityscapes_root, tmp_path, capsys):
         assert f"{100 * share:.3f}" in next(line for line in text.splitlines() if name in line)
 
 
+def test_what_was_not_measured_is_a_dash_and_no_picture_is_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "folder/images/train/a.png", picture(0))
+    overrides = ("data=folder", "labels=outdoor13", "splits=[train,val]", "plot=null", "data.dataset.annotations=null")
+    _, text = printed(tmp_path, capsys, *overrides)
+    cells = {
+        line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]]
+        for line in text.splitlines()
+        if "│" in line
+    }
+    assert cells["train"] == ["1", "-", "-", "64x40: 1"]
+    assert cells["val"] == ["-", "-", "-", "-"]
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_smaller_label_space_is_hinted_at(cityscapes_root, tmp_path, capsys):
+    _, text = printed(tmp_path, capsys, "data=cityscapes", "labels=cityscapes19", "splits=[train]")
+    assert "17 of 19 classes of labels/cityscapes19 never occur" in " ".join(text.split())
+    assert "labels=outdoor13" in text
+
+
 def test_the_picture_shows_a_bar_per_class_in_its_colour(cityscapes_root, tmp_path, capsys, outdoor13):
     _, text = printed(tmp_path, capsys, *CITYSCAPES)
     assert str(tmp_path / "plot.png") in text

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from trans4pass.interrupts import Interrupted
 from trans4pass.models.encoders.timm import TimmEncoder
 from trans4pass.pipeline import TrainStage
 from trans4pass.pipeline.domains import with_class_weights
+from trans4pass.pipeline.run import find_init
 from trans4pass.pipeline.start import point_out_random
 from trans4pass.training import Trainer, checkpoint
 
@@ -139,9 +141,17 @@ def test_a_global_batch_is_divided(stage: MakeStage, monkeypatch: pytest.MonkeyP
         stage("source", *settings, "stages.source.global_batch=12")
 
 
-@pytest.mark.parametrize("overrides", [["steps=null"], ["epochs=3"], ["steps=null", "epochs=0"], ["steps=0"]])
-def test_steps_or_epochs_are_needed_and_not_both(overrides: list[str], stage: MakeStage) -> None:
-    with pytest.raises(ConfigError, match=r"steps|epochs"):
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["steps=null"], r"exactly one of them counts: set stages\.source\.steps=<number>"),
+        (["epochs=3"], r"steps=4 and epochs=3.* exactly one of them counts: set stages\.source\.epochs=null"),
+        (["steps=null", "epochs=0"], "epochs"),
+        (["steps=0"], "steps"),
+    ],
+)
+def test_steps_or_epochs_are_needed_and_not_both(overrides: list[str], said: str, stage: MakeStage) -> None:
+    with pytest.raises(ConfigError, match=said):
         stage("source", *(f"stages.source.{override}" for override in overrides))
 
 
@@ -563,3 +573,15 @@ def test_only_a_stage_without_a_start_begins_at_random(stage: MakeStage, monkeyp
     first.last_path.touch()  # it goes on from its own checkpoint
     first.build_trainer()
     assert len(said) == 1
+
+
+def test_a_folder_to_start_from_is_told_its_last_checkpoint(tmp_path: Path) -> None:
+    for time, name in enumerate(("source", "adapt", "labels")):
+        (tmp_path / name).mkdir()
+        if name != "labels":
+            (tmp_path / name / "last.pt").touch()
+            os.utime(tmp_path / name / "last.pt", (time, time))
+    with pytest.raises(ConfigError, match=rf"is a folder.*e\.g\. {tmp_path}/adapt/last\.pt"):
+        find_init("mpa", str(tmp_path), {})
+    with pytest.raises(ConfigError, match=r"is a folder.*: give one"):
+        find_init("mpa", str(tmp_path / "labels"), {})

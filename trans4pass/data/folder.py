@@ -54,7 +54,10 @@ class Folder(SegmentationDataset):
         **common: Unpack[Common],
     ):
         if common.get("labelled") and annotations is None:
-            raise ConfigError(f"labels are needed, and annotations of {root} is null; set it to the labels' folder")
+            raise ConfigError(
+                f"labels are needed to score on {root} or to learn from it, and its annotations is null: where there "
+                "are none, leave it out of what is scored (evaluate.target=null), else set annotations to their folder"
+            )
         if common.get("labelled") is None:
             common["labelled"] = annotations is not None
         self.panorama, self.encoding, self.label_suffix = panorama, encoding or labels.name, label_suffix

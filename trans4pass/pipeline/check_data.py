@@ -9,13 +9,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from trans4pass.build import build
+from trans4pass.build import CONFIGS, build
 from trans4pass.console import console, track
 from trans4pass.data import check
 from trans4pass.errors import ConfigError, DataError
+from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.storage import writing
 
 TOTAL = "total"  # the key of `published` that holds the sum over all splits
 BAR_HEIGHT, BAR_WIDTH, NAME_WIDTH, NUMBER_WIDTH, MARGIN = 18, 480, 130, 80, 8  # pixels
@@ -34,11 +34,14 @@ def check_data(config: Mapping[str, Any], device: torch.device, interrupts: Inte
     console.print(counts_table(summaries, published))
     if any(summary.counts.any() for summary in summaries.values()):
         console.print(frequency_table(summaries, labels))
-        path = Path(config["plot"] or f"class_frequencies_{labels.name}.png")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            frequency_picture(summaries, labels).save(path)
-        console.print(f"class frequencies as a picture: {path.absolute()}", soft_wrap=True)
+        if hint := unused_classes(summaries, labels):
+            console.print(hint, style="yellow", markup=False)
+        if config["plot"] is not None:
+            path = Path(config["plot"])
+            if path.suffix.lower() != ".png":
+                raise ConfigError(f"plot={path} must end in .png")
+            write_picture(path, frequency_picture(summaries, labels))
+            console.print(f"class frequencies as a picture: {path.absolute()}", soft_wrap=True)
     return 0 if print_faults(summaries, config["limit"]) else 1
 
 
@@ -62,13 +65,30 @@ def counts_table(summaries: Mapping[str, check.Summary], published: Mapping[str,
     for split, summary in summaries.items():
         sizes = [f"{w}x{h}: {n}" for (w, h), n in summary.sizes.most_common(3)]
         sizes += [f"{len(summary.sizes) - 3} more sizes"] if len(summary.sizes) > 3 else []
-        count = beside(summary.images, published.get(split))
-        table.add_row(split, *count, str(summary.labelled), ", ".join(sizes))
+        count = (
+            beside(summary.images, published.get(split)) if summary.sizes else ("-", str(published.get(split) or "-"))
+        )
+        table.add_row(split, *count, str(summary.labelled or "-"), ", ".join(sizes) or "-")
     if published.get(TOTAL):
         images = sum(summary.images for summary in summaries.values())
         labelled = sum(summary.labelled for summary in summaries.values())
-        table.add_row(TOTAL, *beside(images, published[TOTAL]), str(labelled), "")
+        table.add_row(TOTAL, *beside(images, published[TOTAL]), str(labelled or "-"), "")
     return table
+
+
+def unused_classes(summaries: Mapping[str, check.Summary], labels: LabelSpace) -> str:
+    """A hint where half of the classes never occur; empty elsewhere."""
+    counts = sum(summary.counts[:-1] for summary in summaries.values())
+    unused = [name for name, count in zip(labels.classes, np.asarray(counts), strict=True) if not count]
+    if 2 * len(unused) < labels.num_classes:
+        return ""
+    spaces = [LabelSpace.from_yaml(path) for path in sorted((CONFIGS / "labels").glob("*.yaml"))]
+    smaller = [space.name for space in spaces if labels.name in space.encodings]
+    others = f"labels={' or labels='.join(smaller)}, or one" if smaller else "one"
+    return (
+        f"{len(unused)} of {labels.num_classes} classes of labels/{labels.name} never occur ({', '.join(unused)}): the "
+        f"mean runs over the others alone. A smaller label space may fit: {others} of your own (docs/own_data.md)"
+    )
 
 
 def beside(count: int, published: int | None) -> tuple[str, str]:

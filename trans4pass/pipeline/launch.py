@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from .own_data import filled
 
 log = logging.getLogger(__name__)
 
+# Options of Hydra that take the word behind them.
+WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p")
 # Called with the composed configuration as plain values, this process's device, and who notes signals; what it returns
 # is the exit status where it is a number.
 Tool = Callable[[Mapping[str, Any], torch.device, Interrupts], Any]
@@ -51,13 +54,36 @@ def main(name: str, tool: Tool) -> None:
     if "--quiet" in sys.argv:
         sys.argv.remove("--quiet")
         Loudness.quiet = True
+    sys.argv[1:] = options_first(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print and exit
     try:
+        refuse_a_missing_cluster(sys.argv[1:])
         refuse_unknown_additions(name, sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
     except (ConfigError, HydraException) as error:
         print(explain(error, name, sys.argv[1:]), file=sys.stderr)
         sys.exit(2)
+
+
+def options_first(words: Sequence[str]) -> list[str]:
+    """A command line with Hydra's options in front: between settings, argparse takes those behind them for errors."""
+    options, settings = [], []
+    left = iter(words)
+    for word in left:
+        (options if word.startswith("-") else settings).append(word)
+        if word in WITH_VALUE:
+            options += [value for value in [next(left, None)] if value is not None]
+    return [*options, *settings]
+
+
+def refuse_a_missing_cluster(overrides: Sequence[str]) -> None:
+    """Raise ConfigError where a SLURM launcher is chosen and there is no SLURM."""
+    launcher = next((word for word in overrides if re.match(r"hydra/launcher=(submitit_)?slurm", word)), None)
+    if launcher is not None and shutil.which("srun") is None:
+        raise ConfigError(
+            f"{launcher} submits jobs to SLURM, and this machine has no srun: log in to the cluster, or leave it out, "
+            "and the runs are done here one after the other (submitit_local: at the same time)"
+        )
 
 
 def register_models() -> None:

@@ -142,9 +142,18 @@ def find_init(name: str, init: Any, stages: Mapping[str, Stage]) -> Stage | str 
                 f"{', '.join(f'stages.{key}' for key in trained) or 'none'}"
             )
         return trained[init.removeprefix("stages.")]
+    if Path(init).is_dir():
+        raise ConfigError(f"stages.{name}.init={init} is a folder, and a stage starts from a file{in_folder(init)}")
     if not Path(init).is_file() and hub_name(init) is None:
         raise ConfigError(
             f"stages.{name}.init={init} is neither previous, stages.<name>, null, a file that exists nor a name on the "
             "hub (user/repo)"
         )
     return init
+
+
+def in_folder(folder: str) -> str:
+    """The checkpoint that a folder's last stage left, in words."""
+    stages = [Path(folder) / "last.pt", *Path(folder).glob("*/last.pt")]
+    last = max((file for file in stages if file.is_file()), key=lambda file: file.stat().st_mtime, default=None)
+    return ": give one" if last is None else f", e.g. {last}, which was written last"

@@ -71,8 +71,9 @@ class TrainStage(Stage):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         if (self.settings.steps is None) == (self.settings.epochs is None):
-            given = f"steps={self.settings.steps}, epochs={self.settings.epochs}"
-            raise ConfigError(f"{self.where} needs either steps or epochs, and has {given}: set the other one to null")
+            given = f"steps={self.settings.steps} and epochs={self.settings.epochs}"
+            fix = f"set {self.where}.steps=<number>" if self.settings.steps is None else f"set {self.where}.epochs=null"
+            raise ConfigError(f"{self.where} has {given}, and exactly one of them counts: {fix}")
         shared = (
             {} if self.settings.global_batch is None else {"batch_size": self.own_share(self.settings.global_batch)}
         )
