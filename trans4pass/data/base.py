@@ -19,7 +19,7 @@ from trans4pass.storage import recall_json, write_json
 
 from .cache import DecodeCache
 from .files import HELP, read_image, read_label
-from .views import Size, View
+from .views import Size, View, randint
 
 LABEL_SUFFIX = "_labelTrainIds.png"
 LABEL_FIX = f"add it, remove the image, or use this split with labelled=false; {HELP}"
@@ -102,11 +102,20 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         """The item at `key`, an index or (index, position); an index alone is its own position."""
         index, position = key if isinstance(key, tuple) else (key, key)
-        item = self.items[index]
-        image, label = self._cached(item)
-        sample = {"image": image[None], "label": label[None]}
+        item, generator = self.items[index], torch.Generator().manual_seed(derive_seed(self.seed, position))
+        others = [randint(len(self), generator) for _ in range(1, self.transform.images)] if self.transform else []
+        pairs = [self._cached(item), *(self._cached(self.items[other]) for other in others)]
+        if sizes := {tuple(image.shape[-2:]) for image, _ in pairs} - {tuple(pairs[0][0].shape[-2:])}:
+            height, width = sizes.pop()
+            raise ConfigError(
+                f"{self.name}: a view makes one image of {len(pairs)}, and these are not of one size ({width}x{height} "
+                f"besides {item.image}): leave it out, or read them at one size with cache=<folder> and cache_size"
+            )
+        # One is not copied: most of an image from the cache is never read where it is cropped.
+        parts = zip(("image", "label"), zip(*pairs))
+        sample = {key: torch.stack(of) if others else of[0][None] for key, of in parts}
         if self.transform is not None:
-            sample = self.transform(sample, [torch.Generator().manual_seed(derive_seed(self.seed, position))])
+            sample = self.transform(sample, [generator])
         return {key: x[0] for key, x in sample.items()} | {
             "name": item.name,
             "seed": derive_seed(self.seed, position, 1) >> 1,
@@ -222,8 +231,13 @@ class SegmentationDataset(Dataset):
     def _set_transform(self, transform: View | None) -> None:
         if transform is not None and transform.needs_panorama and not self.panorama:
             raise ConfigError(
-                f"yaw_roll=true rolls images around their left and right borders, and {self.name} has no panoramas; "
-                "set yaw_roll=false for it"
+                f"yaw_roll=true and Tilt turn images around, and those of {self.name} are no panoramas, whose left and "
+                "right borders meet; set yaw_roll=false for it, and leave Tilt out"
+            )
+        if transform is not None and transform.needs_pinholes and self.panorama:
+            raise ConfigError(
+                f"ToSphere and AroundSphere bend pinhole images, and {self.name} has panoramas; leave them out of its "
+                "views (Tilt turns panoramas)"
             )
         self.transform = transform
 
