@@ -80,6 +80,16 @@ def test_it_follows_the_network_at_its_momentum_and_faster_at_first() -> None:
     assert not any(parameter.requires_grad for parameter in method.teacher.parameters())
 
 
+def test_without_a_ramp_its_first_steps_are_at_its_momentum() -> None:
+    method = teacher(momentum=0.75, ramp=False)
+    method.prepare({})
+    start = method.network.logits.detach().clone()
+    with torch.no_grad():
+        method.network.logits += 1
+    method.after_step(0)
+    assert torch.allclose(method.teacher.logits, start + 0.25)
+
+
 def test_it_reads_the_context_that_the_network_wrote() -> None:
     network = tiny_segmentor(K)
     method = MeanTeacher(network, {"self_training": Segmentation(network, CrossEntropy(), "target")}, momentum=0.5)

@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from tests.small import various_network
 from trans4pass.errors import ConfigError
 from trans4pass.inference import open_checkpoint
 from trans4pass.pipeline.launch import launch
@@ -30,9 +31,10 @@ def recipe(tiny: list[str], name: str, stage: str) -> list[str]:
     view = f"stages.{stage}.method.derive.target.view"
     domains = {"source": "[64,32]", "target": PLACES, "labelled": "[64,32]"}
     used = {"teacher": ["source", "target"], "source_free": ["target"], "few_labels": list(domains)}[stage]
+    strong = [f"{view}.size={PLACES}"] if stage == "source_free" else [f"{view}.size=[64,32]", f"{view}.base=32"]
     return [
-        CHOICE + name, *kept, f"stages.{stage}.steps=3", f"stages.{stage}.eval_every=2", f"{view}.size=[64,32]",
-        f"{view}.base=32", "stages.source.steps=2",
+        CHOICE + name, *kept, f"stages.{stage}.steps=3", f"stages.{stage}.eval_every=2", *strong,
+        "stages.source.steps=2",
         *(f"stages.{stage}.domains.{domain}.transform.size={domains[domain]}" for domain in used),
         *(f"stages.{stage}.domains.{domain}.batch_size=2" for domain in used),
         *(["stages.few_labels.domains.labelled.transform.base=32"] if stage == "few_labels" else []),
@@ -105,17 +107,72 @@ def test_few_labels_are_as_many_as_said(tiny: list[str], tmp_path: Path) -> None
     [
         ("nowhere.txt", "cannot be read"),
         ("99", "images=99, and there are 4"),
-        ("{folder}/names.txt", "1 are not there"),
+        ("0", "images is 0"),
+        ("{folder}/names.txt", "1 are not there: no_such_panorama; a name is "),
+        ("{folder}/empty.txt", "of the 0 images chosen"),
     ],
 )
 def test_a_list_that_names_no_image_is_refused(tiny: list[str], tmp_path: Path, value: str, text: str) -> None:
     (tmp_path / "names.txt").write_text("no_such_panorama\n")
+    (tmp_path / "empty.txt").write_text("\n")
     overrides = [*recipe(tiny, "few_labels", "few_labels"), f"target_labels={value.format(folder=tmp_path)}"]
     with pytest.raises(ConfigError, match=text):
         stages_of(tmp_path, *overrides)["few_labels"].check()
 
 
-def test_source_labels_that_a_derivation_keeps_are_needed(tiny: list[str], tmp_path: Path) -> None:
-    overrides = recipe(tiny, "teacher", "teacher")
+@pytest.mark.parametrize(
+    ("recipe_name", "changes", "text"),
+    [
+        ("teacher", ["domains.source.labels=none"], r"domains\.source\.labels is none"),
+        ("source_free", ["method.teaches=[]"], r"domains\.target\.labels is none"),
+        ("source_free", ["method.teaches=[source]"], "the teacher is to label source"),
+        ("source_free", ["method.terms.self_training.weight=0"], "a method needs a term or more"),
+        (
+            "few_labels",
+            ["domains.labelled.labels=none", "domains.labelled.images=2"],
+            r"domains\.labelled\.labels is none",
+        ),
+    ],
+)
+def test_a_method_without_what_it_learns_from_is_refused(
+    tiny: list[str], tmp_path: Path, recipe_name: str, changes: list[str], text: str
+) -> None:
+    overrides = recipe(tiny, recipe_name, recipe_name)
+    changed = [f"stages.{recipe_name}.{change}" for change in changes]
+    with pytest.raises(ConfigError, match=text):
+        stages_of(tmp_path, *overrides, *changed)[recipe_name].check()
+
+
+def test_class_mix_needs_the_sources_labels(tiny: list[str], tmp_path: Path) -> None:
+    changes = [
+        "method.terms.self_training.domain=mixed",
+        "+stages.teacher.method.derive.mixed._target_=trans4pass.methods.ClassMix",
+    ]
+    mixed = [*recipe(tiny, "teacher", "teacher"), f"stages.teacher.{changes[0]}", changes[1]]
+    stages_of(tmp_path, *mixed)["teacher"].check()
+    without = [*mixed, "stages.teacher.domains.source.labels=none", "stages.teacher.method.terms.supervised.weight=0"]
     with pytest.raises(ConfigError, match=r"domains\.source\.labels is none"):
-        stages_of(tmp_path, *overrides, "stages.teacher.domains.source.labels=none")["teacher"].build_method(ahead=True)
+        stages_of(tmp_path, *without)["teacher"].check()
+
+
+def test_alignment_without_statistics_is_refused(tiny: list[str], tmp_path: Path) -> None:
+    """A checkpoint from elsewhere does not know its source's colours, and without a source nothing counts them."""
+    network = various_network(11, torch.zeros(1, 3, 32, 64))
+    torch.save(network.state_dict(), tmp_path / "published.pth")
+    overrides = recipe(tiny, "source_free", "source_free")
+    off = ["stages.source.enabled=false", f"stages.source_free.init={tmp_path / 'published.pth'}"]
+    with pytest.raises(ConfigError, match=r"align=0\.75 needs the source's channel statistics"):
+        stages_of(tmp_path, *overrides, *off)["source_free"].check()
+
+
+def test_the_statistics_stage_changes_batchnorms_alone(tiny: list[str], tmp_path: Path) -> None:
+    network = various_network(11, torch.zeros(1, 3, 32, 64))
+    torch.save(network.state_dict(), tmp_path / "published.pth")
+    off = [f"stages.{name}.enabled=false" for name in ("source", "warmup", "pseudo_labels", "mpa")]
+    start = ["+stage@stages.adabn=adabn", f"stages.adabn.init={tmp_path / 'published.pth'}"]
+    result = stages_of(tmp_path / "run", *tiny, *off, *start)["adabn"].run_or_skip()
+    assert result["steps"] == 0 and result["last"].keys() == {"source", "target"}
+    adapted, _ = open_checkpoint(tmp_path / "run/adabn/last.pt")
+    before, after = network.state_dict(), adapted.state_dict()
+    changed = {key.rpartition(".")[2] for key, value in after.items() if not torch.equal(value, before[key])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}

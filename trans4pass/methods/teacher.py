@@ -33,7 +33,9 @@ class MeanTeacher(SumOfTerms):
     Args:
         network, terms, derive: see `SumOfTerms`; the batches that `derive` reads have the teacher's labels.
         teaches: the domains that the teacher labels.
-        momentum: of the average; in the first steps it is smaller, 1 - 1 / (step + 1).
+        momentum: of the average.
+        ramp: the momentum is smaller in the first steps, 1 - 1 / (step + 1), so that the teacher soon forgets where it
+            started: for a network that has still to learn its classes.
         threshold: of the teacher's confidence, the largest softmax probability.
         weighting: `share`: every pixel weighs its image's share of confident pixels, as in DAFormer; `pixels`: only
             confident pixels have a label.
@@ -53,6 +55,7 @@ class MeanTeacher(SumOfTerms):
         derive: Mapping[str, Derivation] | None = None,
         teaches: Sequence[str] = ("target",),
         momentum: Annotated[float, Ge(0), Lt(1)] = 0.999,
+        ramp: bool = True,
         threshold: Annotated[float, Interval(ge=0, le=1)] = 0.968,
         weighting: Literal["share", "pixels"] = "share",
         balanced: bool = False,
@@ -65,7 +68,7 @@ class MeanTeacher(SumOfTerms):
                 f"the teacher is to label {', '.join(missing)}, and the terms and `derive` read "
                 f"{', '.join(self.domains)}: let a term learn from it, or name another in `teaches`"
             )
-        self.teaches, self.momentum, self.threshold = tuple(teaches), momentum, threshold
+        self.teaches, self.momentum, self.ramp, self.threshold = tuple(teaches), momentum, ramp, threshold
         self.weighting, self.balanced, self.views = weighting, balanced, views
         self.teacher = copy.deepcopy(network).requires_grad_(False).eval()
         # Layers without weights: the teacher's are put in. In a list, so that it is no submodule.
@@ -142,7 +145,7 @@ class MeanTeacher(SumOfTerms):
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, Tensor]:
         values = super().after_step(step)
-        momentum = min(self.momentum, 1 - 1 / (step + 1))
+        momentum = min(self.momentum, 1 - 1 / (step + 1)) if self.ramp else self.momentum
         averages, news = self.teacher.state_dict(), self.network.state_dict()
         kept = memories(self.network)
         moved = [name for name in averages if name not in kept]

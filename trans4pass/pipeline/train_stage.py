@@ -75,13 +75,13 @@ class TrainStage(Stage):
             fix = f"set {self.where}.steps=<number>" if self.settings.steps is None else f"set {self.where}.epochs=null"
             raise ConfigError(f"{self.where} has {given}, and exactly one of them counts: {fix}")
         shared = (
-            {} if self.settings.global_batch is None else {"batch_size": self.own_share(self.settings.global_batch)}
+            {} if self.settings.global_batch is None else {"batch_size": self.batch_per_process(self.settings.global_batch)}
         )
         domains = {name: {**config, **shared} for name, config in self.settings.domains.items()}.items()
         made = {name: Domain(self, name, config, self.labelling) for name, config in domains}
         self.data = StageData(made, self.settings.first_pass_batch)
 
-    def own_share(self, batch: int) -> int:
+    def batch_per_process(self, batch: int) -> int:
         """Of a step's images of a domain those in one of this process's batches."""
         parts = dist.world_size() * self.settings.accumulate
         if batch % parts:
@@ -226,7 +226,8 @@ class TrainStage(Stage):
         """The model's settings of this stage, with the source's channel statistics: its start's, or counted here."""
         model = {**self.run.settings.model, **self.settings.model}
         if model.get("statistics") is None:
-            model["statistics"] = UNKNOWN if ahead else self.statistics
+            later = ahead and ("source" in self.data.domains or isinstance(self.init, Stage))
+            model["statistics"] = UNKNOWN if later else self.statistics
         return model
 
     @cached_property
