@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
 from trans4pass.data import (
+    AroundSphere,
     ColorJitter,
     Compose,
     CoverCrop,
@@ -17,6 +18,8 @@ from trans4pass.data import (
     Resize,
     Sample,
     ScaleCrop,
+    Tilt,
+    ToSphere,
     TrainTransform,
     View,
     YawRoll,
@@ -96,6 +99,9 @@ VIEWS = {
     "evaluation": EvalTransform((40, 32)),
     "evaluation at any size": EvalTransform(),
     "several": Compose({"roll": YawRoll(), "crop": CoverCrop((64, 64)), "jitter": ColorJitter(0.5)}),
+    "tilt": Tilt((5.0, 20.0)),
+    "to sphere": of_settings(size=(64, 64), fit="cover_crop", views={"bend": ToSphere((60.0, 120.0))}),
+    "around sphere": of_settings(size=(64, 32), fit="cover_crop", views={"bend": AroundSphere(2, (100.0, 150.0))}),
     "a recipe": of_settings(size=(64, 64), fit="scale_crop", base=64, flip=0.5, blur=0.5, jitter=0.5, yaw_roll=True),
 }
 
@@ -136,7 +142,9 @@ def test_a_view_draws_from_its_generators_only_and_changes_nothing_in_place(view
     assert all(batch[key].equal(x) for key, x in before.items())
 
 
-@pytest.mark.parametrize("name", ["yaw roll", "cover crop", "scale crop", "flip", "jitter", "blur"])
+@pytest.mark.parametrize(
+    "name", ["yaw roll", "cover crop", "scale crop", "flip", "jitter", "blur", "tilt", "to sphere"]
+)
 def test_each_sample_of_a_batch_draws_for_itself(name):
     one = {key: x[:1].expand(8, *x.shape[1:]) for key, x in noise(1).items()}
     images = VIEWS[name](one, generators(*range(8)))["image"]

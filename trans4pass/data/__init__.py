@@ -7,6 +7,7 @@ from .folder import Folder
 from .loaders import OnBad, eval_loader, train_loader
 from .mixture import Mixture
 from .samplers import Mixed, RareClasses, Sampler, Shuffle
+from .sphere_views import AroundSphere, Tilt, ToSphere
 from .stanford2d3d import Stanford2D3D
 from .structured3d import Structured3D
 from .synpass import SynPASS
@@ -29,9 +30,9 @@ from .views import (
 )
 
 __all__ = [
-    "Cityscapes", "ColorJitter", "Common", "Compose", "CoverCrop", "DensePASS", "EvalTransform", "Folder",
-    "GaussianBlur", "GaussianNoise", "HorizontalFlip", "Item", "MaskedPatches", "Mixed", "Mixture", "OnBad",
+    "AroundSphere", "Cityscapes", "ColorJitter", "Common", "Compose", "CoverCrop", "DensePASS", "EvalTransform",
+    "Folder", "GaussianBlur", "GaussianNoise", "HorizontalFlip", "Item", "MaskedPatches", "Mixed", "Mixture", "OnBad",
     "RareClasses", "Resize", "Sample", "Sampler", "ScaleCrop", "SegmentationDataset", "Shuffle", "Size",
-    "Stanford2D3D", "Structured3D", "SynPASS", "TrainTransform", "View", "YawRoll", "derive_seed", "eval_loader",
-    "train_loader",
+    "Stanford2D3D", "Structured3D", "SynPASS", "Tilt", "ToSphere", "TrainTransform", "View", "YawRoll", "derive_seed",
+    "eval_loader", "train_loader",
 ]  # fmt: skip

@@ -1,0 +1,181 @@
+"""Views that know that a panorama is a sphere: pinhole images bent into panoramas, and panoramas that are tilted.
+
+What a view cannot see is black, as padding is, has the label 255 and weighs 0.
+"""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from trans4pass.errors import ConfigError
+from trans4pass.labels import IGNORE
+from trans4pass.settings import Positive
+from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
+
+from .views import Sample, View, randint, uniform
+
+Degrees = tuple[float, float]  # lowest, highest
+FOVS = (10.0, 150.0)  # degrees; beyond, hardly a pixel is left in the middle
+POLES = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=torch.float64)
+
+
+class ToSphere(View):
+    """Bend a pinhole image as an equirectangular panorama shows it, and crop to what is seen of it.
+
+    In its middle the result has the pinhole image's resolution. Its size depends on what is drawn: in a batch another
+    view must follow that gives all one size (`TrainTransform` does).
+
+    Args:
+        fov: lowest and highest horizontal field of view in degrees, 10..150. What is drawn need not be the camera's:
+            a larger one bends more.
+        pitch: of the camera, upwards, -90..90 degrees.
+        roll: of the camera, clockwise, -180..180 degrees.
+    """
+
+    needs_pinholes = True
+
+    def __init__(self, fov: Degrees, pitch: Degrees = (-10.0, 10.0), roll: Degrees = (-5.0, 5.0)):
+        self.fov = between("fov", fov, *FOVS)
+        self.pitch = between("pitch", pitch, -90, 90)
+        self.roll = between("roll", roll, -180, 180)
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        view = self.camera(sample, generator)
+        turn = self.turn(generator)
+        part = Part(view, turn, rows_of(view))
+        return warped(sample, Warp(view, part.camera, turn.T @ rotation(part.yaw)))
+
+    def camera(self, sample: Sample, generator: Generator) -> Pinhole:
+        height, width = sample["image"].shape[-2:]
+        return Pinhole(height, width, uniform(*self.fov, generator))
+
+    def turn(self, generator: Generator) -> Tensor:
+        return rotation(0.0, uniform(*self.pitch, generator), uniform(*self.roll, generator))
+
+
+class AroundSphere(ToSphere):
+    """Bend several pinhole images into one panorama, 360 degrees wide and as high as what is seen.
+
+    A data set gives `count` of its images, the first as its sampler has it and the others drawn from it; a method's
+    batch gives one, which is taken `count` times. They look in evenly spaced directions from a random yaw on, with one
+    field of view; where they overlap, the first is seen. The result's sides are neighbours.
+
+    Args:
+        count: pinhole images in a panorama.
+        fov, pitch, roll: see `ToSphere`.
+    """
+
+    def __init__(self, count: Positive, fov: Degrees, pitch: Degrees = (-10.0, 10.0), roll: Degrees = (-5.0, 5.0)):
+        super().__init__(fov, pitch, roll)
+        self.images = count
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        view = self.camera(sample, generator)
+        rows = rows_of(view)
+        first = randint(2 * rows, generator)
+        canvas = {
+            key: x.new_full((1, *x.shape[1:-2], rows, 2 * rows), filling(key)) for key, x in sample.items()
+        }  # [n, ..., h, w] -> [1, ..., rows, 2 rows]
+        empty = torch.ones(rows, 2 * rows, dtype=torch.bool, device=sample["image"].device)
+        for number in range(self.images):
+            turn = self.turn(generator)
+            part = Part(view, turn, rows)
+            warp = Warp(view, part.camera, turn.T @ rotation(part.yaw)).to(empty.device)
+            columns = (torch.arange(*part.columns) + first + round(number * 2 * rows / self.images)) % (2 * rows)
+            place = (..., slice(*part.rows), columns.to(empty.device))
+            index = number % len(sample["image"])
+            seen = warped({key: x[index : index + 1] for key, x in sample.items()}, warp)
+            new = warp.seen & empty[place]
+            for key, x in canvas.items():
+                x[place] = torch.where(new, seen[key], x[place])
+            empty[place] &= ~new
+        reached = (~empty).any(1).nonzero()
+        return {key: x[..., int(reached[0]) : int(reached[-1]) + 1, :] for key, x in canvas.items()}
+
+
+class Tilt(View):
+    """Tilt panoramas that are 360 degrees wide, with square pixels, by a random pitch and roll.
+
+    Args:
+        pitch: in the middle of the image, upwards, -90..90 degrees.
+        roll: clockwise, -90..90 degrees.
+        horizon: where the images' horizon lies, as a share of their height from above.
+    """
+
+    needs_panorama = True
+
+    def __init__(self, pitch: Degrees = (-5.0, 5.0), roll: Degrees = (-5.0, 5.0), horizon: float = 0.5):
+        self.pitch, self.roll = between("pitch", pitch, -90, 90), between("roll", roll, -90, 90)
+        self.horizon = horizon
+
+    def one(self, sample: Sample, generator: Generator) -> Sample:
+        height, width = sample["image"].shape[-2:]
+        panorama = Panorama.of(height, width, self.horizon)
+        turn = rotation(0.0, uniform(*self.pitch, generator), uniform(*self.roll, generator))
+        return warped(sample, Warp(panorama, panorama, turn))
+
+
+class Part:
+    """The smallest part of a full panorama of `rows` rows and twice as many columns that holds what a view sees.
+
+    Attributes:
+        rows, columns: the first and the one after the last; columns count from the middle, where yaw is 0.
+        camera: the part as a panorama, whose middle lies at `yaw` degrees.
+    """
+
+    def __init__(self, view: Pinhole, turn: Tensor, rows: int):
+        step = 180 / rows  # degrees of a row and of a column
+        border = frame(view) @ turn.T
+        x, y, z = border.unbind(-1)
+        latitudes, yaws = torch.asin(z).rad2deg(), torch.atan2(x, y).rad2deg()
+        upper, lower, left, right = (float(v) for v in (latitudes.max(), latitudes.min(), yaws.min(), yaws.max()))
+        size = torch.tensor((view.width, view.height))
+        place = view.locate(POLES @ turn)
+        zenith, nadir = ((place >= 0) & (place <= size)).all(-1).tolist()
+        if zenith or nadir:  # then all yaws are seen
+            upper, lower, left, right = 90 if zenith else upper, -90 if nadir else lower, -180, 180
+        self.rows = max(0, math.floor((90 - upper) / step)), min(rows, math.ceil((90 - lower) / step))
+        self.columns = max(-rows, math.floor(left / step)), min(rows, math.ceil(right / step))
+        count, width = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+        self.yaw = sum(self.columns) / 2 * step
+        top, bottom = (90 - row * step for row in self.rows)
+        self.camera = Panorama(count, width, top, bottom, 360.0 if width == 2 * rows else width * step)
+
+
+def rows_of(view: Pinhole) -> int:
+    """Of a full panorama with the view's resolution in its middle, where a pixel is 1/focal radians high."""
+    return max(1, round(math.pi * view.focal))
+
+
+def frame(view: Pinhole) -> Tensor:
+    """The directions (n,3) of the corners of all pixels on the view's border."""
+    x, y = torch.arange(view.width + 1) - view.width / 2, view.height / 2 - torch.arange(view.height + 1)
+    right = torch.cat((x, x, torch.full_like(y, x[0].item()), torch.full_like(y, x[-1].item()))).double()
+    up = torch.cat((torch.full_like(x, y[0].item()), torch.full_like(x, y[-1].item()), y, y)).double()
+    rays = torch.stack((right, torch.full_like(right, view.focal), up), -1)
+    return rays / rays.norm(dim=-1, keepdim=True)
+
+
+def warped(sample: Sample, warp: Warp) -> Sample:
+    """The image bilinear, all else by nearest neighbour."""
+    warp = warp.to(sample["image"].device)
+    return {
+        key: warp(x, filling(key)) if key == "image" else warp.nearest(x, filling(key)) for key, x in sample.items()
+    }
+
+
+def filling(key: str) -> int:
+    """Of a sample's part, the value where nothing is seen."""
+    return IGNORE if key == "label" else 0
+
+
+def between(name: str, bounds: Degrees, low: float, high: float) -> Degrees:
+    """`bounds`; ConfigError unless they ascend within `low` and `high`."""
+    lowest, highest = bounds
+    if not low <= lowest <= highest <= high:  # NaN, too
+        raise ConfigError(
+            f"{name}={list(bounds)} is no range of degrees: give the lowest and the highest, within {low:g} and "
+            f"{high:g}"
+        )
+    return lowest, highest
