@@ -1,6 +1,7 @@
 """experiment=mine: what is chosen from folders of images, and what is said about folders that will not do."""
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def test_own_folders_from_the_first_command_to_predictions(tmp_path: Path, tiny_
         assert picture.width <= 1920 and picture.height <= 1080
     typed = re.search(r"tools/predict\.py (.*)", done.stdout)
     assert typed is not None, done.stdout
-    predicted = call(*typed[1].split(), tool="predict.py")
+    predicted = call(*shlex.split(typed[1]), tool="predict.py")
     assert predicted.returncode == 0, predicted.stdout + predicted.stderr
     assert len(list((tmp_path / "run" / "predictions" / "labels").glob("*.png"))) == 4
     # The same command finds the same settings, so that the run goes on.
