@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nbformat
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from nbclient import NotebookClient
 from PIL import Image
 
 from tests.pipeline import conftest as pipeline
@@ -230,6 +232,29 @@ def test_the_example_of_prediction_runs(
     assert Image.open("overlay.png").size == (64, 32)
     shares = [float(line.split("%")[0]) for line in capsys.readouterr().out.splitlines()]
     assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(finished_toy_run: None, tiny_data: Path, tmp_path: Path) -> None:
+    """In a folder `examples`, beside what the demo leaves; the notebook in the repository holds no outputs."""
+    (tmp_path / "datasets").symlink_to(tiny_data)
+    (tmp_path / "examples").mkdir()
+    notebook = nbformat.read(ROOT / "examples" / "look_around.ipynb", 4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path / "examples")}}).execute()
+    shown = [{*output.data} for cell in cells for output in cell.outputs if "data" in output]
+    assert [("image/png" in kinds) for kinds in shown] == [True, True, False, True]
+
+
+@pytest.mark.slow
+def test_the_guide_builds_without_a_warning(tmp_path: Path) -> None:
+    options = ["--fail-on-warning", "--keep-going", "--quiet", "-d", tmp_path / "doctrees", "-c", "docs"]
+    command = [sys.executable, "-m", "sphinx", *options, ".", tmp_path / "html"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "html" / "docs" / "api" / "methods.html").read_text()
+    assert "Term.normalisers" in page, "the reference describes what a term has"
 
 
 # ---- recipes ----

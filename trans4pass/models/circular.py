@@ -25,7 +25,7 @@ def pad_circular(x: Tensor, columns: int) -> Tensor:
 
 
 def resize(x: Tensor, size: Sequence[int], wrap: bool, align_corners: bool = True) -> Tensor:
-    """Bilinear [B, C, h, w] -> [B, C, *size]; `wrap` makes columns circular, `align_corners` is for what is not."""
+    """Bilinear [B, C, h, w] -> `[B, C, *size]`; `wrap` makes columns circular, `align_corners` is for what is not."""
     if not wrap:
         return F.interpolate(x, list(size), mode="bilinear", align_corners=align_corners)
     width = x.shape[-1]
