@@ -170,7 +170,7 @@ def test_a_broken_download_goes_on(server: Hub) -> None:
     assert sum("model.safetensors" in asked for asked in server.asked) == 3
 
 
-def test_a_download_that_stays_broken_leaves_nothing_and_is_told(server: Hub, tmp_path: Path) -> None:
+def test_a_download_that_stays_broken_leaves_nothing_and_is_reported(server: Hub, tmp_path: Path) -> None:
     server.files["a/b", COMMITS["main"], "model.safetensors"] = save(encoder_weights())
     server.cut = 1000
     with pytest.raises(WeightsError, match=r"could not be downloaded.*resolve/main/model\.safetensors"):

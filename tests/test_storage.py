@@ -34,9 +34,11 @@ def test_a_full_disk_is_told_plainly_and_leaves_the_file_as_it_was(kind: str, tm
     WRITERS[kind](path)
     whole = path.read_bytes()
     fill_disk(path)
-    with pytest.raises(StorageError, match=r"cannot write .*file \(No space left on device\): free some space") as told:
+    with pytest.raises(
+        StorageError, match=r"cannot write .*file \(No space left on device\): free some space"
+    ) as raised:
         WRITERS[kind](path)
-    assert "inline_container" not in str(told.value)
+    assert "inline_container" not in str(raised.value)
     assert path.read_bytes() == whole
     assert [child.name for child in tmp_path.iterdir()] == ["file"]
     WRITERS[kind](path)  # the disk has room again

@@ -63,7 +63,7 @@ def converted(hint: Any, value: Any, where: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]  # of a union's alternatives the first tells most
+        first = error.errors()[0]  # of a union's alternatives the first says most
         place, inner = where, cast(Any, value)
         step: Any
         for step in first["loc"]:  # leads into lists and mappings, and names a union's alternatives on the way

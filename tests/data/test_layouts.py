@@ -317,7 +317,7 @@ def test_folder_without_annotations_is_unlabelled(own_root, cityscapes19):
         Folder(own_root, "train", cityscapes19, annotations=None, labelled=True)
 
 
-def test_folder_is_a_panorama_where_it_is_told_so(own_root, cityscapes19):
+def test_folder_is_a_panorama_where_it_is_declared(own_root, cityscapes19):
     assert Folder(own_root, "train", cityscapes19, panorama=True, transform=ROLL).panorama
     with pytest.raises(ConfigError, match="yaw_roll"):
         Folder(own_root, "train", cityscapes19, transform=ROLL)
@@ -329,7 +329,7 @@ def test_a_panorama_that_is_too_narrow_to_go_round_gets_one_hint(tmp_path, citys
     for panorama in (True, False, True):
         Folder(tmp_path, "train", cityscapes19, annotations=None, panorama=panorama)
     assert [f"{path} is {width}x40" in record.getMessage() for record in caplog.records] == [True] * hinted
-    path.write_bytes(b"no picture")  # which is told where it is read
+    path.write_bytes(b"no picture")  # which is noticed where it is read
     Folder(tmp_path, "train", cityscapes19, annotations=None, panorama=True)
 
 

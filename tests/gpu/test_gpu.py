@@ -1,4 +1,4 @@
-"""What only a GPU can tell (`make gpu`). Not run on one yet."""
+"""What only a GPU can show (`make gpu`). Not run on one yet."""
 
 import copy
 from collections.abc import Iterator

@@ -208,12 +208,12 @@ class Unreadable(InMemory):
 
 
 def test_bad_samples_stop_or_are_left_out_and_told() -> None:
-    predictor, told = Predictor(Pixelwise(), CPU), []
+    predictor, reported = Predictor(Pixelwise(), CPU), []
     with pytest.raises(DataError, match="cut off"):
         list(predict_all(predictor, Unreadable(SPACE, 3)))
-    results = predict_all(predictor, Unreadable(SPACE, 3), on_bad=lambda *sample: told.append(sample))
+    results = predict_all(predictor, Unreadable(SPACE, 3), on_bad=lambda *sample: reported.append(sample))
     assert [batch["name"] for batch, _ in results] == [["image0"], ["image2"]]
-    assert told == [("image1", "image1 is cut off")]
+    assert reported == [("image1", "image1 is cut off")]
 
 
 def test_the_score_of_a_set_is_that_of_its_predictions() -> None:

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[1] / "golden"
 
 
 def official_shapes(file: str) -> dict[str, tuple[int, ...]]:
-    """Official names and shapes; the second entry of each tells whether it is a parameter."""
+    """Official names and shapes; the second entry of each says whether it is a parameter."""
     return {key: tuple(shape) for key, (shape, _) in json.loads((FOLDER / file).read_text()).items()}
 
 

@@ -78,7 +78,7 @@ def test_attention_starts_as_the_identity(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_position_attention_takes_the_fused_kernel(grad: bool) -> None:
-    """Whose memory grows with the number of positions and not its square, as the kernel's name tells."""
+    """Whose memory grows with the number of positions and not its square, as the name of the kernel says."""
     module, x = PositionAttention(64), random_map(1, 64, 8, 8).float()
     with torch.set_grad_enabled(grad), torch.profiler.profile(acc_events=True) as profile:
         module(x)

@@ -322,7 +322,7 @@ def test_a_timm_model_is_sent_to_its_own_weights(tmp_path: Path) -> None:
         create_model("timm/resnet18", CLASSES, path, head="linear")
 
 
-def test_small_is_told_from_tiny(tmp_path: Path) -> None:
+def test_small_is_distinguished_from_tiny(tmp_path: Path) -> None:
     path = save(random_state("trans4pass_small"), tmp_path / "small.pth")
     with pytest.raises(WeightsError, match="Use model=trans4pass_small, or"):
         create_model("trans4pass_tiny", CLASSES, path)

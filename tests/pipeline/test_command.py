@@ -1,4 +1,4 @@
-"""Exit statuses: 2 says that the user can mend it, 1 (Python's, with a traceback) that we must."""
+"""Exit statuses: 2 says that the user can fix it, 1 (Python's, with a traceback) that we must."""
 
 import errno
 from collections.abc import Callable

@@ -27,7 +27,7 @@ from .metrics import Confusion
 
 
 def nothing(share: float) -> None:
-    """What is told of progress where nobody listens."""
+    """Progress that nobody listens to."""
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,13 @@ class PerspectiveView:
             self.columns, self.fov, self.turn = torch.arange(panorama.width), 360.0, rotation(yaw, pitch)
         self.panorama = panorama
 
-    def part(self, top: int, bottom: int) -> Panorama:
+    def crop_of_panorama(self, top: int, bottom: int) -> Panorama:
         """These rows of the panorama, and the view's columns of them."""
         upper, lower = (math.degrees(self.panorama.latitude(row)) for row in (top, bottom))
         return Panorama(bottom - top, len(self.columns), upper, lower, self.fov)
 
     def look(self, images: Tensor) -> Tensor:
-        warp = Warp(self.part(self.top, self.bottom), self.view, self.turn).to(images.device)
+        warp = Warp(self.crop_of_panorama(self.top, self.bottom), self.view, self.turn).to(images.device)
         self.seen = warp.seen.cpu()
         part = images[..., self.top : self.bottom, self.columns]
         return torch.cat([warp(part[:, channel : channel + 1]) for channel in range(part.shape[1])], 1)
@@ -106,7 +106,7 @@ class PerspectiveView:
         columns = self.columns.to(onto.device)
         for top in range(self.top, self.bottom, ROWS):
             bottom = min(self.bottom, top + ROWS)
-            warp = Warp(self.view, self.part(top, bottom), self.turn.T).to(onto.device)
+            warp = Warp(self.view, self.crop_of_panorama(top, bottom), self.turn.T).to(onto.device)
             for channel in range(x.shape[1]):  # each by itself, since a warp copies what it reads
                 rows = onto[:, channel : channel + 1, top - first : bottom - first]
                 rows.index_add_(-1, columns, warp(x[:, channel : channel + 1]))

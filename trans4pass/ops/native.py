@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trans4pass.ops.sampling import Given, Gradients, Placing, Sampler, choose_layout
+from trans4pass.ops.sampling import Gradients, OptionalTensor, Placing, Sampler, choose_layout
 
 
 def deform_conv2d(
@@ -73,7 +73,7 @@ class _DeformConv(torch.autograd.Function):
                 for groups in sampler.tiles(block):
                     tile = images, groups, positions
                     corners = sampler.corners(_at(offset, *tile), _at(mask, *tile), grid)
-                    sampler.sample(corners, sampler.part(source, groups), sampler.part(samples, groups))
+                    sampler.sample(corners, sampler.tile_of(source, groups), sampler.tile_of(samples, groups))
                 torch.bmm(matrix.expand(len(block), -1, -1), sampler.columns(samples, block), out=block)
                 if bias is not None:
                     block += bias[:, None]
@@ -101,8 +101,8 @@ class _DeformConv(torch.autograd.Function):
                     for groups in sampler.tiles(block):
                         tile = images, groups, positions
                         corners = sampler.corners(_at(offset, *tile), _at(mask, *tile), grid)
-                        from_, laid = sampler.part(source, groups), sampler.part(samples, groups)
-                        grads = sampler.part(grad_samples, groups), sampler.part(target, groups)
+                        from_, laid = sampler.tile_of(source, groups), sampler.tile_of(samples, groups)
+                        grads = sampler.tile_of(grad_samples, groups), sampler.tile_of(target, groups)
                         to = Gradients(_at(grad_offset, *tile), _at(grad_mask, *tile))
                         sampler.sample_backward(corners, from_, laid, *grads, to)
                     grad_matrix += torch.bmm(block, sampler.columns(samples, block).transpose(1, 2)).sum(0)
@@ -111,5 +111,5 @@ class _DeformConv(torch.autograd.Function):
         return grad_input, grad_offset, grad_mask, sampler.unmatrix(grad_matrix), grad_bias, None, None
 
 
-def _at(x: Given, images: slice, groups: slice, positions: slice) -> Given:
+def _at(x: OptionalTensor, images: slice, groups: slice, positions: slice) -> OptionalTensor:
     return x if x is None else x[images, groups, ..., positions]

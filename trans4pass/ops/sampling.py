@@ -19,7 +19,7 @@ BLOCK_TILES = 4  # at most: a block's memory is written again and again, and che
 BLOCK_POSITIONS = 512  # at least, for matrix products worth their overhead
 ROW_CHANNELS = 8  # from which on rows are faster than planes
 
-Given = TypeVar("Given", Tensor, Tensor | None)
+OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 
 class Placing(NamedTuple):
@@ -204,7 +204,7 @@ class Sampler(NamedTuple):
         step = max(1, TILE_SAMPLES // (len(block) * self.depth * self.taps * block.shape[2]))
         return [slice(i, i + step) for i in range(0, self.groups, step)]
 
-    def part(self, x: Given, groups: slice) -> Given:
+    def tile_of(self, x: OptionalTensor, groups: slice) -> OptionalTensor:
         """A tile of laid samples, or of a laid map."""
         return x if x is None else x[:, groups]
 
@@ -292,7 +292,7 @@ class RowSampler(Sampler):
     def tiles(self, block: Tensor) -> list[slice]:
         return [slice(None)]
 
-    def part(self, x: Given, groups: slice) -> Given:
+    def tile_of(self, x: OptionalTensor, groups: slice) -> OptionalTensor:
         return x
 
     def new_samples(self, block: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def name_slurm_ranks() -> None:
         }
     except (OSError, subprocess.SubprocessError, KeyError, IndexError) as error:
         raise ConfigError(
-            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks, but where they are cannot be told ({error!r}): "
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks, but where they are is unknown ({error!r}): "
             "set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each, or use torchrun"
         ) from error
 
@@ -67,7 +67,7 @@ def restarted_store() -> dict[str, Any]:
     """Where the ranks meet after torchrun has restarted them on one machine; empty: where torch says.
 
     Restarted ranks would read the addresses of the dead ones, which torchrun's store still holds (pytorch issue 135712;
-    on several machines, where ranks do not know each other's counts, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 mends it).
+    on several machines, where ranks do not know each other's counts, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 avoids it).
     """
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1"
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -26,7 +26,7 @@ from trans4pass.report.viewer import Map, Seen, Span, shrunk
 from trans4pass.storage import recall_json, write_json
 
 from .context import RunContext
-from .launch import given_config_dir
+from .launch import config_dir_option
 from .score_sheet import SCORES, finite
 from .stage import Stage
 
@@ -169,16 +169,16 @@ def write_evidence(run: RunContext, final: Stage, seen: Sequence[Seen]) -> None:
             maps.append({"name": label.name, "truth": label.truth, "file": file})
         span = None if one.span is None else asdict(one.span)
         entries.append({"name": one.name, "note": one.note, "span": span, "photo": f"{number}_photo.png", "maps": maps})
-    values = {"command": command(), "panoramas": entries, "prototypes": similarity(run, final)}
+    values = {"command": command_line(), "panoramas": entries, "prototypes": similarity(run, final)}
     write_json(folder / "report.json", values)
 
 
-def command() -> str | None:
+def command_line() -> str | None:
     """The command that makes this run again; None in a notebook."""
     if not HydraConfig.initialized():
         return None
     typed = [word for word in HydraConfig.get().overrides.task if word.split("=")[0] not in ("resume", "overwrite")]
-    config_dir = given_config_dir()
+    config_dir = config_dir_option()
     start = f"torchrun --nproc_per_node={dist.world_size()}" if dist.world_size() > 1 else "python"
     folder = ["--config-dir", config_dir] if config_dir else []
     return f"{start} tools/train.py {shlex.join([*folder, *typed])}"

@@ -32,7 +32,7 @@ def claimed(folder: Path, resume: bool, overwrite: bool, stages: Collection[str]
 
     Raises:
         ConfigError: it holds a run and neither resume nor overwrite is set, another process is writing it, it cannot be
-            written to, it holds stages that cannot be told, or not all ranks see it.
+            written to, it holds stages that are unknown, or not all ranks see it.
     """
     problem, mark = None, folder / f".seen-by-all-{secrets.token_hex(8)}"
     with contextlib.ExitStack() as held:
@@ -92,7 +92,7 @@ def refuse_or_clear(folder: Path, resume: bool, overwrite: bool, stages: Collect
     for child in folder.iterdir():
         if child not in begun and is_in_the_way(child, stages):
             raise ConfigError(
-                f"{child} may be a stage of a run, and its settings.json, which tells what it was begun with, is "
+                f"{child} may be a stage of a run, and its settings.json, which says what it was begun with, is "
                 f"missing or damaged: put that back, delete {child} to do the stage again, or give the run another "
                 "name=..."
             )

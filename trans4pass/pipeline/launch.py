@@ -104,7 +104,7 @@ def launch(tool: Tool, config: DictConfig) -> int:
     setup_logging()
     try:
         if "plugins" in config:
-            allow_plugins(config.plugins, given_config_dir())
+            allow_plugins(config.plugins, config_dir_option())
         plain = resolved(filled(config))
         if "num_workers" in plain:
             plain["num_workers"] = choose_workers(plain["num_workers"])
@@ -122,7 +122,7 @@ def launch(tool: Tool, config: DictConfig) -> int:
     return result if isinstance(result, int) else 0
 
 
-def given_config_dir() -> str | None:
+def config_dir_option() -> str | None:
     """The folder given as --config-dir."""
     if not HydraConfig.initialized():
         return None

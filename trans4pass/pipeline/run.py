@@ -30,7 +30,7 @@ from .stage import Stage
 log = logging.getLogger(__name__)
 
 # What configs/train.yaml has for the stages, which hold it themselves, and for experiments' own use.
-NOT_OURS = (
+READ_BY_STAGES = (
     "device", "data_root", "source_class_weights", "published", "precision", "accumulate", "clip_grad", "on_nonfinite",
     "checkpoint_every", "log_every", "judge", "target_labels", "source", "panoramas", "scored", "crop", "source_base",
     "panorama_size", "borders_meet",
@@ -56,7 +56,7 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
 
 
 def run_settings(config: Mapping[str, Any]) -> RunSettings:
-    return parse(RunSettings, {key: value for key, value in config.items() if key not in NOT_OURS}, "")
+    return parse(RunSettings, {key: value for key, value in config.items() if key not in READ_BY_STAGES}, "")
 
 
 def run_stages(run: RunContext) -> None:

@@ -91,7 +91,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 
 
 def unlike(names: Sequence[str]) -> list[str]:
-    """Names that tell runs apart."""
+    """Names that distinguish the runs."""
     doubled = [name for name in names if names.count(name) > 1]
     return [f"{name} ({place})" if name in doubled else name for place, name in enumerate(names, 1)]
 
