@@ -30,7 +30,7 @@ FLOORS: dict[str, set[str]] = {
     "methods": LOW | {"ops", "sphere", "models", "losses", "data"},
     "inference": LOW | {"sphere", "models", "data", "methods"},
     "training": LOW | {"models", "methods", "inference"},
-    "report": LOW | {"sphere", "inference"},
+    "report": LOW | {"sphere", "data", "inference"},
     "pipeline": LOW | {"models", "data", "toy_world", "methods", "inference", "training", "report"},
     "cli": {"pipeline"},
 }

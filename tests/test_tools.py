@@ -55,6 +55,8 @@ MISSPELT = {
     "plot_schedules": (["schedules.step.sze=1"], "schedules.step.sze", "schedules.step.size"),
     "predict": (["inptu=a"], "inptu", "input"),
     "report": (["rnu=a"], "rnu", "run"),
+    "serve": (["prt=1"], "prt", "port"),
+    "show_views": ([TOY, "stages.mpa.step=1"], "stages.mpa.step", "stages.mpa.steps"),
     "train": ([TOY, "stages.mpa.optim.lrr=1"], "stages.mpa.optim.lrr", "stages.mpa.optim.network.lr"),
 }
 MISTAKES = {  # of train.py: what is typed, what is named, what is meant

@@ -6,12 +6,14 @@ import sys
 # Name -> the configuration that it is called with, and the function that does it (imported only when it is asked for).
 TOOLS = {
     "train": ("train", "pipeline.run", "train"),
+    "show-views": ("train", "pipeline.show_views", "show_views"),
     "eval": ("eval", "inference.evaluation", "evaluate_checkpoint"),
     "predict": ("predict", "report.predicted", "predict"),
     "export": ("export", "inference.export", "export"),
     "adapt": ("adapt", "inference.adapt", "adapt"),
     "compare": ("compare", "report.compare", "compare_runs"),
     "report": ("report", "report.page", "report_runs"),
+    "serve": ("serve", "report.serve", "serve"),
     "check-data": ("check_data", "pipeline.check_data", "check_data"),
     "toy-world": ("make_toy_world", "pipeline.make_toy_world", "make_toy_world"),
 }
