@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.inference import open_checkpoint
 from trans4pass.pipeline.launch import launch
 from trans4pass.pipeline.run import train
+from trans4pass.pipeline.train_stage import TrainStage
 from trans4pass.storage import read_json
 from trans4pass.training import checkpoint
 
@@ -163,6 +165,22 @@ def test_alignment_without_statistics_is_refused(tiny: list[str], tmp_path: Path
     off = ["stages.source.enabled=false", f"stages.source_free.init={tmp_path / 'published.pth'}"]
     with pytest.raises(ConfigError, match=r"align=0\.75 needs the source's channel statistics"):
         stages_of(tmp_path, *overrides, *off)["source_free"].check()
+
+
+def test_a_start_is_scored_as_it_is(tiny: list[str], tmp_path: Path) -> None:
+    """Not its average, which has yet to start."""
+    network, scored = various_network(11, torch.zeros(1, 3, 32, 64)), []
+    torch.save(network.state_dict(), tmp_path / "published.pth")
+    overrides = [*recipe(tiny, "source_free", "source_free"), "stages.source.enabled=false"]
+    given = [f"stages.source_free.init={tmp_path / 'published.pth'}"]
+    given += ["model.statistics={mean: [0.4, 0.4, 0.4], std: [0.2, 0.2, 0.2]}"]
+    stage = cast(TrainStage, stages_of(tmp_path, *overrides, *given)["source_free"])
+    trainer, evaluator = stage.build_trainer()
+    evaluator.scores = lambda network, sides: scored.append(network) or {}
+    stage.folder.mkdir(exist_ok=True)
+    stage.initial_scores(trainer.method, evaluator)
+    assert not scored[0].training
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in scored[0].state_dict().items())
 
 
 def test_the_statistics_stage_changes_batchnorms_alone(tiny: list[str], tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ class TrainStage(Stage):
             fix = f"set {self.where}.steps=<number>" if self.settings.steps is None else f"set {self.where}.epochs=null"
             raise ConfigError(f"{self.where} has {given}, and exactly one of them counts: {fix}")
         shared = (
-            {} if self.settings.global_batch is None else {"batch_size": self.batch_per_process(self.settings.global_batch)}
+            {}
+            if self.settings.global_batch is None
+            else {"batch_size": self.batch_per_process(self.settings.global_batch)}
         )
         domains = {name: {**config, **shared} for name, config in self.settings.domains.items()}.items()
         made = {name: Domain(self, name, config, self.labelling) for name, config in domains}
@@ -267,8 +269,8 @@ class TrainStage(Stage):
         path = self.folder / "initial.json"
         # Rank 0 decides: it may have written the file before the others look.
         scores = dist.broadcast_object(recall_json(path, list(self.run.validation), f"{self.init} is scored again"))
-        if scores is None:
-            scores = evaluator.scores(method.deployed(), list(self.run.validation))
+        if scores is None:  # the network itself: what will be deployed, an average, has yet to start from it
+            scores = evaluator.scores(method.network.eval(), list(self.run.validation))
             log.info("%s starts from %s: mIoU %s", self.name, self.init, evaluator.in_words(scores) or "not measured")
             if dist.is_main():
                 write_json(path, scores)
