@@ -108,7 +108,8 @@ def parse(line: str) -> Command:
     else:
         at = next(index for index, word in enumerate(words) if re.fullmatch(r"tools/\w+\.py", word))
         assert (ROOT / words[at]).is_file(), f"there is no {words[at]}"
-        tool, words = Path(words[at]).stem, words[at + 1 :]
+        stem = Path(words[at]).stem
+        tool, words = TOOLS.get(stem.replace("_", "-"), (stem,))[0], words[at + 1 :]
     config_dir = None
     if "--config-dir" in words:
         at = words.index("--config-dir")

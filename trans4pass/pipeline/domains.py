@@ -132,12 +132,13 @@ class Domain:
         size = self.view.size if isinstance(self.view, TrainTransform) and not self.view.crops else None
         return self.dataset.with_transform(EvalTransform(size))
 
-    def batches(self, start: int) -> Iterator[DomainBatch]:
-        """This rank's endless batches, from number `start` on."""
+    def batches(self, start: int, dataset: SegmentationDataset | None = None) -> Iterator[DomainBatch]:
+        """This rank's endless batches, from number `start` on; of another data set than its own, such as `files`."""
         seed = self.run.seed(self.stage.name, self.name, "order")
-        sampler = build(self.settings.sampler, f"{self.where}.sampler", dataset=self.dataset, seed=seed)
+        dataset = self.dataset if dataset is None else dataset
+        sampler = build(self.settings.sampler, f"{self.where}.sampler", dataset=dataset, seed=seed)
         return train_loader(
-            self.dataset, sampler, self.settings.batch_size, self.run.num_workers, start, on_bad=self.stage.bad
+            dataset, sampler, self.settings.batch_size, self.run.num_workers, start, on_bad=self.stage.bad
         )
 
     def check_circular(self) -> None:

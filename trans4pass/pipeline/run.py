@@ -39,10 +39,7 @@ READ_BY_STAGES = (
 
 def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Run or resume all stages of a composed configuration (configs/train.yaml)."""
-    if "stages" not in config:
-        known = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-        raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
-    settings = run_settings(config)
+    settings = run_settings(chosen_experiment(config))
     environment.set_switches(settings.threads, settings.deterministic, settings.tf32)
     folder = Path(settings.run_dir)
     with claimed(folder, settings.resume, settings.overwrite, settings.stages):
@@ -53,6 +50,14 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         except Interrupted:
             log.info("%s holds what was done so far: the same command with resume=true goes on", folder)
             raise
+
+
+def chosen_experiment(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration; ConfigError where no experiment was chosen."""
+    if "stages" not in config:
+        known = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+        raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
+    return config
 
 
 def run_settings(config: Mapping[str, Any]) -> RunSettings:
