@@ -49,15 +49,15 @@ def browser() -> Iterator[Chrome]:
     driver.quit()
 
 
-def show(browser: Chrome, path: Path, width: int = 640, height: int = 800, dark: bool = False) -> None:
-    """Open a page from disk in a window of that many pixels, and wait until everything is drawn."""
+def show(browser: Chrome, page: Path | str, width: int = 640, height: int = 800, dark: bool = False) -> None:
+    """Open a page, by its file or address, in a window of that many pixels, and wait until everything is drawn."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     for log in ("browser", "performance"):
         browser.get_log(log)  # what was before
-    browser.get(path.as_uri())
+    browser.get(page if isinstance(page, str) else page.as_uri())
     browser.execute_async_script(READY)
 
 

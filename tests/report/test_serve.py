@@ -1,24 +1,34 @@
-"""`trans4pass serve`: uploads of all kinds, without a network; a browser, where there is one."""
+"""`trans4pass serve`: uploads of all kinds, without a network or a browser."""
 
 import io
 import re
+import socket
 import struct
+import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.pipeline.conftest import ROOT
 from tests.report.runs import LABELS
+from trans4pass.errors import ConfigError
 from trans4pass.inference import LoadedModel
+from trans4pass.interrupts import Interrupts
 from trans4pass.models import SegOutput
+from trans4pass.pipeline.launch import resolved
+from trans4pass.report import serve
 from trans4pass.report.web import Limits, make_app
 
 LIMITS = Limits(megabytes=1, pixels=128 * 64, at_once=1, kept=2)
@@ -182,3 +192,28 @@ def test_a_failure_of_ours_gives_its_place_back(folder: Path, monkeypatch: pytes
             assert upload(client, WHOLE).status_code == 500
         assert not list(folder.iterdir())
         assert upload(client, WHOLE).status_code == 200
+
+
+def test_the_tool_serves_on_this_machine_alone_until_a_signal_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What configs/serve.yaml composes to; uvicorn's part is a visitor."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    opened: dict[str, Any] = {}
+    monkeypatch.setattr(serve, "load_model", lambda source, **settings: opened.update(settings) or MODEL)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+
+    def visit(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        assert sockets[0].getsockname()[0] == "127.0.0.1"
+        with TestClient(server.config.app, base_url="http://127.0.0.1") as client:
+            assert upload(client, WHOLE).status_code == 200
+        assert len(list(tmp_path.rglob("view.html"))) == 1
+
+    monkeypatch.setattr(uvicorn.Server, "run", visit)
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = resolved(compose("serve", ["checkpoint=a", "port=0", "wrap=true", "device=cpu"]))
+    serve.serve(config, torch.device("cpu"), Interrupts())
+    assert opened["wrap"] and not list(tmp_path.iterdir())
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="port="):
+        serve.serve({**config, "port": taken.getsockname()[1]}, torch.device("cpu"), Interrupts())

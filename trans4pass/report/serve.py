@@ -26,7 +26,7 @@ def serve(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         from .web import Limits, make_app
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'trans4pass[serve]'") from error
-    labels = config["model_labels"]
+    labels = config.get("model_labels")
     keys = ("wrap", "align", "precision", "plugins", "allow_nonfinite")
     model = load_model(
         config["checkpoint"],
