@@ -149,9 +149,9 @@ class LabelSpace:
     def _tables(self) -> dict[str, np.ndarray]:
         """Encoding -> (65536,) int16 lookup table, UNLISTED where a raw value has no entry."""
         index = {name: i for i, name in enumerate(self.classes)} | {IGNORED_KEY: IGNORE}
-        own = {name: (i,) for name, i in index.items()}
+        by_index = {name: (i,) for name, i in index.items()}
         tables = {}
-        for encoding, values in {**self.encodings, self.name: own}.items():
+        for encoding, values in {**self.encodings, self.name: by_index}.items():
             tables[encoding] = np.full(MAX_RAW + 1, UNLISTED, np.int16)
             for name, raw in values.items():
                 tables[encoding][list(raw)] = index[name]

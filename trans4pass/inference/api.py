@@ -122,11 +122,12 @@ def load_model(
     allow_plugins(plugins)
     space = None if labels is None else label_space(labels)
     precision = converted(Precision, precision, "precision")
-    network, own = open_checkpoint(source, None if space is None else space.to_dict(), allow_nonfinite, plugins, align)
+    named = None if space is None else space.to_dict()
+    network, model_labels = open_checkpoint(source, named, allow_nonfinite, plugins, align)
     if wrap:
         wrap_around(network)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return LoadedModel(network, own, torch.device(where), precision)
+    return LoadedModel(network, model_labels, torch.device(where), precision)
 
 
 def wrap_around(network: nn.Module) -> None:

@@ -97,8 +97,8 @@ def choose_device(name: str) -> torch.device:
         if not torch.cuda.is_available():
             raise ConfigError(f"device={name}, but torch sees no GPU here: use device=cpu or device=auto")
         # Where a scheduler binds a GPU to each task, every task sees one only.
-        own = dist.local_rank() % torch.cuda.device_count()
-        device = torch.device("cuda", own if device.index is None else device.index)
+        number = dist.local_rank() % torch.cuda.device_count()
+        device = torch.device("cuda", number if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
 

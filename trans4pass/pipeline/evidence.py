@@ -149,9 +149,9 @@ def note(maps: Sequence[Map], rank: str, num_classes: int) -> str:
     truth, scores = next((one for one in maps if one.truth), None), []
     for one in maps:
         if truth is not None and one is not truth:
-            own = Confusion(num_classes)
-            own.update(torch.from_numpy(truth.ids), torch.from_numpy(one.ids))
-            scores.append(f"{one.name} {own.scores().miou:.1f}")
+            confusion = Confusion(num_classes)
+            confusion.update(torch.from_numpy(truth.ids), torch.from_numpy(one.ids))
+            scores.append(f"{one.name} {confusion.scores().miou:.1f}")
     return ", ".join(filter(None, (rank, f"mIoU {', '.join(scores)}" if scores else "")))
 
 

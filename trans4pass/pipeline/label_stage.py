@@ -19,16 +19,15 @@ from torch import Tensor
 
 from trans4pass import dist
 from trans4pass.console import track
-from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
-from trans4pass.errors import ConfigError, DamagedFile, UserError
+from trans4pass.data import Item, SegmentationDataset
+from trans4pass.errors import DamagedFile, UserError
 from trans4pass.inference import TTA, Confusion, Predictor, predict_all, pseudo_labels, write_label
 from trans4pass.labels import IGNORE
-from trans4pass.precision import Precision
 from trans4pass.settings import Positive, Share
 from trans4pass.storage import write_json
 
 from .score_sheet import finite
-from .stage import Stage
+from .stage import ImageStage, ImageStageSettings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,21 +35,15 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelStageSettings(TTA):
+class LabelStageSettings(ImageStageSettings, TTA):
     """See configs/stage/pseudo_labels.yaml."""
 
-    data: str
-    split: str
-    size: Size | None
     keep: Share
     cap: Share
-    precision: Precision = "fp32"
     batch_size: Positive = 1
-    enabled: bool = True
-    init: str | None = None
 
 
-class LabelStage(Stage):
+class LabelStage(ImageStage):
     """Labels a set without labels; leaves `labels/<name>_labelTrainIds.png` and `thresholds.json`."""
 
     Settings = LabelStageSettings
@@ -59,12 +52,10 @@ class LabelStage(Stage):
     labels = True
 
     def check(self) -> None:
-        if self.init is None:
-            raise ConfigError(f"{self.where}.init is null: pseudo-labels need a trained network, a stage's or a path")
+        super().check()
         if isinstance(self.init, str) and self.start is not None:
             with torch.device("meta"):
                 self.start.check(self.run.network({}))
-        _ = self.dataset
 
     def execute(self) -> dict[str, Any]:
         started, dataset = time.perf_counter(), self.dataset
@@ -83,14 +74,6 @@ class LabelStage(Stage):
             shutil.rmtree(self.folder / "maps")
         seconds = round(time.perf_counter() - started, 1)
         return {"kind": "labels", "kept": share, "left_out": left_out, "seconds": seconds}
-
-    @cached_property
-    def dataset(self) -> SegmentationDataset:
-        """The set to label, at the size at which it is predicted."""
-        transform = EvalTransform(self.settings.size)
-        return self.run.dataset(
-            self.settings.data, self.settings.split, self.where, labelled=False, transform=transform
-        )
 
     def spilled(self, name: str) -> Path:
         return self.folder / "maps" / f"{name}.npz"

@@ -28,9 +28,9 @@ class ScoreSheet:
 
     def add(self, name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
         """label and prediction (H,W), on the CPU."""
-        own = Confusion(self.num_classes)
-        own.update(label, prediction)
-        self.images[name] = own.scores().miou
+        confusion = Confusion(self.num_classes)
+        confusion.update(label, prediction)
+        self.images[name] = confusion.scores().miou
         if self.regions is not None:
             self.regions.update(label, prediction)
 

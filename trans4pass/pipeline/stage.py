@@ -5,6 +5,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,9 +13,11 @@ from typing import Any, ClassVar
 import torch
 
 from trans4pass import dist
+from trans4pass.data import EvalTransform, SegmentationDataset, Size
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.hub import fetched
 from trans4pass.models import pretrained_weights
+from trans4pass.precision import Precision
 from trans4pass.settings import flatten, parse
 from trans4pass.storage import read_json, recall_json, write_json
 from trans4pass.training import checkpoint
@@ -53,8 +56,8 @@ class Stage(ABC):
         labelling: Mapping[str, "Stage"],
     ):
         self.run, self.name, self.config, self.init, self.labelling = run, name, config, init, labelling
-        own = {key: value for key, value in config.items() if key != "_target_"}
-        self.settings = parse(self.Settings, own, self.where)
+        values = {key: value for key, value in config.items() if key != "_target_"}
+        self.settings = parse(self.Settings, values, self.where)
         self.bad = BadSamples(self.folder) if run.settings.on_bad_sample == "skip" else None
 
     # ---- what a kind of stage defines ----
@@ -122,10 +125,10 @@ class Stage(ABC):
 
     def identity(self) -> dict[str, Any]:
         """All that the stage's result follows from, as plain values."""
-        own = {key: value for key, value in self.config.items() if key not in COSMETIC}
+        settings = {key: value for key, value in self.config.items() if key not in COSMETIC}
         shared = {key: self.run.config[key] for key in ("seed", "model", "labels")}
         data = {side: without_cache(config["dataset"]) for side, config in self.run.settings.data.items()}
-        return {**shared, "data": data, "stage": own, "inputs": self.inputs()}
+        return {**shared, "data": data, "stage": settings, "inputs": self.inputs()}
 
     @property
     def digest(self) -> str:
@@ -190,6 +193,35 @@ class Stage(ABC):
                 f"stage {self.name} in {self.folder} was begun with other settings:\n{lines}\nTake them back, give the "
                 f"run another name=..., or delete {self.folder} and the stages after it to do them again"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStageSettings:
+    """What every stage takes that reads one set's images: whose, which split, at which size (width, height)."""
+
+    data: str
+    split: str
+    size: Size | None
+    precision: Precision = "fp32"
+    enabled: bool = True
+    init: str | None = None
+
+
+class ImageStage(Stage):
+    """A stage that shows a trained network the images of one set, without their labels."""
+
+    settings: Any  # an ImageStageSettings; of each kind its own
+
+    def check(self) -> None:
+        if self.init is None:
+            raise ConfigError(f"{self.where}.init is null: it needs a trained network, a stage's or a path")
+        _ = self.dataset
+
+    @cached_property
+    def dataset(self) -> SegmentationDataset:
+        """The set, at the size at which it is predicted."""
+        chosen, transform = self.settings, EvalTransform(self.settings.size)
+        return self.run.dataset(chosen.data, chosen.split, self.where, labelled=False, transform=transform)
 
 
 def without_cache(dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,52 +8,33 @@ from typing import Any
 
 from trans4pass import dist
 from trans4pass.console import track
-from trans4pass.data import EvalTransform, Size, eval_loader
+from trans4pass.data import eval_loader
 from trans4pass.errors import ConfigError
 from trans4pass.inference import Predictor, evaluate
 from trans4pass.inference.adapt import adapt_batchnorms
-from trans4pass.precision import Precision
 from trans4pass.storage import write_json
 from trans4pass.training import checkpoint
 
 from .score_sheet import SCORES, ScoreSheet
-from .stage import Stage
+from .stage import ImageStage, ImageStageSettings
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsStageSettings:
+class StatisticsStageSettings(ImageStageSettings):
     """See configs/stage/adabn.yaml."""
 
-    data: str
-    split: str
-    size: Size | None
-    precision: Precision = "fp32"
     model: Mapping[str, Any]
-    enabled: bool = True
-    init: str | None = None
 
 
-class StatisticsStage(Stage):
+class StatisticsStage(ImageStage):
     """Leaves `last.pt`: the network that it starts from, with the statistics of a data set's images."""
 
     Settings = StatisticsStageSettings
     settings: StatisticsStageSettings
     RESULT = ("seconds", "last")
     trains = True
-
-    def check(self) -> None:
-        if self.init is None:
-            raise ConfigError(f"{self.where}.init is null: give it a trained network, a stage's or a path")
-        _ = self.dataset
-
-    @property
-    def dataset(self):
-        transform = EvalTransform(self.settings.size)
-        return self.run.dataset(
-            self.settings.data, self.settings.split, self.where, labelled=False, transform=transform
-        )
 
     def execute(self) -> dict[str, Any]:
         started, run = time.perf_counter(), self.run
