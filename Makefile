@@ -22,7 +22,7 @@ setup-mmcv: setup  ## also build mmcv's operators, for deform_backend=mmcv (abou
 demo: setup  ## train and adapt on the toy world, print the mIoU table (minutes; goes on where it was stopped)
 	$(BIN)/python tools/train.py experiment=pin2pan_toy resume=true
 
-toy-table: setup  ## measure the docs/toy_world.md: three seeds (three seeds, about an hour)
+toy-table: setup  ## measure the table of docs/toy_world.md (three seeds, about an hour)
 	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_table seed=0,1,2 resume=true
 	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
 
