@@ -155,7 +155,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_hydra_shows_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(sys, "argv", ["compare.py", "runs=[a]", "--cfg", "job"])
     runpy.run_path(str(ROOT / "tools" / "compare.py"), run_name="__main__")
-    assert yaml.safe_load(capsys.readouterr().out) == {"runs": ["a"], "device": "cpu"}
+    assert yaml.safe_load(capsys.readouterr().out) == {"runs": ["a"], "output": None, "device": "cpu"}
 
 
 @pytest.mark.parametrize(

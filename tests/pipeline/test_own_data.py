@@ -45,8 +45,8 @@ def cityscapes(root: Path, split: str = "train", size: tuple[int, int] = SIZE, c
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """The configuration of a command line, filled."""
 
-    def call_it(*typed: str) -> dict[str, Any]:
-        overrides = ["experiment=mine", *typed]
+    def call_it(*typed: str, experiment: str = "mine") -> dict[str, Any]:
+        overrides = [f"experiment={experiment}", *typed]
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             config = compose("train", overrides, return_hydra_config=True)
             monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
@@ -92,6 +92,24 @@ def test_what_is_typed_stays(choose: Callable[..., dict[str, Any]], tmp_path: Pa
     assert config["evaluate"] == {"source": None, "target": None, "scored": "val"}
     with pytest.raises(ConfigError, match=r"labels=<label space>, one of .*cityscapes19"):
         choose(*folders)
+
+
+def test_an_experiment_that_goes_on_from_it_keeps_its_own(
+    choose: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    cityscapes(tmp_path / "pins")
+    paint(tmp_path / "panos" / "0.png", WIDE)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = f"""# @package _global_
+defaults: [mine, override /labels: outdoor13, _self_]
+source: {tmp_path}/pins
+panoramas: {tmp_path}/panos
+panorama_size: [160, 32]
+"""
+    (tmp_path / "conf" / "experiment" / "street.yaml").write_text(text)
+    config = choose(f"hydra.searchpath=[file://{tmp_path}/conf]", experiment="street")
+    assert config["panorama_size"] == [160, 32] and config["labels"]["name"] == "outdoor13"
+    assert config["source_base"] == 64 and config["evaluate"]["source"] is None  # there is no val
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 """panoramas.png: images beside what stages made of them, on one screen, whatever their sizes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageFont
 
 from tests.report.runs import LABELS
+from trans4pass.interrupts import Interrupts
+from trans4pass.report import predicted
 from trans4pass.report.pictures import SCREEN, comparison, draw_legend
 from trans4pass.report.viewer import Map, Seen
 
@@ -40,8 +45,14 @@ def test_a_map_that_some_images_lack_is_left_out() -> None:
 
 
 def test_a_legend_takes_as_many_lines_as_it_needs() -> None:
-    from PIL import ImageFont
-
     font = ImageFont.load_default(14)
     heights = [draw_legend(LABELS, width, font).height for width in (1000, 120, 40)]
     assert heights == sorted(heights) and heights[0] < heights[-1]
+
+
+def test_predictions_have_a_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicted, "predict_images", lambda *_: LABELS)
+    predicted.predict({"output": str(tmp_path), "html": False}, torch.device("cpu"), Interrupts())
+    with Image.open(tmp_path / "legend.png") as legend:
+        colours = {colour for _, colour in legend.getcolors(1 << 24) or []}
+    assert {tuple(colour) for colour in LABELS.palette.tolist()} <= colours

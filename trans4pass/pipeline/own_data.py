@@ -6,7 +6,7 @@ Layouts, label space and sizes become settings as if they were typed, so that a 
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,12 @@ LABELS = {
 IMAGES = ("images", "image", "img", "photos", "rgb")  # what folders of images and of their labels are called
 ANNOTATIONS = ("annotations", "labels", "masks", "label", "mask", "semantic", "gt")
 
+EXPERIMENT = "mine"
+# What is chosen besides data sets; an experiment that goes on from `mine` may set it, too.
+CHOSEN = (
+    "crop", "source_base", "panorama_size", "borders_meet", "evaluate.source", "data.source.eval_size",
+    "data.target.eval_size",
+)  # fmt: skip
 LONGEST, SHORTEST = 2048, 1024  # pixels: panoramas are at most so wide, source images' short sides at most so long
 CROP, STRIDE = 512, 32  # pixels
 WIDE = 1.9  # width / height from which on an image may go all round
@@ -71,19 +77,30 @@ def filled(config: DictConfig) -> DictConfig:
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     names = {path.stem for folder in (CONFIGS, *map(Path, folders)) for path in (folder / "data").glob("[!_]*.yaml")}
 
+    keys = {word.lstrip("+~").partition("=")[0] for word in typed}
+    if hydra.runtime.choices["experiment"] != EXPERIMENT:
+        keys |= changed_by_experiment(config, hydra.runtime.choices, str(hydra.job.config_name))
+
     def composed(choices: Sequence[Choice]) -> DictConfig:
-        keys = {word.lstrip("+~").partition("=")[0] for word in typed}
         chosen = [choice for choice in choices if choice.key.lstrip("+") not in keys]
         return compose(hydra.job.config_name, [*(choice.typed for choice in chosen), *typed])
 
     choices = list(sides(config, names))
     first = composed(choices)
-    choices += labels_of(first, [word.partition("=")[0] for word in typed])
+    choices += labels_of(first, keys)
     second = composed(choices)
     choices += sizes(second)
     result = composed(choices)
-    log.info("%s", in_words(choices))
+    log.info("%s", in_words([choice for choice in choices if choice.key.lstrip("+") not in keys]))
     return result
+
+
+def changed_by_experiment(config: DictConfig, groups: Mapping[str, str], name: str) -> set[str]:
+    """What an experiment that goes on from `mine` sets itself, of what could be chosen: keys of a command line."""
+    base = compose(name, [f"experiment={EXPERIMENT}"], return_hydra_config=True)
+    before = base.hydra.runtime.choices
+    changed = {group for group in ("labels", "data@data.source", "data@data.target") if groups[group] != before[group]}
+    return changed | {key for key in CHOSEN if OmegaConf.select(config, key) != OmegaConf.select(base, key)}
 
 
 def as_typed(value: Any) -> str:

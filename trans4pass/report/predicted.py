@@ -6,23 +6,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from trans4pass import dist
 from trans4pass.console import console
+from trans4pass.inference import write_picture
 from trans4pass.inference.images import find_images, predict_images
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.storage import write_text
 
+from .pictures import draw_legend
 from .viewer import Map, Seen, Span, viewer_page
 
+LEGEND = 640  # pixels that legend.png is wide
 MOST = 24  # images on a page: it holds them all, a few hundred kB each
 
 
 def predict(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
-    """Predict images as configs/predict.yaml describes; with `html` also write `viewer.html` beside them."""
+    """Predict images as configs/predict.yaml describes, with a legend; with `html` also write `viewer.html`."""
     labels = predict_images(config, device, interrupts)
+    if dist.is_main():
+        write_picture(Path(config["output"]) / "legend.png", draw_legend(labels, LEGEND, ImageFont.load_default(14)))
     if config["html"] and dist.is_main():
         write_viewer(Path(config["input"]), Path(config["output"]), labels)
 
