@@ -157,7 +157,8 @@ def test_every_command_composes(
     for file in re.findall(r"(?<==)\S+\.(?:pt|pth)\b", line):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    folders = [configs_on_pages] if command.config_dir is None else [ROOT / command.config_dir]
+    shown = configs_on_pages.parent / (command.config_dir or "configs")
+    folders = [shown if shown.is_dir() else ROOT / str(command.config_dir)]
     path = f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"
     for overrides in each_of_sweep(command.overrides):
         refuse_unknown_additions(command.tool, overrides)
