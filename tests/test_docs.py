@@ -57,10 +57,11 @@ def page_text(page: str) -> str:
 
 
 def write_files(text: str, language: str, folder: Path) -> list[Path]:
-    """Write each block of a language to the file that its first line names."""
+    """Write each block of a language to the file that its first line, but for Hydra's header, names."""
     written = []
     for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        path = folder / block.splitlines()[0].removeprefix("# ")
+        named = next(line for line in block.splitlines() if not line.startswith("# @"))
+        path = folder / named.removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block)
         written.append(path)
