@@ -100,10 +100,25 @@ def test_metrics_and_predictions(data: Path) -> None:
     assert metrics["classes_in_mean"] == len(occurring) < 19
     assert metrics["images"] == 2
     assert metrics["settings"]["scales"] == [1.0, 1.5]
-    assert set(metrics["regions"]) == {"seam", *(f"latitude {band}/5" for band in range(1, 6))}
+    regions = {"seam", *(f"latitude {band}/5" for band in range(1, 6)), *(f"yaw {sector}/4" for sector in range(1, 5))}
+    assert set(metrics["regions"]) == regions
+    assert 0 < metrics["solid_angle"]["mIoU"] < 100
+    assert not {"boundary_IoU", "seam_consistency", "rotations"} & set(metrics)
     label = Image.open(data / "out/labels/a/1.png")
     assert (label.mode, label.size) == ("L", SIZE)
     assert Image.open(data / "out/colour/a/2.png").mode == "RGB"
+
+
+def test_measures_that_take_longer_are_asked_for(data: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    assert evaluate(data, path, "boundary=true", "seam=true", "rotations=[5,30]") == 0
+    metrics = json.loads((data / "out/metrics.json").read_text())
+    assert list(metrics["rotations"]) == ["pitch 5", "roll 5", "pitch 30", "roll 30", "mean", "spread"]
+    assert 0 <= metrics["boundary_IoU"]["mean"] < 100
+    assert 0 < metrics["seam_consistency"]["seam"] <= 100
+    shown = capsys.readouterr().out
+    assert "mIoU tilted by, pitch 30" in shown and "same class after half a turn, seam" in shown
+    assert evaluate(data, path, "rotations=[5,95]") == 2
 
 
 def test_a_reverse_edge_head_of_the_first_release_is_refused_by_name(data: Path, capsys: pytest.CaptureFixture) -> None:

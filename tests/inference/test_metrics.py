@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trans4pass.inference.metrics import Confusion, Regions, Scores
+from trans4pass.inference.metrics import BoundaryIoU, Confusion, Regions, Scores, SphereConfusion
 
+YAWS = [f"yaw {sector}/4" for sector in range(1, 5)]
 LABELS = torch.tensor([[0, 0, 1], [1, 255, 1]])
 PREDICTIONS = torch.tensor([[0, 1, 1], [1, 0, 0]])
 
@@ -75,10 +76,12 @@ def test_regions_of_a_panorama() -> None:
     regions = Regions(2)
     regions.update(label, prediction)
     scores = regions.scores()
-    assert list(scores) == ["seam", *(f"latitude {band}/5" for band in range(1, 6))]
+    assert list(scores) == ["seam", *(f"latitude {band}/5" for band in range(1, 6)), *YAWS]
     assert scores["seam"].iou[0] == pytest.approx(100 * 8 / 20)
     assert scores["latitude 1/5"].iou[0] == 0
     assert scores["latitude 5/5"].iou[0] == pytest.approx(100 * 38 / 40)
+    assert scores["yaw 1/4"].iou[0] == pytest.approx(100 * 32 / 50)
+    assert scores["yaw 4/4"].iou[0] == pytest.approx(100 * 40 / 50)
 
 
 # ---- against counting pixel by pixel ----
@@ -156,3 +159,59 @@ def test_panoramas_of_one_set_add_up_in_each_region() -> None:
     assert regions.scores()["seam"].iou == pytest.approx(
         counted(label[:, seam], prediction[:, seam], 5).iou, nan_ok=True
     )
+
+
+# ---- on the sphere, and near contours ----
+
+
+def test_pixels_weigh_their_solid_angle() -> None:
+    """A full panorama of two rows of 90 degrees, then of four of 45: between latitudes the areas are sines' steps."""
+    label = torch.zeros(4, 8, dtype=torch.long)
+    prediction = label.clone()
+    prediction[0] = 1  # wrong where few directions are
+    sphere = SphereConfusion(2)
+    sphere.update(label, prediction)
+    top = (1 - math.sin(math.pi / 4)) / 2  # of the sphere's area
+    assert sphere.scores().iou[0] == pytest.approx(100 * (1 - top))
+    assert sphere.counts.sum().item() == pytest.approx(4 * math.pi)
+
+
+def test_solid_angles_follow_the_horizon_and_leave_ignored_pixels_out() -> None:
+    label = torch.zeros(2, 8, dtype=torch.long)
+    label[1, 4:] = 255
+    prediction = torch.ones(2, 8, dtype=torch.long)
+    sphere = SphereConfusion(2, horizon=0.0)  # latitudes 0 to -90 degrees
+    sphere.update(label, prediction)
+    upper, lower = math.sin(math.pi / 4), 1 - math.sin(math.pi / 4)
+    assert sphere.counts[0, 1].item() == pytest.approx(2 * math.pi * (upper + lower / 2))
+
+
+def test_boundary_iou_by_hand() -> None:
+    """A square of 5x5 whose prediction is a column too far right, at a distance of one pixel."""
+    label, prediction = (torch.zeros(9, 12, dtype=torch.long) for _ in range(2))
+    label[2:7, 3:8], prediction[2:7, 4:9] = 1, 1
+    measure = BoundaryIoU(3, closed=False, share=0.07)
+    measure.update(label, prediction)
+    # rings of 16 pixels each; of the two, the upper and lower sides share 4 pixels each, and no others
+    scores = measure.scores()
+    assert scores[1] == pytest.approx(100 * 8 / 24)
+    assert math.isnan(scores[2])
+    assert 0 < scores[0] < 100
+
+
+def test_ignored_pixels_and_borders_make_no_contour() -> None:
+    label = torch.zeros(9, 12, dtype=torch.long)
+    label[:, 6:] = 255
+    measure = BoundaryIoU(2, closed=False, share=0.07)
+    measure.update(label, torch.zeros(9, 12, dtype=torch.long))
+    assert math.isnan(measure.scores()[0])
+
+
+@pytest.mark.parametrize(("closed", "columns"), [(False, [5, 6]), (True, [0, 5, 6, 11])])
+def test_the_borders_of_panoramas_meet(closed: bool, columns: list[int]) -> None:
+    label = torch.zeros(9, 12, dtype=torch.long)
+    label[:, 6:] = 1
+    measure = BoundaryIoU(2, closed, share=0.07)
+    measure.update(label, label)
+    assert measure.counts.sum(1).tolist() == [9 * len(columns)] * 2
+    assert measure.scores() == [100, 100]

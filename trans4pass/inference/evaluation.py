@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from rich.table import Column, Table
 from torch import Tensor
 
@@ -24,11 +25,17 @@ from trans4pass.settings import parse
 from trans4pass.storage import write_json
 
 from .images import PredictorSettings, make_predictor
-from .metrics import Regions, Scores
+from .metrics import BoundaryIoU, Regions, Scores, SphereConfusion
 from .pictures import write_prediction
 from .predictor import evaluate
+from .stability import SeamConsistency, Tilts
 
 log = logging.getLogger(__name__)
+
+WORDS = {  # for the table, of what metrics.json has besides scores and regions
+    "solid_angle": "by solid angle", "boundary_IoU": "boundary IoU", "seam_consistency": "same class after half a turn",
+    "rotations": "mIoU tilted by",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,9 @@ class EvaluationSettings(PredictorSettings):
     labels: Mapping[str, Any] | None = None
     output: str | None = None
     save_predictions: bool = False
+    boundary: bool = False
+    seam: bool = False
+    rotations: tuple[Annotated[float, Interval(gt=0, le=90)], ...] = ()
 
 
 def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> dict[str, Any]:
@@ -61,6 +71,11 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
             f"views=perspective looks around in full panoramas, and the left and right borders of {dataset.name}'s "
             "images do not meet: use views=windows or views=whole"
         )
+    if (settings.seam or settings.rotations) and not dataset.panorama:
+        raise ConfigError(
+            f"seam={str(settings.seam).lower()} and rotations={list(settings.rotations)} turn full panoramas, and the "
+            f"left and right borders of {dataset.name}'s images do not meet: leave them out"
+        )
     name = f"eval_{dataset.name}_{settings.split}" + ("_wrap" if settings.wrap else "")
     name += "" if settings.views == "whole" else f"_{settings.views}"
     given = Path(settings.checkpoint)  # a file, a folder, or a name on the hub
@@ -68,21 +83,48 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     folder = Path(settings.output or beside / name)
     files = {item.name: item.image for item in dataset.items}
     regions = Regions(labels.num_classes, device)
+    sphere = SphereConfusion(labels.num_classes, settings.horizon, device)
+    boundary = BoundaryIoU(labels.num_classes, dataset.panorama, device=device) if settings.boundary else None
+    seam = SeamConsistency() if settings.seam else None
+    tilts = Tilts(labels.num_classes, settings.rotations, settings.horizon) if settings.rotations else None
+    table = torch.tensor(labels.mapping_from(model_labels))
+
+    def predict(image: Tensor) -> Tensor:
+        return table[predictor.classes(image[None])[0].cpu().long()]
 
     def keep(name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
         if dataset.panorama:
             regions.update(label, prediction)
+            if 2 * label.shape[0] <= label.shape[1]:  # pixels may be square
+                sphere.update(label, prediction)
+        if boundary is not None:
+            boundary.update(label, prediction)
+        if seam is not None:
+            seam.update(image, prediction, predict)
+        if tilts is not None:
+            tilts.update(image, label, predict)
         if settings.save_predictions:
             write_prediction(folder, name, prediction, labels, files[name])
 
     confusion = evaluate(predictor, dataset, model_labels, settings.num_workers, "evaluate", interrupts, keep)
     scores, by_region = confusion.scores(), regions.scores() if dataset.panorama else {}
-    result = metrics(scores, by_region, labels) | {
+    further: dict[str, dict[str, float]] = {}
+    if dataset.panorama:
+        further["solid_angle"] = {"mIoU": sphere.reduce().scores().miou}
+    if boundary is not None:
+        by_class = dict(zip(labels.classes, boundary.scores(), strict=True))
+        found = [iou for iou in by_class.values() if not math.isnan(iou)]
+        further["boundary_IoU"] = {"mean": sum(found) / len(found) if found else math.nan, **by_class}
+    if seam is not None:
+        further["seam_consistency"] = seam.scores()
+    if tilts is not None:
+        further["rotations"] = tilts.scores()
+    result = metrics(scores, by_region, further, labels) | {
         "images": len(dataset),
         "settings": {
             **{name: getattr(settings, name) for name in ("checkpoint", "split", "precision")},
             **asdict(predictor.tta),
-            **{name: getattr(settings, name) for name in ("views", "window", "overlap", "fov", "horizon")},
+            **{name: getattr(settings, name) for name in ("views", "window", "overlap", "fov", "horizon", "rotations")},
             **{"data": data, "labels": labels.name, "size": size, "wrap": predictor.wrap or settings.wrap},
         },
     }
@@ -91,14 +133,16 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
         at = "their own size" if size is None else f"{size[0]}x{size[1]}"
         title = f"{settings.checkpoint} on {dataset.name} {settings.split}, {len(dataset)} images at {at}"
         console.print(title, soft_wrap=True, markup=False, highlight=False)
-        console.print(scores_table(scores, by_region, labels))
+        console.print(scores_table(scores, by_region, further, labels))
         console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
         if settings.save_predictions:
             console.print(f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}", soft_wrap=True)
     return result
 
 
-def metrics(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace) -> dict[str, Any]:
+def metrics(
+    scores: Scores, regions: Mapping[str, Scores], further: Mapping[str, Mapping[str, float]], labels: LabelSpace
+) -> dict[str, Any]:
     """What metrics.json says; a figure is null where it is NaN, which JSON does not know."""
 
     def number(value: float) -> float | None:
@@ -110,6 +154,7 @@ def metrics(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace) -
         "pixel_accuracy": number(scores.pixel_accuracy),
         "classes_in_mean": scores.classes_in_mean,
         "regions": {name: {"mIoU": number(region.miou)} for name, region in regions.items()},
+        **{measure: {name: number(value) for name, value in values.items()} for measure, values in further.items()},
     }
 
 
@@ -134,8 +179,13 @@ def point_out_scaling(dataset: SegmentationDataset, size: Sequence[int] | None, 
             )  # fmt: skip
 
 
-def scores_table(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpace) -> Table:
-    bands = "seam: the columns beside the left and right border; latitude 1/5: the uppermost fifth of the rows"
+def scores_table(
+    scores: Scores, regions: Mapping[str, Scores], further: Mapping[str, Mapping[str, float]], labels: LabelSpace
+) -> Table:
+    bands = (
+        "seam: the columns beside the left and right border; latitude 1/5: the uppermost fifth of the rows; yaw 1/4: "
+        "the leftmost quarter of the columns"
+    )
     table = Table("class", Column("IoU in %", justify="right"), caption=bands if regions else None)
     for name, iou in zip(labels.classes, scores.iou, strict=True):
         table.add_row(name, "never occurs" if math.isnan(iou) else f"{iou:.2f}")
@@ -145,4 +195,8 @@ def scores_table(scores: Scores, regions: Mapping[str, Scores], labels: LabelSpa
     table.add_section()
     for name, region in regions.items():
         table.add_row(f"mIoU, {name}", f"{region.miou:.2f}")
+    for measure, values in further.items():
+        table.add_section()
+        for name, value in values.items():
+            table.add_row(f"{WORDS[measure]}, {name}", "none" if math.isnan(value) else f"{value:.2f}")
     return table

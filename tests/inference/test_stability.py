@@ -1,0 +1,76 @@
+"""Predictions of turned and tilted panoramas, by networks whose answers one knows."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from trans4pass.inference.stability import SeamConsistency, Tilts
+from trans4pass.sphere import Panorama, Warp, rotation
+
+
+def brightness(image: Tensor) -> Tensor:
+    """A pixel's class is its value: what a network says that sees single pixels."""
+    return image[0].long()
+
+
+def bordered(image: Tensor) -> Tensor:
+    """The same, but 9 in the image's first column, wherever that looks."""
+    classes = brightness(image)
+    classes[:, 0] = 9
+    return classes
+
+
+def panorama(height: int = 20, width: int = 40) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(3, (height, width), dtype=torch.uint8, generator=draw).expand(3, -1, -1)
+
+
+def test_what_sees_no_border_is_consistent() -> None:
+    measure, image = SeamConsistency(), panorama()
+    measure.update(image, brightness(image), brightness)
+    assert measure.scores() == {"seam": 100, "elsewhere": 100}
+
+
+def test_what_sees_the_border_differs_there_and_where_the_other_border_was() -> None:
+    """40 columns: the seam has 4, of which the first differs; of the other 36 column 20 does."""
+    measure, image = SeamConsistency(), panorama()
+    for _ in range(2):
+        measure.update(image, bordered(image), bordered)
+    assert measure.scores() == pytest.approx({"seam": 75, "elsewhere": 100 * 35 / 36})
+
+
+def test_labels_are_tilted_with_the_image() -> None:
+    """Single pixels are right wherever they are, up to the bilinear ones between two classes' pixels."""
+    image = panorama().clone()
+    image[:] = 1
+    image[:, 10:] = 2
+    tilts = Tilts(3, [5, 40])
+    tilts.update(image, image[0], brightness)
+    scores = tilts.scores()
+    assert list(scores) == ["pitch 5", "roll 5", "pitch 40", "roll 40", "mean", "spread"]
+    tilted = list(scores.values())[:4]
+    assert min(tilted) > 95
+    assert scores["mean"] == pytest.approx(sum(tilted) / 4)
+    assert scores["spread"] == pytest.approx(max(tilted) - min(tilted))
+
+
+def test_the_network_sees_the_tilted_panorama() -> None:
+    """One that says what stood there before the tilt is wrong just where the tilt changes the class."""
+    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    image[:, 10:] = 1
+    tilts = Tilts(2, [30])
+    tilts.update(image, image[0], lambda _: image[0].long())
+    at = Panorama.of(20, 40)
+    label = Warp(at, at, rotation(pitch=30)).nearest(image[:1])[0]
+    right = (label == image[0]).float().mean().item()
+    assert right < 0.9
+    confusion = tilts.confusions["pitch 30"].scores()
+    assert confusion.pixel_accuracy == pytest.approx(100 * right)
+
+
+def test_what_is_not_seen_does_not_count() -> None:
+    image = torch.ones(3, 10, 40, dtype=torch.uint8)  # 45 degrees up and down
+    tilts = Tilts(2, [20])
+    tilts.update(image, image[0], brightness)
+    assert tilts.confusions["pitch 20"].counts.sum() < 400
+    assert tilts.scores()["mean"] == 100

@@ -1,0 +1,70 @@
+"""How predictions bear panoramas that are turned or tilted; each of them is predicted again, which takes its time."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from trans4pass import dist
+from trans4pass.sphere import Panorama, Warp, rotation
+
+from .metrics import Confusion, seam_width
+
+Predict = Callable[[Tensor], Tensor]  # an image (3,H,W) to its classes (H,W), on the CPU
+
+
+class SeamConsistency:
+    """Share of pixels whose class stays the same when the panorama is rolled by half a turn, in percent.
+
+    A network that takes the left and right border for the end of the world predicts other things beside them than it
+    does when they are in the middle. Rolling changes nothing else: a network with `wrap` has nearly 100 everywhere.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(2, 2, dtype=torch.int64)  # equal pixels and all, in the seam's columns and elsewhere
+
+    def update(self, image: Tensor, prediction: Tensor, predict: Predict) -> None:
+        """Add one panorama (3,H,W) and its prediction (H,W)."""
+        height, width = prediction.shape
+        rolled = predict(image.roll(width // 2, -1)).roll(-(width // 2), -1)
+        equal, edge = (rolled == prediction).sum(0), seam_width(width)
+        seam = torch.cat((equal[:edge], equal[width - edge :])).sum()
+        at_seam = torch.stack((seam, torch.tensor(2 * edge * height)))
+        self.counts += torch.stack((at_seam, torch.stack((equal.sum(), torch.tensor(height * width))) - at_seam))
+
+    def scores(self) -> dict[str, float]:
+        """Over all ranks; NaN without images."""
+        seam, elsewhere = dist.sum_(self.counts).double()
+        return {"seam": (100 * seam[0] / seam[1]).item(), "elsewhere": (100 * elsewhere[0] / elsewhere[1]).item()}
+
+
+class Tilts:
+    """mIoU on panoramas that are tilted by each angle, once as pitch and once as roll; what is not seen is ignored.
+
+    The labels are tilted alike, so that a network that knows the sphere loses nothing but what warping blurs.
+
+    Args:
+        angles: in degrees.
+        horizon: where the panoramas' horizon lies, as a share of their height from above.
+    """
+
+    def __init__(self, num_classes: int, angles: Sequence[float], horizon: float = 0.5):
+        self.turns = {f"{name} {angle:g}": {name: angle} for angle in angles for name in ("pitch", "roll")}
+        self.confusions = {name: Confusion(num_classes) for name in self.turns}
+        self.warp = cache(lambda name, height, width: self._warp(name, Panorama.of(height, width, horizon)))
+
+    def _warp(self, name: str, panorama: Panorama) -> Warp:
+        return Warp(panorama, panorama, rotation(**self.turns[name]))
+
+    def update(self, image: Tensor, label: Tensor, predict: Predict) -> None:
+        """Add one panorama (3,H,W) and its label (H,W)."""
+        for name, confusion in self.confusions.items():
+            warp: Warp = self.warp(name, *label.shape)
+            confusion.update(warp.nearest(label), predict(warp(image[None])[0]))
+
+    def scores(self) -> dict[str, float]:
+        """By tilt, then their mean and their spread (highest minus lowest), in percent, over all ranks."""
+        found = {name: confusion.reduce().scores().miou for name, confusion in self.confusions.items()}
+        values = list(found.values())
+        return found | {"mean": sum(values) / len(values), "spread": max(values) - min(values)}
