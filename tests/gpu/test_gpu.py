@@ -1,20 +1,30 @@
-"""What only a GPU can show (`make gpu`). Not run on one yet."""
+"""What only a GPU can tell (`make gpu`). Not run on one yet; the bodies are tried on a CPU, where GPU is one.
+
+Backward passes are among it: autograd's engine goes back on a real device, so that fake CUDA tensors (tests/devices)
+have none.
+"""
 
 import copy
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as td
+import torch.multiprocessing as mp
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch.export.passes import move_to_device_pass
 
 from tests.devices.test_models import CASES
 from tests.ops.test_deform_conv import CASES as LAYERS
-from tests.small import tiny_segmentor
+from tests.small import label_space, tiny_segmentor
 from tests.training.small import trainer_of
 from tests.training.test_distributed import METHODS
 from trans4pass import create_model
-from trans4pass.methods import Batch
+from trans4pass.inference.graph import export_graph
+from trans4pass.methods import Batch, Method
+from trans4pass.methods.prototypes import PrototypeBank
 from trans4pass.training import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -75,6 +85,13 @@ def batch(domains: tuple[str, ...]) -> Batch:
     return made
 
 
+def fill_bank(method: Method) -> None:
+    """First prototypes, which come of data sets otherwise."""
+    for module in method.modules():
+        if isinstance(module, PrototypeBank):
+            module.prototypes.fill_(0.5)
+
+
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_has_the_cpus_losses(name: str, precision: str, tmp_path: Path) -> None:
@@ -133,3 +150,70 @@ def test_compiled_gradients_are_the_eager_ones() -> None:
         each(image).logits.square().mean().backward()
     for (name, one), other in zip(model.named_parameters(), compiled.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-2, atol=1e-4 * float(one.grad.abs().max())), name
+
+
+@pytest.mark.parametrize("name", ["mpa, fixed", "teacher"])
+def test_a_stopped_run_ends_as_one_that_was_not(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+    def fitted(folder: Path, steps: int) -> dict[str, torch.Tensor]:
+        method = METHODS[name](tiny_segmentor(K)).to(GPU).train()
+        fill_bank(method)
+        trainer = trainer_of(method, folder, lambda start: repeat(batch(method.domains)), steps=steps)
+        trainer.device = trainer.monitor.device = GPU
+        trainer.fit()
+        return method.state_dict()
+
+    whole = fitted(tmp_path / "whole", 4)
+    fitted(tmp_path / "stopped", 2)
+    resumed = fitted(tmp_path / "stopped", 4)
+    assert not [key for key in whole if not torch.equal(whole[key].nan_to_num(), resumed[key].nan_to_num())]
+
+
+def test_an_exported_graph_predicts_as_the_model(tmp_path: Path) -> None:
+    model = create_model("trans4pass_micro", K).eval()
+    export_graph(tmp_path / "model.pt2", model, label_space("abcd"), "logits", (128, 64), dynamic=False, opset=None)
+    program = move_to_device_pass(torch.export.load(tmp_path / "model.pt2"), GPU)
+    image = torch.randint(0, 256, (1, 3, 64, 128), dtype=torch.uint8, device=GPU)
+    with torch.no_grad():
+        expected, found = model.to(GPU)(image).logits, program.module()(image)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def step_of_rank(rank: int, ranks: int, folder: str) -> None:
+    """One step of this rank's share of a batch of four, with SyncBN where there are several."""
+    device = torch.device(GPU.type, rank) if GPU.type == "cuda" else CPU
+    td.init_process_group(
+        "nccl" if GPU.type == "cuda" else "gloo",
+        init_method=f"file://{folder}/store{ranks}",
+        rank=rank,
+        world_size=ranks,
+    )
+    torch.manual_seed(0)
+    method: Method = METHODS["mpa, fixed"](create_model("trans4pass_micro", K, embed_dim=16, drop_path=0.0))
+    fill_bank(method)
+    if GPU.type == "cuda":
+        torch.cuda.set_device(device)
+        method = convert_sync_batchnorm(method)
+    method = method.to(device).train()
+    trainer = trainer_of(method, Path(folder) / f"{rank} of {ranks}")
+    trainer.device = trainer.monitor.device = device
+    trainer._parallel = trainer.parallel()
+    whole, share = batch(method.domains), slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
+    trainer.train_step([{domain: {key: x[share] for key, x in part.items()} for domain, part in whole.items()}])
+    torch.save({key: x.cpu() for key, x in method.state_dict().items()}, Path(folder) / f"{rank} of {ranks}.pt")
+    td.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_take_the_step_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """SyncBN, normalisers, banks and gradients are shared."""
+    for ranks in (1, 2):
+        mp.spawn(step_of_rank, (ranks, str(tmp_path)), ranks)
+    alone, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("0 of 1", "0 of 2", "1 of 2"))
+    for found in two:
+        for key, value in alone.items():
+            assert torch.allclose(found[key].nan_to_num().float(), value.nan_to_num().float(), rtol=1e-3, atol=1e-4), (
+                key
+            )

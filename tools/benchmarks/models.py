@@ -3,17 +3,18 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from trans4pass.errors import ConfigError
+from trans4pass.inference import TTA, Predictor
 from trans4pass.models import create_model
 from trans4pass.ops import deform_conv2d
 
-BACKENDS = ("torchvision", "native")
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLASSES = 19
 
@@ -43,11 +44,16 @@ LAYERS = {
 }
 
 
+def backends(device: torch.device) -> tuple[str, ...]:
+    """Those that are compared, torchvision's first."""
+    return ("torchvision", "native", *(("triton",) if device.type == "cuda" else ()))
+
+
 def milliseconds(name: str, device: torch.device, repeats: int) -> dict[str, float]:
-    """Median time of each backend for a layer of `LAYERS` or for "training step"; their repeats take turns."""
-    make = make_step if name == "training step" else make_layer
-    calls = {backend: make(name, device, backend) for backend in BACKENDS}
-    times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+    """Median time of each backend for a layer of `LAYERS` or what `WHOLE` has; their repeats take turns."""
+    make = WHOLE.get(name, make_layer)
+    calls = {backend: make(name, device, backend) for backend in backends(device)}
+    times: dict[str, list[float]] = {backend: [] for backend in calls}
     for repeat in range(repeats + 1):
         for backend, call in calls.items():
             start = time.perf_counter()
@@ -89,6 +95,22 @@ def make_layer(name: str, device: torch.device, backend: str) -> Callable[[], No
 def make_step(name: str, device: torch.device, backend: str) -> Callable[[], None]:
     """A whole training step of the micro model on 8 images of 128x64."""
     return training_step(create_model("trans4pass_micro", CLASSES, deform_backend=backend), device, 8, 64, 128)
+
+
+def make_multi_scale(name: str, device: torch.device, backend: str) -> Callable[[], Any]:
+    """The micro model's prediction of one panorama at the published six scales."""
+    torch.manual_seed(0)
+    predictor = Predictor(
+        create_model("trans4pass_micro", CLASSES, deform_backend=backend).to(device), device, TTA(SCALES)
+    )
+    image = torch.randint(0, 256, (1, 3, 200, 1024), dtype=torch.uint8)
+    return lambda: predictor(image).sum()
+
+
+WHOLE: dict[str, Callable[[str, torch.device, str], Callable[[], Any]]] = {
+    "training step": make_step,
+    "multi-scale prediction, 1024x200": make_multi_scale,
+}
 
 
 def training_step(model: nn.Module, device: torch.device, batch: int, height: int, width: int) -> Callable[[], None]:
