@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo setup-mmcv toy-table toy-recipes toy-ablation toy-losses toy-policies gpu test test-slow soak mutation lint format docs benchmark
+.PHONY: help setup demo setup-mmcv toy-table toy-recipes toy-ablation toy-encoders toy-losses toy-policies gpu test test-slow soak mutation lint format docs benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,13 @@ toy-ablation: setup  ## measure the model zoo's table of heads and options on th
 	$(ABLATION) model.ecrm=true
 	$(ABLATION) model.edges=true
 	$(BIN)/python tools/compare.py "runs=['runs/toy_ablation_*']"
+
+ENCODERS := $(BIN)/python tools/train.py -m experiment=toy_encoders resume=true model.head=segformer,linear,dmlp seed=0,1,2
+
+toy-encoders: setup  ## measure the model zoo's table of encoders and their heads on the toy world (three seeds, about two hours)
+	$(ENCODERS)
+	$(ENCODERS) model=timm model.encoder=resnet18,convnext_atto
+	$(BIN)/python tools/compare.py "runs=['runs/toy_encoders_*']"
 
 TOY := $(BIN)/python tools/train.py experiment=pin2pan_toy resume=true
 LOSS := stages.source.method.terms.supervised.loss

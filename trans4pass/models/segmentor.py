@@ -123,10 +123,10 @@ class Segmentor(nn.Module):
         aux = {} if self.edges is None else self.edges(maps)
         if self.context is not None:
             maps, coarse = self.context(maps)
-            aux = aux | coarse
+            aux = {**aux, **coarse}
         features, logits, branches = self.head(maps)
         logits = resize(logits, x.shape[-2:], self.wrap)
-        return SegOutput(logits, features, aux | branches)
+        return SegOutput(logits, features, {**aux, **branches})
 
 
 def input_size(network: nn.Module, size: Sequence[int], scale: float) -> tuple[int, int]:
