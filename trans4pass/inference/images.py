@@ -24,6 +24,7 @@ from .open import open_checkpoint
 from .pictures import write_prediction
 from .predictor import TTA, Predictor, predict_classes
 from .tiling import WINDOW, Perspectives, Windows
+from .video import VIDEO_SUFFIXES, predict_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +79,19 @@ def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[P
 def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> LabelSpace:
     """Predict an image or all images under a folder as configs/predict.yaml describes; returns their labels' space."""
     settings = parse(PredictionSettings, config, "")
+    source, folder = Path(settings.input), Path(settings.output)
+    video = source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES
+    if video and settings.html:
+        raise ConfigError(f"html=true makes a page of images, and input={source} is a video: leave one of them out")
     predictor, labels = make_predictor(settings, device)
-    items = find_images(Path(settings.input))
-    transform = EvalTransform(settings.size or getattr(predictor.network, "size", None))
+    size = settings.size or getattr(predictor.network, "size", None)
+    if video:
+        path = folder / "overlay" / f"{source.stem}.mp4"
+        frames = predict_video(predictor, labels, source, path, size, settings.opacity, interrupts)
+        console.print(f"wrote {path}, {frames} frames", soft_wrap=True)
+        return labels
+    items, transform = find_images(source), EvalTransform(size)
     dataset = SegmentationDataset(items, labels, labelled=False, transform=transform)
-    folder = Path(settings.output)
     paths = {item.name: item.image for item in dataset.items}
     started = time.perf_counter()
     for batch, classes in predict_classes(predictor, dataset, settings.num_workers, "predict", interrupts):
