@@ -205,6 +205,11 @@ def test_links_lead_somewhere() -> None:
             assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
 
+def test_the_first_page_fits_a_few_screens() -> None:
+    lines = page_text("README.md").splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= 110
+
+
 @pytest.fixture
 def finished_toy_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the demo leaves, with random weights, and a panorama, in the working folder."""
