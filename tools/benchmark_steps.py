@@ -6,7 +6,16 @@ from typing import Any
 
 import torch
 import torchvision
-from benchmarks.steps import METHODS, make_batch, make_trainer, measure, set_precision
+from benchmarks.models import SCALES
+from benchmarks.steps import (
+    METHODS,
+    evaluation_pace,
+    loader_pace,
+    make_batch,
+    make_trainer,
+    measure,
+    set_precision,
+)
 
 from trans4pass.interrupts import Interrupts
 from trans4pass.pipeline.launch import main
@@ -27,6 +36,14 @@ def rows(config: Mapping[str, Any], device: torch.device) -> Iterator[str]:
                 images, memory, waits = measure(trainer, batch, config["repeats"])
                 shown = f"{memory:.2f} | {waits}" if device.type == "cuda" else "|"
                 yield f"| {method} | {precision} | {'yes' if compiled else 'no'} | {images:.1f} | {shown} |"
+    for name, scales in (("one scale", (1.0,)), ("six scales", SCALES)):
+        for precision in config["precisions"]:
+            set_precision(precision)
+            dtype = "fp32" if precision == "tf32" else precision
+            pace = evaluation_pace(config["network"], device, dtype, scales, config["scale"], config["repeats"])
+            yield f"| evaluation, {name} | {precision} | no | {pace:.1f} | | |"
+    pace = loader_pace(config["workers"], config["loaded"], config["scale"])
+    yield f"| loader, {config['workers']} workers | | | {pace:.1f} | | |"
 
 
 def benchmark(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:

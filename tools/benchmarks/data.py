@@ -21,6 +21,8 @@ from trans4pass.data import Folder, Size, TrainTransform
 from trans4pass.data.files import read_image
 from trans4pass.labels import LabelSpace
 
+TWO = LabelSpace("two", ("a", "b"), np.array([[0, 0, 0], [255, 255, 255]]), {})
+
 
 class Decoded(NamedTuple):
     milliseconds: float
@@ -111,10 +113,9 @@ def milliseconds_per_sample(root: Path, transform: TrainTransform, cache_size: S
 
     "filled" is the first pass, which decodes and writes. The files and the cache may lie in the system's page cache.
     """
-    labels = LabelSpace("two", ("a", "b"), np.array([[0, 0, 0], [255, 255, 255]]), {})
 
     def measured(passes: int = 1, **cache: Any) -> float:
-        dataset = Folder(root, "train", labels, transform=transform, **cache)
+        dataset = Folder(root, "train", TWO, transform=transform, **cache)
         start = time.thread_time()
         for position in range(passes * len(dataset)):
             dataset[position % len(dataset), position]

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmarks.data import TWO, write_pictures
+from benchmarks.models import throughput
 
+from trans4pass.data import Folder, Shuffle, TrainTransform, train_loader
+from trans4pass.inference import TTA, Predictor
 from trans4pass.interrupts import Interrupts
 from trans4pass.losses import CrossEntropy
 from trans4pass.methods import Adversarial, Batch, MeanTeacher, Method, PrototypeDistillation, Segmentation, SumOfTerms
 from trans4pass.models import create_model
+from trans4pass.precision import Precision
 from trans4pass.training import Trainer, TrainerSettings
 
 CLASSES = 19
@@ -80,6 +85,32 @@ def make_batch(domains: tuple[str, ...], count: int, scale: float = 1.0) -> Batc
             images, labels = images.pin_memory(), labels.pin_memory()
         batch[domain] = {"image": images, "label": labels, "name": ["random"] * count, "seed": torch.arange(count)}
     return batch
+
+
+def evaluation_pace(
+    model: str, device: torch.device, precision: Precision, scales: tuple[float, ...], scale: float, repeats: int
+) -> float:
+    """Images per second of predicting one panorama of the target's size at a time."""
+    width, height = (max(64, round(side * scale)) for side in SIZES["target"])
+    predictor = Predictor(create_model(model, CLASSES).to(device), device, TTA(scales), precision)
+    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    pace, _ = throughput(lambda: predictor.classes(image), device, 1, repeats)
+    return pace
+
+
+def loader_pace(workers: int, images: int, scale: float) -> float:
+    """Samples per second from PNGs of 2048x1024 times `scale`, scaled and cropped as for a source stage."""
+    size = round(2048 * scale), round(1024 * scale)
+    transform = TrainTransform((64, 64) if scale < 0.5 else (512, 512), fit="scale_crop", base=size[1], flip=0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder), 4, size)
+        dataset = Folder(folder, "train", TWO, transform=transform)
+        loader = train_loader(dataset, Shuffle(dataset, 0), 1, workers)
+        next(loader)  # the workers are there
+        start = time.perf_counter()
+        for _ in range(images):
+            next(loader)
+        return images / (time.perf_counter() - start)
 
 
 def set_precision(precision: str) -> None:
