@@ -178,7 +178,7 @@ def test_every_direction_is_seen_by_a_view(fov: float, overlap: float, panorama:
 
 
 def test_no_more_views_than_are_needed() -> None:
-    """At 90 degrees and a quarter of overlap, 67.5 degrees apart: 180 / 67.5 rings of 360 cos(latitude) / 67.5 views."""
+    """Of 90 degrees, overlapping by a quarter: 180 / 67.5 rings of 360 cos(latitude) / 67.5 views."""
     assert rings(Panorama(90, 180), 90.0, 0.25) == [(60.0, 5), (0.0, 6), (-60.0, 5)]
     assert rings(Panorama.of(40, 240), 90.0, 0.25) == [(0.0, 6)]
 
