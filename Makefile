@@ -108,4 +108,5 @@ benchmark: setup  ## ratios of the deformable convolution's backends on this mac
 
 gpu: setup  ## what only a GPU can tell, and a table of every method's steps to paste (not run on one yet)
 	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python tools/benchmark.py device=cuda network=trans4pass_tiny 'size=[1024,512]'
 	$(BIN)/python tools/benchmark_steps.py device=cuda 'compile=[false]'
