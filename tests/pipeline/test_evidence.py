@@ -1,6 +1,7 @@
 """What a run leaves for its report: scores of its last evaluation, chosen pictures, pseudo-labels' quality."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.pipeline.conftest import composed
+from trans4pass.inference import Predictor, open_checkpoint
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import IGNORE, LabelSpace
 from trans4pass.pipeline import RunContext
-from trans4pass.pipeline.evidence import choose, note, pictured
+from trans4pass.pipeline.evidence import choose, look, note, pictured
 from trans4pass.pipeline.folder import refuse_or_clear
 from trans4pass.pipeline.run import make_stages, run_settings
 from trans4pass.pipeline.score_sheet import ScoreSheet
@@ -123,3 +126,28 @@ def test_overwriting_a_run_takes_its_report_away(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     refuse_or_clear(tmp_path, resume=False, overwrite=True, stages=["source"])
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_without_target_scores_stages_are_held_against_each_other(finished: Path, tiny: list[str]) -> None:
+    config = composed(*tiny, f"run_dir={finished}", "evaluate.target=null")
+    settings = run_settings({**config, "num_workers": 0})
+    run = RunContext(
+        settings, config, finished, LabelSpace.from_dict(config["labels"]), torch.device("cpu"), Interrupts()
+    )
+    stages = {stage.name: stage for stage in make_stages(run) if stage.trains}
+    found = look(run, stages, "mpa")
+    assert [[one.name for one in seen.maps] for seen in found.seen] == [["source", "mpa"]] * 4  # all that there are
+    assert found.folder is not None and found.folder.parts[-3:] == ("leftImg8bit", "train", "streets")
+    confidences, maps = {}, {}
+    for name in stages:
+        network, _ = open_checkpoint(finished / name)
+        files = [found.folder / f"{seen.name.split('/')[-1]}_.png" for seen in found.seen]
+        images = [torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None] for file in files]
+        outputs = [Predictor(network, torch.device("cpu"))(image).softmax(1).max(1) for image in images]
+        confidences[name] = torch.cat([output.values for output in outputs]).mean().item()
+        maps[name] = torch.cat([output.indices for output in outputs])
+    changed = {b: (maps[a] != maps[b]).float().mean().item() for a, b in pairwise(stages)}
+    assert {name: one["confidence"] for name, one in found.unlabelled.items()} == pytest.approx(confidences)
+    assert {name: one["changed"] for name, one in found.unlabelled.items() if "changed" in one} == pytest.approx(
+        changed
+    )

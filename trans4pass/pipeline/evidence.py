@@ -63,7 +63,9 @@ def look(run: RunContext, stages: Mapping[str, Stage], final: str) -> Look:
     side, dataset = pictured(run, stages[final])
     if dataset is None:
         return Look([], {})
-    chosen, truth = choose(stages[final], side, dataset), side in run.validation
+    truth = side in run.validation
+    # Images of other splits may have the same names as those that were scored.
+    chosen = choose(stages[final], side if truth else "", dataset)
     shown = {next(iter(stages)), final}
     measured = sorted({*chosen, *(() if truth else evenly(len(dataset), MEASURED))})
     maps: dict[str, dict[int, np.ndarray]] = {}
