@@ -1,7 +1,9 @@
 """tools/eval.py, tools/predict.py and tools/export.py on a trained checkpoint."""
 
 import json
+import math
 import operator
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +15,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from tests.small import various_network
+from tests.small import label_space, various_network
 from trans4pass import create_model
+from trans4pass.console import console
 from trans4pass.data import Item, SegmentationDataset
 from trans4pass.inference import TTA, Described, Predictor, read_checkpoint, submodule_state
-from trans4pass.inference.evaluation import evaluate_checkpoint, point_out_scaling
+from trans4pass.inference.evaluation import evaluate_checkpoint, metrics, point_out_scaling, scores_table
 from trans4pass.inference.export import export
 from trans4pass.inference.images import predict_images
+from trans4pass.inference.metrics import Scores
 from trans4pass.labels import LabelSpace
 from trans4pass.models import make_circular
 from trans4pass.pipeline.launch import launch
@@ -107,6 +111,33 @@ def test_metrics_and_predictions(data: Path) -> None:
     label = Image.open(data / "out/labels/a/1.png")
     assert (label.mode, label.size) == ("L", SIZE)
     assert Image.open(data / "out/colour/a/2.png").mode == "RGB"
+
+
+def test_every_figure_is_kept_and_shown_by_its_name(capsys: pytest.CaptureFixture) -> None:
+    labels = label_space(["road", "sky"])
+    scores, band = Scores(60.0, [60.0, math.nan], 75.125), Scores(40.5, [40.5, 40.5], 50.0)
+    further = {"solid_angle": {"mIoU": 55.0}, "seam_consistency": {"seam": math.nan}}
+    assert metrics(scores, {"seam": band}, further, labels) == {
+        "mIoU": 60.0, "IoU": {"road": 60.0, "sky": None}, "pixel_accuracy": 75.125, "classes_in_mean": 1,
+        "regions": {"seam": {"mIoU": 40.5}}, "solid_angle": {"mIoU": 55.0}, "seam_consistency": {"seam": None},
+    }  # fmt: skip
+    console.print(scores_table(scores, {"seam": band}, further, labels))
+    rows = [re.split(r"\s*[│┃]\s*", line)[1:3] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert rows == [
+        ["road", "60.00"], ["sky", "never occurs"], ["mIoU over 1 classes", "60.00"], ["pixel accuracy", "75.12"],
+        ["mIoU, seam", "40.50"], ["by solid angle, mIoU", "55.00"], ["same class after half a turn, seam", "none"],
+    ]  # fmt: skip
+
+
+def test_results_lie_beside_the_checkpoint_named_after_what_was_asked(data: Path) -> None:
+    path = save_checkpoint(data / "last.pt", "cityscapes19")
+    for asked, name in (
+        ([], "eval_densepass_val"),
+        (["wrap=true"], "eval_densepass_val_wrap"),
+        (["views=windows", "window=[64,32]"], "eval_densepass_val_windows"),
+    ):
+        assert evaluate(data, path, *asked, "output=null") == 0
+        assert (data / name / "metrics.json").is_file()
 
 
 def test_measures_that_take_longer_are_asked_for(data: Path, capsys: pytest.CaptureFixture) -> None:

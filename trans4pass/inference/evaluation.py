@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,43 +82,20 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     beside = given if given.is_dir() else given.parent if given.is_file() else Path()
     folder = Path(settings.output or beside / name)
     files = {item.name: item.image for item in dataset.items}
-    regions = Regions(labels.num_classes, device)
-    sphere = SphereConfusion(labels.num_classes, settings.horizon, device)
-    boundary = BoundaryIoU(labels.num_classes, dataset.panorama, device=device) if settings.boundary else None
-    seam = SeamConsistency() if settings.seam else None
-    tilts = Tilts(labels.num_classes, settings.rotations, settings.horizon) if settings.rotations else None
     table = torch.tensor(labels.mapping_from(model_labels))
 
     def predict(image: Tensor) -> Tensor:
         return table[predictor.classes(image[None])[0].cpu().long()]
 
+    measures = Measures(settings, dataset, predict, device)
+
     def keep(name: str, image: Tensor, label: Tensor, prediction: Tensor) -> None:
-        if dataset.panorama:
-            regions.update(label, prediction)
-            if 2 * label.shape[0] <= label.shape[1]:  # pixels may be square
-                sphere.update(label, prediction)
-        if boundary is not None:
-            boundary.update(label, prediction)
-        if seam is not None:
-            seam.update(image, prediction, predict)
-        if tilts is not None:
-            tilts.update(image, label, predict)
+        measures.update(image, label, prediction)
         if settings.save_predictions:
             write_prediction(folder, name, prediction, labels, files[name])
 
     confusion = evaluate(predictor, dataset, model_labels, settings.num_workers, "evaluate", interrupts, keep)
-    scores, by_region = confusion.scores(), regions.scores() if dataset.panorama else {}
-    further: dict[str, dict[str, float]] = {}
-    if dataset.panorama:
-        further["solid_angle"] = {"mIoU": sphere.reduce().scores().miou}
-    if boundary is not None:
-        by_class = dict(zip(labels.classes, boundary.scores(), strict=True))
-        found = [iou for iou in by_class.values() if not math.isnan(iou)]
-        further["boundary_IoU"] = {"mean": sum(found) / len(found) if found else math.nan, **by_class}
-    if seam is not None:
-        further["seam_consistency"] = seam.scores()
-    if tilts is not None:
-        further["rotations"] = tilts.scores()
+    scores, by_region, further = confusion.scores(), measures.regions(), measures.further()
     result = metrics(scores, by_region, further, labels) | {
         "images": len(dataset),
         "settings": {
@@ -138,6 +115,56 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
         if settings.save_predictions:
             console.print(f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}", soft_wrap=True)
     return result
+
+
+class Measures:
+    """What is measured of a data set's predictions besides its mIoU."""
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        dataset: SegmentationDataset,
+        predict: Callable[[Tensor], Tensor],
+        device: torch.device,
+    ):
+        self.panorama, self.classes, self.predict = dataset.panorama, dataset.labels.classes, predict
+        count = len(self.classes)
+        self._regions = Regions(count, device)
+        self._sphere = SphereConfusion(count, settings.horizon, device)
+        self._boundary = BoundaryIoU(count, dataset.panorama, device=device) if settings.boundary else None
+        self._seam = SeamConsistency() if settings.seam else None
+        self._tilts = Tilts(count, settings.rotations, settings.horizon) if settings.rotations else None
+
+    def update(self, image: Tensor, label: Tensor, prediction: Tensor) -> None:
+        """Count an image (3,H,W) with its labels and what was predicted, both (H,W)."""
+        if self.panorama:
+            self._regions.update(label, prediction)
+            if 2 * label.shape[0] <= label.shape[1]:  # pixels may be square
+                self._sphere.update(label, prediction)
+        if self._boundary is not None:
+            self._boundary.update(label, prediction)
+        if self._seam is not None:
+            self._seam.update(image, prediction, self.predict)
+        if self._tilts is not None:
+            self._tilts.update(image, label, self.predict)
+
+    def regions(self) -> dict[str, Scores]:
+        return self._regions.scores() if self.panorama else {}
+
+    def further(self) -> dict[str, dict[str, float]]:
+        """Figures by measure, as metrics.json names them; of all ranks."""
+        result: dict[str, dict[str, float]] = {}
+        if self.panorama:
+            result["solid_angle"] = {"mIoU": self._sphere.reduce().scores().miou}
+        if self._boundary is not None:
+            by_class = dict(zip(self.classes, self._boundary.scores(), strict=True))
+            found = [iou for iou in by_class.values() if not math.isnan(iou)]
+            result["boundary_IoU"] = {"mean": sum(found) / len(found) if found else math.nan, **by_class}
+        if self._seam is not None:
+            result["seam_consistency"] = self._seam.scores()
+        if self._tilts is not None:
+            result["rotations"] = self._tilts.scores()
+        return result
 
 
 def metrics(
