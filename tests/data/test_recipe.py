@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 
 from tests.data.tiny_images import SIZE, label_map, picture, save
+from tests.test_docs import write_files
 from trans4pass.build import build
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -30,10 +31,8 @@ def blocks(language: str) -> list[str]:
 def configs(tmp_path: Path) -> Path:
     """The project's configs and the page's YAML blocks, each in the file that its first line names."""
     folder = Path(shutil.copytree(ROOT / "configs", tmp_path / "configs"))
-    for block in blocks("yaml"):
-        path = tmp_path / block.splitlines()[0].removeprefix("# ")
-        assert path.is_relative_to(folder) and not path.exists()
-        path.write_text(block)
+    for path in write_files(PAGE, "yaml", tmp_path):
+        assert not (ROOT / path.relative_to(tmp_path)).exists()
     return folder
 
 

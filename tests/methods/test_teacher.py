@@ -246,4 +246,4 @@ def test_contrast_is_the_cross_entropy_of_cosines_with_known_prototypes() -> Non
         cosines = [torch.cosine_similarity(features[b, :, i, j], bank[k], dim=0).item() / 0.5 for k in (0, 2)]
         chosen = cosines[0] if labels[b, i, j] == 0 else cosines[1]
         total, count = total + weight[b, i, j].item() * (math.log(sum(map(math.exp, cosines))) - chosen), count + 1
-    assert float(found) == pytest.approx(2 * total / count)
+    assert found.item() == pytest.approx(2 * total / count)

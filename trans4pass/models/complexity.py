@@ -1,5 +1,7 @@
 """A model's size and operations."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -15,15 +17,15 @@ def complexity(model: nn.Module, height: int, width: int) -> tuple[int, float]:
     and its sampling does not; of `torchvision`'s nothing does. Element-wise work does not count.
     """
     training, rings = model.training, [m for m in model.modules() if isinstance(m, PrototypeRing)]
-    written = [int(ring.written) for ring in rings]
+    states = [copy.deepcopy(ring.state_dict()) for ring in rings]
     for ring in rings:
         ring.written.fill_(len(ring.bank))  # as training leaves it: an empty ring is never read
     image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
     with FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops}) as counter:
         model.eval()(image)
     model.train(training)
-    for ring, count in zip(rings, written):
-        ring.written.fill_(count)
+    for ring, state in zip(rings, states):
+        ring.load_state_dict(state)
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9
 
 

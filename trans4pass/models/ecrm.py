@@ -7,6 +7,7 @@ the rest of the batch is dropped).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as td
@@ -32,8 +33,7 @@ class PrototypeRing(nn.Module):
         super().__init__()
         self.register_buffer("bank", torch.zeros(size, width, num_classes))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
-        # Version of `written` at which the ring is known to be full; anyone else's writing changes the version.
-        self._full: int | None = None
+        self._full = False  # known to be full, which it stays: only another state may hold less
 
     @torch.no_grad()
     def write(self, entries: Tensor) -> None:
@@ -49,8 +49,10 @@ class PrototypeRing(nn.Module):
         last = (here * torch.arange(1, len(entries) + 1, device=places.device)[:, None]).amax(0)  # 0: none
         self.bank.copy_(entries[(last - 1).clamp_min(0)].where((last > 0)[:, None, None], self.bank))
         self.written += finite.sum()
-        if self._full is not None:
-            self._full = self.written._version
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._full = False
 
     def read(self) -> Tensor:
         """The filled entries as one list of vectors [width, entries * num_classes]; a copy, safe from later writes."""
@@ -60,10 +62,8 @@ class PrototypeRing(nn.Module):
     def filled(self) -> int:
         """The number of filled entries, for which the host waits for as long as the ring is not full."""
         size = len(self.bank)
-        if self._full is not None and self._full == self.written._version:
-            return size
-        filled = min(int(self.written), size)
-        self._full = self.written._version if filled == size else None
+        filled = size if self._full else min(int(self.written), size)
+        self._full = filled == size
         return filled
 
 

@@ -119,6 +119,8 @@ def launch(tool: Tool, config: DictConfig) -> int:
     except KeyboardInterrupt:
         log.warning("stopped at the second Ctrl-C; what was saved before it stands")
         return 128 + signal.SIGINT
+    finally:
+        setup_logging()  # closes run.log, where a run's end and errors were to stand, too
     return result if isinstance(result, int) else 0
 
 
