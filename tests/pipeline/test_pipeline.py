@@ -104,6 +104,8 @@ def test_a_finished_run_is_kept_and_reported_again(
     assert run_here(finished, "resume=true") == 0
     assert "gain over source-only" in capsys.readouterr().out
     assert (finished / "mpa" / "last.pt").stat().st_mtime_ns == before
+    # Not started from a command line, it still knows the one that the run was started with.
+    assert "experiment=pin2pan_toy" in json.loads((finished / "report" / "report.json").read_text())["command"]
 
 
 def test_a_folder_that_holds_a_run_is_refused(finished: Path, run_here: Run, capsys: pytest.CaptureFixture) -> None:

@@ -171,8 +171,10 @@ def write_evidence(run: RunContext, final: Stage, seen: Sequence[Seen]) -> None:
             maps.append({"name": label.name, "truth": label.truth, "file": file})
         span = None if one.span is None else asdict(one.span)
         entries.append({"name": one.name, "note": one.note, "span": span, "photo": f"{number}_photo.png", "maps": maps})
-    values = {"command": command_line(), "panoramas": entries, "prototypes": similarity(run, final)}
-    write_json(folder / "report.json", values)
+    path = folder / "report.json"
+    before = recall_json(path, ("command",), "it is written anew") or {"command": None}
+    command = command_line() or before["command"]
+    write_json(path, {"command": command, "panoramas": entries, "prototypes": similarity(run, final)})
 
 
 def command_line() -> str | None:
