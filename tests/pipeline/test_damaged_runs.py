@@ -188,6 +188,7 @@ def test_a_damaged_checkpoint_that_nothing_needs_stops_nothing(
     assert best["step"] == checkpoint.load(stopped / "mpa" / "best.pt")["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_that_is_needed_is_had_again_from_the_one_before(
     stopped: Path, finished: Path, run_here: Run, shown: Callable[[], str]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from trans4pass.data import cityscapes, densepass
 
 
+@pytest.mark.slow
 def test_every_data_set_is_opened_once_for_a_stage(
     run_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_checkpoint_describes_its_model(finished: Path) -> None:
     assert state["labels"]["name"] == "toy11"
 
 
+@pytest.mark.slow
 def test_stages_start_from_the_stage_before(finished: Path, run_here: Run, tmp_path: Path) -> None:
     """With lr 0 and no steps' effect, warm-up's network is the source's."""
     still = ["stages.warmup.optim.network.lr=0", "stages.warmup.optim.network.weight_decay=0"]
@@ -168,6 +169,7 @@ def test_no_target_label_reaches_training(finished: Path, tiny_data: Path, run_h
     assert_same_weights(finished, tmp_path / "blind")
 
 
+@pytest.mark.slow
 def test_a_stage_can_start_from_a_file_and_others_be_off(finished: Path, run_here: Run, tmp_path: Path) -> None:
     start = finished / "source" / "last.pt"
     off = [f"stages.{name}.enabled=false" for name in ("source", "pseudo_labels", "mpa")]
@@ -176,6 +178,7 @@ def test_a_stage_can_start_from_a_file_and_others_be_off(finished: Path, run_her
     assert all(torch.equal(warm[0][name], warm[1][name]) for name in warm[0])
 
 
+@pytest.mark.slow
 def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path, run_here: Run, tmp_path: Path) -> None:
     off = [f"stages.{name}.enabled=false" for name in ("source", "warmup")]
     start = finished / "warmup" / "last.pt"
@@ -283,6 +286,7 @@ def test_counted_class_weights(run_here: Run, tmp_path: Path) -> None:
     assert len(counted) == 11
 
 
+@pytest.mark.slow
 def test_bad_samples_stop_or_are_skipped(
     tiny_data: Path, run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -307,6 +311,7 @@ def test_bad_samples_stop_or_are_skipped(
     assert run_here(tmp_path / "r", "resume=true", "on_bad_sample=ignore") == 2
 
 
+@pytest.mark.slow
 def test_a_wrapped_model_is_told_what_is_no_panorama(
     run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
