@@ -19,8 +19,8 @@ from trans4pass.pipeline.launch import launch
 from trans4pass.pipeline.run import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# Recipes that need a checkpoint, or labels of training panoramas, run on the toy world: test_recipes.
-ELSEWHERE = ("source_free", "few_labels")
+# Recipes that need a checkpoint, labels of training panoramas or somebody's folders: test_recipes and test_own_data.
+ELSEWHERE = ("source_free", "few_labels", "mine")
 NAMES = [path.stem for path in (CONFIGS / "experiment").glob("*.yaml")]
 EXPERIMENTS = sorted(name for name in NAMES if "toy" not in name and name not in ELSEWHERE)
 
