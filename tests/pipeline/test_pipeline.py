@@ -1,8 +1,8 @@
 """The four stages on a tiny toy world: what they leave, how they go on, what they refuse."""
 
 import json
-import re
 import os
+import re
 import shutil
 import signal
 import subprocess
