@@ -105,3 +105,16 @@ def test_a_gradient_that_is_not_finite_is_skipped_alike(tmp_path: Path) -> None:
         handle.remove()
         assert differences(before, memory(trainer)) == []
     assert trainer.skipped == 2
+
+
+def test_a_ring_that_a_left_out_step_filled_is_not_full(tmp_path: Path) -> None:
+    network = tiny_segmentor(4)
+    method = SumOfTerms(network, {"supervised": Segmentation(network, CrossEntropy())})
+    trainer = trainer_of(method, tmp_path, on_nonfinite="skip")
+    ring = network.context.ring
+    ring.write(torch.rand(2, *ring.bank.shape[1:]))
+    kept = trainer.kept_buffers()
+    ring.write(torch.rand(len(ring.bank), *ring.bank.shape[1:]))
+    assert ring.filled() == len(ring.bank)
+    trainer.leave_out(kept)
+    assert ring.filled() == 2

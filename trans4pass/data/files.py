@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Of PIL's forty formats only those of data sets: some of the others start programs or are hardly ever tested.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 PNG = b"\x89PNG\r\n\x1a\n"  # how the file begins
+TURNED_BY = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 LABEL_MODES = ("L", "P", "I;16", "I")  # one raw value per pixel; in a paletted file the indices are the values
 COLOUR_LABEL_MODES = ("RGB", "RGBA")
 
@@ -175,8 +176,8 @@ def _is_plain(path: Path, data: bytes, mode: str) -> bool:
 
     Raises DataError as `_decoded` does for what both refuse.
     """
-    # PIL decodes a whole PNG to look for its orientation.
-    if data.startswith(PNG) and (data[24:25] != b"\x08" or b"eXIf" in data or b"Raw profile type" in data):
+    # PIL decodes a whole PNG to look for its orientation, which may stand in any of these.
+    if data.startswith(PNG) and (data[24:25] != b"\x08" or any(chunk in data for chunk in TURNED_BY)):
         return False
     with PILImage.open(BytesIO(data), formats=FORMATS) as picture:
         if picture.format not in ("PNG", "JPEG") or picture.mode != mode or "transparency" in picture.info:

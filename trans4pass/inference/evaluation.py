@@ -132,8 +132,8 @@ class Measures:
         self._regions = Regions(count, device)
         self._sphere = SphereConfusion(count, settings.horizon, device)
         self._boundary = BoundaryIoU(count, dataset.panorama, device=device) if settings.boundary else None
-        self._seam = SeamConsistency() if settings.seam else None
-        self._tilts = Tilts(count, settings.rotations, settings.horizon) if settings.rotations else None
+        self._seam = SeamConsistency(device) if settings.seam else None
+        self._tilts = Tilts(count, settings.rotations, settings.horizon, device) if settings.rotations else None
 
     def update(self, image: Tensor, label: Tensor, prediction: Tensor) -> None:
         """Count an image (3,H,W) with its labels and what was predicted, both (H,W)."""

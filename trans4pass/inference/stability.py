@@ -21,8 +21,9 @@ class SeamConsistency:
     does when they are in the middle. Rolling changes nothing else: a network with `wrap` has nearly 100 everywhere.
     """
 
-    def __init__(self) -> None:
-        self.counts = torch.zeros(2, 2, dtype=torch.int64)  # equal pixels and all, in the seam's columns and elsewhere
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        # Equal pixels and all, in the seam's columns and elsewhere; where ranks can add them up.
+        self.counts = torch.zeros(2, 2, dtype=torch.int64, device=device)
 
     def update(self, image: Tensor, prediction: Tensor, predict: Predict) -> None:
         """Add one panorama (3,H,W) and its prediction (H,W)."""
@@ -31,7 +32,8 @@ class SeamConsistency:
         equal, edge = (rolled == prediction).sum(0), seam_width(width)
         seam = torch.cat((equal[:edge], equal[width - edge :])).sum()
         at_seam = torch.stack((seam, torch.tensor(2 * edge * height)))
-        self.counts += torch.stack((at_seam, torch.stack((equal.sum(), torch.tensor(height * width))) - at_seam))
+        counts = torch.stack((at_seam, torch.stack((equal.sum(), torch.tensor(height * width))) - at_seam))
+        self.counts += counts.to(self.counts.device)
 
     def scores(self) -> dict[str, float]:
         """Over all ranks; NaN without images."""
@@ -49,9 +51,15 @@ class Tilts:
         horizon: where the panoramas' horizon lies, as a share of their height from above.
     """
 
-    def __init__(self, num_classes: int, angles: Sequence[float], horizon: float = 0.5):
+    def __init__(
+        self,
+        num_classes: int,
+        angles: Sequence[float],
+        horizon: float = 0.5,
+        device: torch.device | str = "cpu",
+    ):
         self.turns = {f"{name} {angle:g}": {name: angle} for angle in angles for name in ("pitch", "roll")}
-        self.confusions = {name: Confusion(num_classes) for name in self.turns}
+        self.confusions = {name: Confusion(num_classes, device) for name in self.turns}
         self.warp = cache(lambda name, height, width: self._warp(name, Panorama.of(height, width, horizon)))
 
     def _warp(self, name: str, panorama: Panorama) -> Warp:
@@ -61,7 +69,8 @@ class Tilts:
         """Add one panorama (3,H,W) and its label (H,W)."""
         for name, confusion in self.confusions.items():
             warp: Warp = self.warp(name, *label.shape)
-            confusion.update(warp.nearest(label), predict(warp(image[None])[0]))
+            device = confusion.counts.device
+            confusion.update(warp.nearest(label).to(device), predict(warp(image[None])[0]).to(device))
 
     def scores(self) -> dict[str, float]:
         """By tilt, then their mean and their spread (highest minus lowest), in percent, over all ranks."""

@@ -246,6 +246,8 @@ class Trainer:
         """Leave buffers and the method as they were before the step; the optimisers have not made it."""
         for buffer, old in zip(self.method.buffers(), buffers, strict=False):
             buffer.copy_(old)
+        if buffers:
+            self.method.load_state_dict(self.method.state_dict())  # what modules know of their state may hold no more
         self.method.discard_step()
 
     def report_nonfinite(self, lost: list[str], batches: list[Batch]) -> None:
