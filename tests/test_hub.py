@@ -132,6 +132,8 @@ def test_what_is_a_name_and_what_a_path(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     Path("nvidia/mit-b2").mkdir(parents=True)
     assert hub.hub_name("nvidia/mit-b2") is None, "what is there is no name"
+    assert hub.hub_name("nvidia/mit-b3") is None, "nor is what is missing in a folder that is there"
+    assert hub.hub_name("hf://nvidia/mit-b3") is not None
 
 
 def test_an_encoder_by_name_is_downloaded_once_and_its_licence_said_once(

@@ -26,6 +26,9 @@ def test_help_is_help() -> None:
 def test_hydras_options_may_stand_anywhere() -> None:
     words = ["-m", "seed=0,1", "--config-dir", "mine", "name=a", "--cfg", "job"]
     assert options_first(words) == ["-m", "--config-dir", "mine", "--cfg", "job", "seed=0,1", "name=a"]
+    assert options_first(["experiment=a", "--info"]) == ["--info", "all", "experiment=a"]
+    assert options_first(["--info", "experiment=a"]) == ["--info", "all", "experiment=a"]
+    assert options_first(["experiment=a", "--info", "config"]) == ["--info", "config", "experiment=a"]
 
 
 def test_choices_fit_the_screen_and_have_ones_own(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ class HubName(NamedTuple):
 
 
 def hub_name(source: str | os.PathLike[str]) -> HubName | None:
-    """What a name says that is neither a file or folder here nor looks like a path; None for those."""
+    """What a name says that is neither a file or folder here, nor in one, nor looks like a path; None for those."""
     text = os.fspath(source)
     found = FULL.fullmatch(text)
-    if found is None and not Path(text).exists():
+    if found is None and not Path(text).exists() and not Path(text).parent.is_dir():
         found = SHORT.fullmatch(text)
     return found and HubName(**found.groupdict())
 

@@ -161,6 +161,11 @@ def test_synpass_labels_without_images_are_found_but_not_for_a_subset(synpass_ro
     assert clean
 
 
+def test_a_picture_of_another_kind_is_refused_before_any_file_is_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"x.jpg must end in .png"):
+        check_data(config(tmp_path, "data=cityscapes", "labels=cityscapes19", f"plot={tmp_path}/x.jpg"))
+
+
 def test_what_is_not_chosen_is_asked_for(tmp_path):
     with pytest.raises(ConfigError, match=r"choose the data to check with data=<name>"):
         check_data(config(tmp_path))

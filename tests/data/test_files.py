@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torchvision.io import decode_image
 
 from tests.data.tiny_images import SIZE, label_map, picture
@@ -119,6 +120,13 @@ def test_a_turned_picture_is_refused(tmp_path, name):
         read_image(path)
     exif[0x0112] = 1
     assert read_image(written(tmp_path, Image.fromarray(picture(0)), f"upright_{name}", exif=exif)).shape[0] == 3
+
+
+def test_a_picture_that_xmp_turns_is_refused(tmp_path):
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
+    with pytest.raises(DataError, match="EXIF orientation 6"):
+        read_image(written(tmp_path, Image.fromarray(picture(0)), "a.png", pnginfo=info))
 
 
 def test_broken_exif_data_says_nothing(tmp_path):

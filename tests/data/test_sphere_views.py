@@ -20,6 +20,7 @@ from trans4pass.data import (
     ToSphere,
     View,
 )
+from trans4pass.data.loaders import Samples
 from trans4pass.errors import ConfigError
 from trans4pass.labels import LabelSpace
 from trans4pass.settings import parse
@@ -206,6 +207,20 @@ def test_a_data_set_gives_as_many_images_as_a_view_wants(tmp_path: Path, citysca
     again = dataset.with_transform(Names())[1, 3]
     assert again["greys"].equal(dataset.with_transform(Names())[1, 3]["greys"])
     assert dataset.with_transform(EvalTransform())[1]["image"].ndim == 3
+
+
+def test_beside_an_image_that_cannot_be_read_others_are_drawn(tmp_path: Path, cityscapes19: LabelSpace) -> None:
+    dataset = grey_images(tmp_path, cityscapes19, dict.fromkeys([10, 20, 30, 40, 50, 60], (40, 32)))
+    (tmp_path / "40.png").write_bytes(b"broken")
+    samples = Samples(dataset.with_transform(AroundSphere(3, (FOV, FOV))), skip=True, replace=True)
+    for position in range(30):
+        assert "image" in samples[0, position]
+
+
+def test_a_panorama_beyond_memory_is_refused() -> None:
+    image = torch.zeros(1, 3, 8, 2048, dtype=torch.uint8)
+    with pytest.raises(ConfigError, match="over 10 degrees make a panorama of 73540x36770: make fov larger"):
+        looked(AroundSphere(2, (10.0, 10.0)), sampled(image, torch.zeros(1, 8, 2048)))
 
 
 def test_images_of_several_sizes_make_no_panorama(tmp_path: Path, cityscapes19: LabelSpace) -> None:

@@ -150,6 +150,10 @@ def test_measures_that_take_longer_are_asked_for(data: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "mIoU tilted by, pitch 30" in shown and "same class after half a turn, seam" in shown
     assert evaluate(data, path, "rotations=[5,95]") == 2
+    # Shapes that cannot be panoramas are named before anything is predicted, and have no solid angles.
+    assert evaluate(data, path, "rotations=[5]", "horizon=0.3") == 2
+    assert evaluate(data, path, "horizon=0.3") == 0
+    assert json.loads((data / "out/metrics.json").read_text())["solid_angle"] == {"mIoU": None}
 
 
 def test_a_reverse_edge_head_of_the_first_release_is_refused_by_name(data: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trans4pass.inference import stability
 from trans4pass.inference.stability import SeamConsistency, Tilts
 from trans4pass.sphere import Panorama, Warp, rotation
 
@@ -66,6 +67,16 @@ def test_the_network_sees_the_tilted_panorama() -> None:
     assert right < 0.9
     confusion = tilts.confusions["pitch 30"].scores()
     assert confusion.pixel_accuracy == pytest.approx(100 * right)
+
+
+def test_warps_of_large_panoramas_and_of_other_sizes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stability, "KEPT", 20 * 40)
+    tilts = Tilts(3, [5, 15])
+    for size, kept in (((20, 40), 4), ((10, 40), 4), ((22, 44), 4)):
+        image = panorama(*size)
+        tilts.update(image, image[0], brightness)
+        assert tilts._warp.cache_info().currsize == kept
+    assert tilts._warp.cache_info().misses == 8  # none of the largest
 
 
 def test_what_is_not_seen_does_not_count() -> None:

@@ -70,6 +70,21 @@ def test_what_is_no_video_is_named_and_nothing_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_a_video_that_is_stored_turned_is_refused(tmp_path: Path) -> None:
+    source = video(tmp_path / "street.mp4")
+    content = bytearray(source.read_bytes())
+    one = (1 << 16).to_bytes(4, "big")
+    zero = bytes(4)
+    upright = one + zero * 3 + one + zero * 3 + (1 << 30).to_bytes(4, "big")
+    at = content.index(upright, content.index(b"tkhd"))
+    turned = zero + one + zero + (-(1 << 16) & 0xFFFFFFFF).to_bytes(4, "big") + zero * 4 + (1 << 30).to_bytes(4, "big")
+    content[at : at + len(turned)] = turned
+    source.write_bytes(content)
+    with pytest.raises(DataError, match=r"is stored turned by -?90 degrees.*ffmpeg -i street.mp4"):
+        predicted(source, tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+
+
 def test_a_video_that_breaks_off_leaves_no_half(tmp_path: Path) -> None:
     whole = video(tmp_path / "street.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])

@@ -151,6 +151,58 @@ def test_a_folder_of_images_and_labels_is_known_by_its_names(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("labels", "suffix"),
+    [
+        (("10_mask.png", "11_mask.png", "1_mask.png", "2_mask.png"), "_mask.png"),
+        (("1_color.png!", "1_ids.png", "2_color.png!", "2_ids.png"), "_ids.png"),
+        (("1_labelIds.png", "1_labelTrainIds.png", "2_labelIds.png", "2_labelTrainIds.png"), "_labelTrainIds.png"),
+        (("1.png", "1_old.png", "2.png"), ".png"),
+    ],
+    ids=["longer names", "in colour", "own classes", "one more"],
+)
+def test_each_image_gets_its_own_label_map(tmp_path: Path, labels: tuple[str, ...], suffix: str) -> None:
+    for number in (1, 2):
+        paint(tmp_path / "images" / f"{number}.jpg")
+    for name in labels:
+        paint(tmp_path / "labels" / name.rstrip("!"), value=None if name.endswith("!") else 1)
+    assert plain_folder("source", tmp_path, "train", labelled=True)[0]["label_suffix"] == suffix
+
+
+def test_what_follows_from_a_typed_size_follows_it(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    cityscapes(tmp_path / "pins")
+    paint(tmp_path / "panos" / "0.png", WIDE)
+    folders = [f"source={tmp_path}/pins", f"panoramas={tmp_path}/panos"]
+    config = choose(*folders, "panorama_size=[160,32]", "source_base=48")
+    assert config["data"]["target"]["eval_size"] == [160, 32]  # shown at the size of training
+    assert config["data"]["source"]["eval_size"] == [96, 48] and config["crop"] == [32, 32]
+    for key in ("borders_meet", "data.target.dataset.panorama"):
+        config = choose(*folders, f"{key}=false")
+        assert not config["borders_meet"] and not config["data"]["target"]["dataset"]["panorama"]
+    with pytest.raises(ConfigError, match="panorama_size is 1024"):
+        choose(*folders, "panorama_size=1024")
+
+
+def test_pinholes_for_panoramas_do_not_go_round(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    config = choose(f"source={cityscapes(tmp_path / 'pins')}", f"panoramas={cityscapes(tmp_path / 'others')}")
+    assert not config["borders_meet"]
+
+
+def test_the_commonest_shape_is_what_most_images_have(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    cityscapes(tmp_path / "pins")
+    for number in range(5):
+        paint(tmp_path / "panos" / f"{number}.png", (96 + 3 * number, 64 + 2 * number))
+        paint(tmp_path / "panos" / f"wide{number % 2}.png", WIDE)
+    assert choose(f"source={tmp_path}/pins", f"panoramas={tmp_path}/panos")["panorama_size"] == [96, 64]
+
+
+def test_a_split_without_labels_is_not_scored(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    cityscapes(tmp_path / "pins")
+    paint(tmp_path / "pins" / "leftImg8bit" / "val" / "town" / "town_0_leftImg8bit.png")
+    paint(tmp_path / "panos" / "0.png", WIDE)
+    assert choose(f"source={tmp_path}/pins", f"panoramas={tmp_path}/panos")["evaluate"]["source"] is None
+
+
+@pytest.mark.parametrize(
     ("made", "labelled", "error", "said"),
     [
         ((), False, DataError, r"holds no images \(\.png"),

@@ -212,8 +212,16 @@ def test_the_tool_serves_on_this_machine_alone_until_a_signal_comes(
 
     monkeypatch.setattr(uvicorn.Server, "run", visit)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = resolved(compose("serve", ["checkpoint=a", "port=0", "wrap=true", "device=cpu"]))
+        config = resolved(compose("serve", ["checkpoint=a", "port=0", "wrap=true"]))
+    del config["device"]  # read by what starts every tool
     serve.serve(config, torch.device("cpu"), Interrupts())
     assert opened["wrap"] and not list(tmp_path.iterdir())
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="port="):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="or port"):
         serve.serve({**config, "port": taken.getsockname()[1]}, torch.device("cpu"), Interrupts())
+    with pytest.raises(
+        ConfigError, match=r"cannot listen on no\.such\.address:0 .*choose another address of this machine"
+    ):
+        serve.serve({**config, "host": "no.such.address"}, torch.device("cpu"), Interrupts())
+    for key, value in {"port": 99999, "at_once": -1, "size": [64], "kept": 0, "precision": "fp8"}.items():
+        with pytest.raises(ConfigError, match=rf"^{key}"):
+            serve.serve({**config, key: value}, torch.device("cpu"), Interrupts())

@@ -1,4 +1,4 @@
-"""A training step on two threads in a process of its own: what OpenMP is told is read when torch is loaded."""
+"""A training step on two threads in a process of its own: OpenMP reads its settings when torch is loaded."""
 
 import os
 import subprocess

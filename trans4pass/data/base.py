@@ -103,7 +103,9 @@ class SegmentationDataset(Dataset):
         """The item at `key`, an index or (index, position); an index alone is its own position."""
         index, position = key if isinstance(key, tuple) else (key, key)
         item, generator = self.items[index], torch.Generator().manual_seed(derive_seed(self.seed, position))
-        others = [randint(len(self), generator) for _ in range(1, self.transform.images)] if self.transform else []
+        # Counted from the index, so that where one cannot be read, the next index has others.
+        steps = [randint(len(self), generator) for _ in range(1, self.transform.images)] if self.transform else []
+        others = [(index + step) % len(self) for step in steps]
         pairs = [self._cached(item), *(self._cached(self.items[other]) for other in others)]
         if sizes := {tuple(image.shape[-2:]) for image, _ in pairs} - {tuple(pairs[0][0].shape[-2:])}:
             height, width = sizes.pop()

@@ -13,6 +13,7 @@ from trans4pass.labels import IGNORE
 from trans4pass.settings import Positive
 from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
 
+from .files import MAX_PIXELS
 from .views import Sample, View, randint, uniform
 
 Degrees = tuple[float, float]  # lowest, highest
@@ -73,6 +74,11 @@ class AroundSphere(ToSphere):
     def one(self, sample: Sample, generator: Generator) -> Sample:
         view = self.camera(sample, generator)
         rows = rows_of(view)
+        if 2 * rows**2 > MAX_PIXELS:
+            raise ConfigError(
+                f"{view.width} pixels over {view.fov:.0f} degrees make a panorama of {2 * rows}x{rows}: make fov "
+                "larger, or the images smaller before (cache_size)"
+            )
         first = randint(2 * rows, generator)
         canvas = {
             key: x.new_full((1, *x.shape[1:-2], rows, 2 * rows), filling(key)) for key, x in sample.items()

@@ -22,6 +22,7 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.settings import parse
+from trans4pass.sphere import Panorama
 from trans4pass.storage import write_json
 
 from .images import PredictorSettings, make_predictor
@@ -76,6 +77,9 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
             f"seam={str(settings.seam).lower()} and rotations={list(settings.rotations)} turn full panoramas, and the "
             f"left and right borders of {dataset.name}'s images do not meet: leave them out"
         )
+    if settings.rotations:  # of shapes that cannot be, now and not at the image that has one
+        for width, height in {tuple(size)} if size else {image_size(item.image) for item in dataset.items}:
+            Panorama.of(height, width, settings.horizon)
     name = f"eval_{dataset.name}_{settings.split}" + ("_wrap" if settings.wrap else "")
     name += "" if settings.views == "whole" else f"_{settings.views}"
     given = Path(settings.checkpoint)  # a file, a folder, or a name on the hub
@@ -128,7 +132,7 @@ class Measures:
         device: torch.device,
     ):
         self.panorama, self.classes, self.predict = dataset.panorama, dataset.labels.classes, predict
-        count = len(self.classes)
+        self.horizon, count = settings.horizon, len(self.classes)
         self._regions = Regions(count, device)
         self._sphere = SphereConfusion(count, settings.horizon, device)
         self._boundary = BoundaryIoU(count, dataset.panorama, device=device) if settings.boundary else None
@@ -139,7 +143,8 @@ class Measures:
         """Count an image (3,H,W) with its labels and what was predicted, both (H,W)."""
         if self.panorama:
             self._regions.update(label, prediction)
-            if 2 * label.shape[0] <= label.shape[1]:  # pixels may be square
+            height, width = label.shape
+            if max(self.horizon, 1 - self.horizon) * height * 360 / width <= 90:  # pixels may be square
                 self._sphere.update(label, prediction)
         if self._boundary is not None:
             self._boundary.update(label, prediction)

@@ -1,7 +1,7 @@
 """How predictions bear panoramas that are turned or tilted; each of them is predicted again, which takes its time."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from trans4pass.sphere import Panorama, Warp, rotation
 
 from .metrics import Confusion, seam_width
 
+KEPT = 2**21  # pixels of a panorama whose warps are worth keeping
 Predict = Callable[[Tensor], Tensor]  # an image (3,H,W) to its classes (H,W), on the CPU
 
 
@@ -60,15 +61,18 @@ class Tilts:
     ):
         self.turns = {f"{name} {angle:g}": {name: angle} for angle in angles for name in ("pitch", "roll")}
         self.confusions = {name: Confusion(num_classes, device) for name in self.turns}
-        self.warp = cache(lambda name, height, width: self._warp(name, Panorama.of(height, width, horizon)))
+        self.horizon = horizon
+        self._warp = lru_cache(len(self.turns))(self._new_warp)  # of the last size alone: 17 bytes a pixel
 
-    def _warp(self, name: str, panorama: Panorama) -> Warp:
+    def _new_warp(self, name: str, height: int, width: int) -> Warp:
+        panorama = Panorama.of(height, width, self.horizon)
         return Warp(panorama, panorama, rotation(**self.turns[name]))
 
     def update(self, image: Tensor, label: Tensor, predict: Predict) -> None:
         """Add one panorama (3,H,W) and its label (H,W)."""
         for name, confusion in self.confusions.items():
-            warp: Warp = self.warp(name, *label.shape)
+            height, width = label.shape
+            warp = (self._warp if height * width <= KEPT else self._new_warp)(name, height, width)
             device = confusion.counts.device
             confusion.update(warp.nearest(label).to(device), predict(warp(image[None])[0]).to(device))
 

@@ -59,6 +59,11 @@ def predict_video(
             target.width, target.height = (side // 2 * 2 for side in (stream.width, stream.height))
             for frame in container.decode(stream):
                 interrupts.check()
+                if frame.rotation:
+                    raise DataError(
+                        f"{source} is stored turned by {frame.rotation} degrees, which players undo: turn its frames "
+                        f"for good, e.g. ffmpeg -i {source.name} upright.mp4"
+                    )
                 pixels = frame.to_ndarray(format="rgb24")[: target.height, : target.width]
                 image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
                 shown = overlay(predictor, labels, transform, image, opacity)

@@ -26,6 +26,8 @@ def check_data(config: Mapping[str, Any], device: torch.device, interrupts: Inte
     for key, example in {"data": "cityscapes", "labels": "cityscapes19"}.items():
         if config.get(key) is None:
             raise ConfigError(f"choose the {key} to check with {key}=<name>, e.g. {key}={example}. Help: --help")
+    if config["plot"] is not None and Path(config["plot"]).suffix.lower() != ".png":
+        raise ConfigError(f"plot={config['plot']} must end in .png")
     labels = LabelSpace.from_dict(config["labels"])
     published = config["data"].get("published") or {}
     splits = config["splits"] or [split for split in published if split != TOTAL] or ["train", "val"]
@@ -38,8 +40,6 @@ def check_data(config: Mapping[str, Any], device: torch.device, interrupts: Inte
             console.print(hint, style="yellow", markup=False)
         if config["plot"] is not None:
             path = Path(config["plot"])
-            if path.suffix.lower() != ".png":
-                raise ConfigError(f"plot={path} must end in .png")
             write_picture(path, frequency_picture(summaries, labels))
             console.print(f"class frequencies as a picture: {path.absolute()}", soft_wrap=True)
     return 0 if print_faults(summaries, config["limit"]) else 1

@@ -17,7 +17,7 @@ from PIL import Image
 from trans4pass import dist
 from trans4pass.console import track
 from trans4pass.data import EvalTransform, SegmentationDataset
-from trans4pass.errors import WeightsError
+from trans4pass.errors import DataError, WeightsError
 from trans4pass.inference import Confusion, Described, Predictor, read_checkpoint, write_label, write_picture
 from trans4pass.labels import IGNORE
 from trans4pass.models import Segmentor
@@ -67,7 +67,10 @@ def look(run: RunContext, stages: Mapping[str, Stage], final: str) -> Look:
     # Images of other splits may have the same names as those that were scored.
     chosen = choose(stages[final], side if truth else "", dataset)
     shown = {next(iter(stages)), final}
-    measured = sorted({*chosen, *(() if truth else evenly(len(dataset), MEASURED))})
+    wanted = sorted({*chosen, *(() if truth else evenly(len(dataset), MEASURED))})
+    measured = [index for index in wanted if readable(dataset, index)]
+    if not measured:
+        return Look([], {})
     maps: dict[str, dict[int, np.ndarray]] = {}
     unlabelled: dict[str, dict[str, float]] = {}
     before: dict[int, np.ndarray] = {}
@@ -87,7 +90,7 @@ def look(run: RunContext, stages: Mapping[str, Stage], final: str) -> Look:
             unlabelled[name] |= {CHANGED: sum(changed) / len(changed)} if changed else {}
         before = maps[name]
     seen = []
-    for index, place in chosen.items():
+    for index, place in ((index, place) for index, place in chosen.items() if index in measured):
         sample = dataset[index]
         photo = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
         known = [Map(name, predictions[index]) for name, predictions in maps.items() if name in shown]
@@ -97,6 +100,16 @@ def look(run: RunContext, stages: Mapping[str, Stage], final: str) -> Look:
         seen.append(Seen(sample["name"], photo, known, span, note(known, place, run.labels.num_classes)))
     folder = Path(os.path.commonpath([item.image.absolute().parent for item in dataset.items]))
     return Look(seen, unlabelled, folder, run.settings.data[side].get("eval_size"))
+
+
+def readable(dataset: SegmentationDataset, index: int) -> bool:
+    """Whether an image can be shown; one that training may have skipped costs no finished run its report."""
+    try:
+        dataset[index]
+    except DataError as error:
+        log.warning("%s: the pictures go without it", error)
+        return False
+    return True
 
 
 def opened(run: RunContext, stage: Stage, name: str) -> Segmentor | None:

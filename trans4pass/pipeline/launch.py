@@ -32,7 +32,9 @@ from .own_data import filled
 log = logging.getLogger(__name__)
 
 # Options of Hydra that take the word behind them.
-WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p")
+WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p",
+              "--experimental-rerun")  # fmt: skip
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what may follow Hydra's --info
 # Called with the composed configuration as plain values, this process's device, and who notes signals; what it returns
 # is the exit status where it is a number.
 Tool = Callable[[Mapping[str, Any], torch.device, Interrupts], Any]
@@ -67,12 +69,15 @@ def main(name: str, tool: Tool) -> None:
 
 def options_first(words: Sequence[str]) -> list[str]:
     """A command line with Hydra's options in front: between settings, argparse takes those behind them for errors."""
-    options, settings = [], []
-    left = iter(words)
-    for word in left:
+    options, settings, left = [], [], list(words)
+    while left:
+        word = left.pop(0)
         (options if word.startswith("-") else settings).append(word)
-        if word in WITH_VALUE:
-            options += [value for value in [next(left, None)] if value is not None]
+        if word in ("--info", "-i"):  # a setting behind it would be taken for what is asked
+            options.append(left.pop(0) if left and left[0] in INFO else "all")
+        elif word in WITH_VALUE:
+            options += left[:1]
+            del left[:1]
     return [*options, *settings]
 
 

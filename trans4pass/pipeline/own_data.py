@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from trans4pass.build import CONFIGS, build
-from trans4pass.data import SegmentationDataset
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, read_image
+from trans4pass.data import SegmentationDataset, Size
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, read_image, read_label
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
+from trans4pass.settings import Positive, converted
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def filled(config: DictConfig) -> DictConfig:
     first = composed(choices)
     choices += labels_of(first, keys)
     second = composed(choices)
-    choices += sizes(second)
+    choices += sizes(second, keys)
     result = composed(choices)
     log.info("%s", in_words([choice for choice in choices if choice.key.lstrip("+") not in keys]))
     return result
@@ -170,20 +171,43 @@ def plain_folder(key: str, root: Path, split: str, labelled: bool) -> tuple[dict
             "datasets_layout.md shows them)"
         )
     where = root / (images or ".").replace("{split}", split)
-    first = next((file for file in sorted(files_below(where)) if is_image(file)), None)
-    if first is None:
+    found = [file for file in sorted(files_below(where)) if is_image(file)]
+    if not found:
         raise DataError(f"{key}={root} holds no images ({', '.join(IMAGE_SUFFIXES)}) in {where}: name their folder")
     if not labelled:
         return {"images": images or ".", "annotations": None}, f"{key} is searched for images"
     assert annotations is not None
-    stem = first.relative_to(where).with_suffix("")
-    beside = root / annotations.replace("{split}", split) / stem.parent
-    found = sorted(file.name for file in beside.glob(f"{stem.name}*") if is_image(file))
-    if not found:
-        raise DataError(f"{key}={root}: {first} has no label; looked for {beside / stem.name}*.png: add it")
-    suffix = found[0].removeprefix(stem.name)
+    suffix = label_suffix(key, found[:LOOKED_AT], where, root / annotations.replace("{split}", split))
     values = {"images": images, "annotations": annotations, "label_suffix": suffix}
     return values, f"{key} has {images}/ and {annotations}/"
+
+
+def label_suffix(key: str, images: Sequence[Path], where: Path, labels: Path) -> str:
+    """What follows the name of an image below `where` in that of its label map below `labels`, of most images.
+
+    Where several fit as many, as where pictures in colour lie beside label maps, it is one that can be a label map, and
+    of these the one with Cityscapes' own classes, or the shortest.
+    """
+    stems = [labels / image.relative_to(where).with_suffix("") for image in images]
+    beside = sorted(stems[0].parent.iterdir()) if stems[0].parent.is_dir() else []
+    found = [file for file in beside if is_image(file) and file.name.startswith(stems[0].name)]
+    if not found:
+        raise DataError(f"{key}: {images[0]} has no label; looked for {stems[0]}*.png: add it")
+
+    def order(file: Path) -> tuple[int, bool, bool, int]:
+        ending = file.name.removeprefix(stems[0].name)
+        fits = sum(stem.with_name(stem.name + ending).is_file() for stem in stems)
+        return fits, is_label(file), "TrainIds" in ending, -len(ending)
+
+    return max(found, key=order).name.removeprefix(stems[0].name)
+
+
+def is_label(path: Path) -> bool:
+    try:
+        read_label(path)
+    except DataError:
+        return False
+    return True
 
 
 def subfolder(root: Path, names: Sequence[str], split: str) -> str | None:
@@ -216,14 +240,16 @@ def labels_of(config: DictConfig, typed: Collection[str]) -> list[Choice]:
     return choices
 
 
-def sizes(config: DictConfig) -> Iterator[Choice]:
-    """Sizes to train and to predict at, from the images' own."""
+def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
+    """Sizes to train and to predict at, from the images' own and from those that are typed."""
     labels = LabelSpace.from_dict(plain(config.labels))
     source, target = (opened(config, name, "train", labels) for name in ("source", "target"))
     if config.evaluate.source is not None and not has_split(config, "source", config.evaluate.source, labels):
-        yield Choice("evaluate.source", None, f"the source has no images of the split {config.evaluate.source}")
+        yield Choice("evaluate.source", None, f"the source has no labelled split {config.evaluate.source}")
     (width, height), note = commonest(source)
     short = min(width, height, SHORTEST)
+    if "source_base" in typed:
+        short = converted(Positive, config.source_base, "source_base")
     yield Choice("source_base", short, f"source images are {width}x{height}{note}")
     if short < min(width, height):
         size = [round(side * short / min(width, height)) for side in (width, height)]
@@ -232,11 +258,13 @@ def sizes(config: DictConfig) -> Iterator[Choice]:
         yield Choice("data.source.eval_size", None, "source images are scored at their own size")
     (width, height), note = commonest(target)
     size = fitted(width, height)
+    if "panorama_size" in typed:
+        size = [*converted(Size, plain(config.panorama_size), "panorama_size")]
     yield Choice("panorama_size", size, f"panoramas are {width}x{height}{note}")
     yield Choice("data.target.eval_size", size, "")
     side = max(STRIDE, min(CROP, short, size[1]) // STRIDE * STRIDE)
     yield Choice("crop", [side, side], "")
-    meet, why = (True, "known of this data set") if target.panorama else borders(target, width / height)
+    meet, why = closed(config, typed, target, width / height)
     yield Choice("borders_meet", meet, why)
     if "panorama" in config.data.target.dataset:
         yield Choice("data.target.dataset.panorama", meet, "")
@@ -248,27 +276,44 @@ def sizes(config: DictConfig) -> Iterator[Choice]:
             yield Choice("data.scored.dataset.panorama", borders(scored, width / height)[0], "")
 
 
-def plain(config: DictConfig) -> Any:
-    return OmegaConf.to_container(config, resolve=True)
+def closed(config: DictConfig, typed: Collection[str], target: SegmentationDataset, shape: float) -> tuple[bool, str]:
+    """Whether the panoramas' borders meet, and why: as typed, as their data set knows, or as they look."""
+    place = "data.target.dataset.panorama"
+    if "borders_meet" in typed:
+        return bool(config.borders_meet), ""
+    if place in typed:
+        return bool(config.data.target.dataset.panorama), f"as {place} has it"
+    if target.panorama:
+        return True, "known of this data set"
+    if "panorama" not in config.data.target.dataset:
+        return False, f"{target.name} holds pinhole images; name a flat folder of panoramas"
+    return borders(target, shape)
 
 
-def opened(config: DictConfig, side: str, split: str, labels: LabelSpace) -> SegmentationDataset:
+def plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def opened(
+    config: DictConfig, side: str, split: str, labels: LabelSpace, labelled: bool = False
+) -> SegmentationDataset:
     dataset = {**plain(config.data[side].dataset), "cache": None}
-    return build(dataset, f"data.{side}.dataset", split=split, labels=labels, labelled=False)
+    return build(dataset, f"data.{side}.dataset", split=split, labels=labels, labelled=labelled)
 
 
 def has_split(config: DictConfig, side: str, split: str, labels: LabelSpace) -> bool:
     try:
-        opened(config, side, split, labels)
+        opened(config, side, split, labels, labelled=True)
     except DataError:
         return False
     return True
 
 
 def commonest(dataset: SegmentationDataset) -> tuple[tuple[int, int], str]:
-    """The commonest size (W,H) of a data set's images, and in words whether others have another shape."""
+    """The commonest size (W,H) of the images of the commonest shape, and in words whether others have another."""
     found = Counter(image_size(path) for path in spread(dataset, LOOKED_AT))
-    (width, height), _ = found.most_common(1)[0]
+    shapes = Counter(round(w / h, 1) for w, h in found.elements())
+    (width, height), _ = max(found.items(), key=lambda one: (shapes[round(one[0][0] / one[0][1], 1)], one[1]))
     others = sum(count for (w, h), count in found.items() if abs(w * height / (h * width) - 1) > 0.05)
     return (width, height), f" ({others} of {found.total()} have another shape)" if others else ""
 

@@ -135,7 +135,8 @@ def compare_seeds(summaries: Sequence[Summary]) -> Grid:
         cells += [spread(gains, "+.1f")] if gain else []
         cells += [spread([100 * row[key] for row in figures if key in row]) for key in measured]
         rows.append((stage, *cells, spread([row["seconds"] / 60 for row in figures])))
-        bars.append({side: [row[side] for row in figures if side in row] for side in sides})
+        scores = {f"mIoU, {side}": [row[side] for row in figures if side in row] for side in sides}
+        bars.append(scores or {UNLABELLED[key]: [100 * row[key] for row in figures if key in row] for key in measured})
     title = f"{len(summaries)} runs, seeds {seeds(summaries)}: mean (lowest to highest), mIoU in %"
     head = ("stage", *sides, *gain, *(UNLABELLED[key] for key in measured), "minutes")
     return Grid(title, head, rows, bars, UNLABELLED_CAPTION if measured else "")
@@ -163,7 +164,8 @@ def compare_settings(groups: Mapping[str, Sequence[Summary]]) -> Grid:
         pace = spread([stage["seconds_per_step"] for stage in firsts if stage.get("seconds_per_step")], ".2f")
         size = (f"{model['parameters'] / 1e6:.2f} M", f"{model['gmacs']:.2f}")
         rows.append((words, seeds(summaries), *cells, *size, pace))
-        bars.append({last: [stage[last] for stage in finals if last in stage]} if last else {})
+        scores = {f"mIoU, {last}": [stage[last] for stage in finals if last in stage]} if last else {}
+        bars.append(scores or {UNLABELLED[key]: [100 * one[key] for one in finals if key in one] for key in measured})
     head = ["settings", "seeds", *(f"{side}, first" for side in sides)]
     head += [f"{last}, final"] if last else []
     head += ["gain"] if to else []
@@ -213,8 +215,8 @@ def plot(grid: Grid) -> Image.Image:
     x = left
     for heading, colour in zip(headings, itertools.cycle(COLOURS)):
         pen.rectangle((x, 12, x + 12, 24), colour)
-        pen.text((x + 18, 18), f"mIoU, {heading}", "black", font, anchor="lm")
-        x += 50 + round(font.getlength(f"mIoU, {heading}"))
+        pen.text((x + 18, 18), heading, "black", font, anchor="lm")
+        x += 50 + round(font.getlength(heading))
     for number, (row, values) in enumerate(zip(grid.rows, grid.bars, strict=True)):
         top = 40 + number * pitch
         pen.text((left - 8, top + pitch / 2 - 6), row[0], "black", font, anchor="rm")
