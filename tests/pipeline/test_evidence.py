@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from tests.pipeline.conftest import composed
+from trans4pass.data import SegmentationDataset
+from trans4pass.errors import DataError
 from trans4pass.inference import Predictor, open_checkpoint
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import IGNORE, LabelSpace
@@ -20,6 +22,7 @@ from trans4pass.pipeline.evidence import choose, look, note, pictured
 from trans4pass.pipeline.folder import refuse_or_clear
 from trans4pass.pipeline.run import make_stages, run_settings
 from trans4pass.pipeline.score_sheet import ScoreSheet
+from trans4pass.pipeline.stage import Stage
 from trans4pass.report.viewer import Map
 
 
@@ -128,13 +131,36 @@ def test_overwriting_a_run_takes_its_report_away(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_without_target_scores_stages_are_held_against_each_other(finished: Path, tiny: list[str]) -> None:
+def unscored(finished: Path, tiny: list[str]) -> tuple[RunContext, dict[str, Stage]]:
+    """A finished run as if its target were not scored, and its training stages."""
     config = composed(*tiny, f"run_dir={finished}", "evaluate.target=null")
     settings = run_settings({**config, "num_workers": 0})
     run = RunContext(
         settings, config, finished, LabelSpace.from_dict(config["labels"]), torch.device("cpu"), Interrupts()
     )
-    stages = {stage.name: stage for stage in make_stages(run) if stage.trains}
+    return run, {stage.name: stage for stage in make_stages(run) if stage.trains}
+
+
+@pytest.mark.parametrize("damaged", [1, 4])
+def test_images_that_cannot_be_read_cost_no_report(
+    damaged: int, finished: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, stages = unscored(finished, tiny)
+    whole = SegmentationDataset.__getitem__
+
+    def read(dataset: SegmentationDataset, key: Any) -> dict:
+        if key < damaged:
+            raise DataError(f"cannot decode {dataset.items[key].image}")
+        return whole(dataset, key)
+
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", read)
+    found = look(run, stages, "mpa")
+    assert len(found.seen) == 4 - damaged
+    assert caplog.text.count("the pictures go without it") == damaged
+
+
+def test_without_target_scores_stages_are_held_against_each_other(finished: Path, tiny: list[str]) -> None:
+    run, stages = unscored(finished, tiny)
     found = look(run, stages, "mpa")
     assert [[one.name for one in seen.maps] for seen in found.seen] == [["source", "mpa"]] * 4  # all that there are
     assert found.folder is not None and found.folder.parts[-3:] == ("leftImg8bit", "train", "streets")
