@@ -169,6 +169,7 @@ def test_folders_that_cannot_be_told_are_refused_untouched(
 # ---- checkpoints ----
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_that_nothing_needs_stops_nothing(
     stopped: Path, finished: Path, run_here: Run, shown: Callable[[], str]
 ) -> None:
