@@ -89,8 +89,8 @@ def stop(folder: Path, moment: str, to: str, number: int, arguments: list[str], 
         else:
             os.kill(max(files(place, "standing")) if to == "rank" else process.pid, number)
         status, until = process.wait(90), time.monotonic() + 90
-        while len(files(place, "status")) < ranks and time.monotonic() < until:
-            time.sleep(0.01)  # ranks outlive a torchrun that is killed
+        while len([*filter(None, files(place, "status").values())]) < ranks and time.monotonic() < until:
+            time.sleep(0.01)  # ranks outlive a torchrun that is killed; a file is there before what it holds
     finally:
         process.kill()
         os.close(stdin)
