@@ -156,6 +156,22 @@ def test_one_image_of_a_batch_is_taken_for_all() -> None:
     assert set(row.tolist()) == {2, 255}
 
 
+def test_a_panorama_of_pinholes_is_as_high_as_asked_for() -> None:
+    """Its rows are those of the uncropped panorama at these latitudes, seen or not."""
+    rows, step = round(math.pi * FOCAL), 180 / round(math.pi * FOCAL)
+
+    def between(top: int, bottom: int) -> Tensor:
+        latitudes = 90 - bottom * step, 90 - top * step
+        return looked(AroundSphere(4, (FOV, FOV), STILL, STILL, latitudes), numbered(4))["label"][0]
+
+    whole = between(0, rows)
+    assert len(whole) == rows and (whole[: rows // 4] == 255).all() and (whole[rows // 2] != 255).any()
+    seen = (whole != 255).any(1)
+    assert looked(AroundSphere(4, (FOV, FOV), STILL, STILL), numbered(4))["label"][0].equal(whole[seen])
+    for top, bottom in ((80, 100), (10, 150)):
+        assert between(top, bottom).equal(whole[top:bottom])
+
+
 # ---- panoramas ----
 
 
@@ -251,6 +267,7 @@ def test_panoramas_are_not_bent_and_pinholes_not_tilted(view: View, tmp_path: Pa
         (ToSphere, {"fov": (60, 90), "roll": (0, 181)}, "roll=.*within -180 and 180"),
         (ToSphere, {"fov": 75}, "fov is 75"),
         (AroundSphere, {"count": 0, "fov": (60, 90)}, "count is 0: .*greater than 0"),
+        (AroundSphere, {"count": 2, "fov": (60, 90), "latitudes": (35, 35)}, "latitudes=.* leave a panorama no height"),
         (Tilt, {"pitch": (5, -5)}, r"pitch=\[5.0, -5.0\]"),
         (Tilt, {"roll": (-100, 0)}, "roll=.*within -90 and 90"),
     ],

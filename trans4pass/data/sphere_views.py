@@ -56,7 +56,7 @@ class ToSphere(View):
 
 
 class AroundSphere(ToSphere):
-    """Bend several pinhole images into one panorama, 360 degrees wide and as high as what is seen.
+    """Bend several pinhole images into one panorama, 360 degrees wide.
 
     A data set gives `count` of its images, the first as its sampler has it and the others drawn from it; a method's
     batch gives one, which is taken `count` times. They look in evenly spaced directions from a random yaw on, with one
@@ -65,11 +65,22 @@ class AroundSphere(ToSphere):
     Args:
         count: pinhole images in a panorama.
         fov, pitch, roll: see `ToSphere`.
+        latitudes: of the panorama's lower and upper border, -90..90 degrees; None: it is as high as what is seen.
     """
 
-    def __init__(self, count: Positive, fov: Degrees, pitch: Degrees = (-10.0, 10.0), roll: Degrees = (-5.0, 5.0)):
+    def __init__(
+        self,
+        count: Positive,
+        fov: Degrees,
+        pitch: Degrees = (-10.0, 10.0),
+        roll: Degrees = (-5.0, 5.0),
+        latitudes: Degrees | None = None,
+    ):
         super().__init__(fov, pitch, roll)
         self.images = count
+        self.latitudes = None if latitudes is None else between("latitudes", latitudes, -90, 90)
+        if latitudes is not None and latitudes[0] == latitudes[1]:
+            raise ConfigError(f"latitudes={list(latitudes)} leave a panorama no height: give a lower and an upper one")
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
         view = self.camera(sample, generator)
@@ -96,8 +107,13 @@ class AroundSphere(ToSphere):
             for key, x in canvas.items():
                 x[place] = torch.where(new, seen[key], x[place])
             empty[place] &= ~new
-        reached = (~empty).any(1).nonzero()
-        return {key: x[..., int(reached[0]) : int(reached[-1]) + 1, :] for key, x in canvas.items()}
+        if self.latitudes is None:
+            reached = (~empty).any(1).nonzero()
+            top, bottom = int(reached[0]), int(reached[-1]) + 1
+        else:
+            lower, upper = self.latitudes
+            top, bottom = (round(rows * (90 - latitude) / 180) for latitude in (upper, lower))
+        return {key: x[..., top : max(bottom, top + 1), :] for key, x in canvas.items()}
 
 
 class Tilt(View):
