@@ -155,6 +155,21 @@ def test_messages_go_to_console_and_file(
 
 
 @pytest.mark.usefixtures("restored_logging")
+def test_what_is_said_before_the_folder_is_known_is_in_its_log(tmp_path: Path) -> None:
+    """And in no other's: a sweep makes several runs in one process."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        setup_logging()
+        log.info("chosen for %s", name)
+        setup_logging(tmp_path / name)
+        log.info("we begin")
+        setup_logging()
+    for name in ("one", "two"):
+        lines = (tmp_path / name / "run.log").read_text().splitlines()
+        assert [line.partition("INFO ")[2] for line in lines] == [f"chosen for {name}", "we begin"]
+
+
+@pytest.mark.usefixtures("restored_logging")
 def test_a_full_disk_is_one_line_on_the_console(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     (tmp_path / "run.log").symlink_to("/dev/full")
     setup_logging(tmp_path)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 console = Console() if sys.stdout.isatty() else Console(width=160)
 log = logging.getLogger("trans4pass")
 SILENCE = 10.0  # seconds of work after which a log without a progress bar says how far it is
+EARLY = 1000  # records that are kept until a run's folder is known
 
 
 class Loudness:
@@ -62,10 +64,15 @@ class LogFile(logging.FileHandler):
 
 
 def setup_logging(folder: Path | None = None) -> None:
-    """Log to the console and, on rank 0 and with a folder, to `<folder>/run.log`; other ranks show warnings only."""
-    root = logging.getLogger()
+    """Log to the console and, on rank 0 and with a folder, to `<folder>/run.log`; other ranks show warnings only.
+
+    What was logged since the last call without a folder comes first in run.log.
+    """
+    root, early = logging.getLogger(), []
     for handler in list(root.handlers):
         root.removeHandler(handler)
+        if isinstance(handler, BufferingHandler):
+            early += handler.buffer
         handler.close()
     shown = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     shown.setFormatter(ConsoleLines("%(message)s"))
@@ -74,11 +81,15 @@ def setup_logging(folder: Path | None = None) -> None:
     root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO if dist.is_main() else logging.WARNING)
     logging.captureWarnings(True)
-    if folder is not None and dist.is_main():
+    if folder is None:
+        root.addHandler(BufferingHandler(EARLY))
+    elif dist.is_main():
         with writing(folder / "run.log"):
             file = LogFile(folder / "run.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(file)
+        for record in early:
+            file.handle(record)
 
 
 def peak_memory(device: torch.device) -> float:
