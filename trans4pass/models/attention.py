@@ -1,15 +1,15 @@
 """What the heads and modules with attention share."""
 
+from functools import partial
+
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torchvision.ops import Conv2dNormActivation
 
 from .layers import BatchNorm2d
 
-
-def conv_bn_relu(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:
-    """Convolution without bias at the input's size, BatchNorm, ReLU."""
-    conv = nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, BatchNorm2d(out_dim), nn.ReLU())
+# (in_dim, out_dim, kernel): convolution without bias at the input's size, BatchNorm, ReLU
+conv_bn_relu = partial(Conv2dNormActivation, norm_layer=BatchNorm2d, inplace=None)
 
 
 def unscaled_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

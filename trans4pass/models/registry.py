@@ -28,7 +28,7 @@ from .heads.upernet import UPerNetHead
 from .segmentor import Segmentor
 from .tuning import Frozen, add_adapters
 from .tuning import freeze as freeze_parts
-from .weights import load_weights, pretrained_weights
+from .weights import FAMILIES, load_weights, pretrained_weights
 
 T = TypeVar("T")
 
@@ -53,12 +53,11 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "segformer": SegFormerHead,
     "upernet": UPerNetHead,
 }
-FAMILIES = {"trans4pass": "dmlp", "trans4pass_plus": "dmlp_v2"}
 # Settings about what a training starts from: whoever has a checkpoint needs them no more.
 STARTS = ("weights", "pretrained", "allow_nonfinite")
 # name -> encoder and head
 MODELS: dict[str, tuple[str, str]] = {
-    **{f"{family}_{size}": (size, head) for family, head in FAMILIES.items() for size in MIX_SIZES},
+    **{f"{family}_{size}": (size, head) for head, family in FAMILIES.items() for size in MIX_SIZES},
     **{f"danet_{size}": (size, "danet") for size in ("micro", "resnet50", "resnet101", "resnet152")},
 }
 

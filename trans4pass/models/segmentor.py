@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from trans4pass.errors import ConfigError
@@ -13,8 +14,6 @@ from .circular import MULTIPLE, resize
 from .output import SegOutput
 from .tuning import rest_frozen
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST = 32
 
 
@@ -60,7 +59,7 @@ class Segmentor(nn.Module):
             unread = getattr(encoder, "finer_maps", None)  # what would never get a gradient
             if unread is not None:
                 unread.requires_grad_(False)
-        mean, std = getattr(encoder, "mean", IMAGENET_MEAN), getattr(encoder, "std", IMAGENET_STD)
+        mean, std = getattr(encoder, "mean", IMAGENET_DEFAULT_MEAN), getattr(encoder, "std", IMAGENET_DEFAULT_STD)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 

@@ -12,11 +12,9 @@ from trans4pass.inference import Described, read_checkpoint, submodule_state
 from trans4pass.labels import LabelSpace
 from trans4pass.methods import Method
 from trans4pass.models import Segmentor, Weights, check_finite, check_weights, differences, load_weights
+from trans4pass.models.weights import IMAGENET
 
 log = logging.getLogger(__name__)
-
-# Where a model's encoder has weights of ImageNet on the hub, by the end of its name.
-IMAGENET = {"tiny": "nvidia/mit-b1", "small": "nvidia/mit-b2", **{f"b{n}": f"nvidia/mit-b{n}" for n in (3, 4, 5)}}
 
 
 class Start(NamedTuple):
@@ -64,7 +62,7 @@ def point_out_random(model: str) -> None:
     if model.endswith("_micro"):  # meant for the toy world
         return
     weights = IMAGENET.get(model.rsplit("_", 1)[-1])
-    fix = f"model.weights={weights}" if weights else "model.weights=<file>"
+    fix = f"model.weights=nvidia/{weights}" if weights else "model.weights=<file>"
     fix = "model.pretrained=true" if model == "timm" else fix
     log.warning(
         "the encoder of %s starts at random, which costs many points of mIoU: %s loads weights that know ImageNet "

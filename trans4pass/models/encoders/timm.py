@@ -23,7 +23,8 @@ from trans4pass import hub
 from trans4pass.errors import ConfigError
 from trans4pass.settings import Share, nearest
 
-MULTIPLE = 32  # pixels
+from ..circular import MULTIPLE
+
 PROBE = (96, 160)  # an image's height and width, multiples of 32 and not of 14
 # What lets a transformer take images of any size, by timm's names; the first that works is taken.
 ANY_SIZE: tuple[dict[str, Any], ...] = (

@@ -5,11 +5,13 @@ sizes and dilated encoders fit; and an edge map shows the union of all classes' 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.settings import Positive
@@ -20,10 +22,8 @@ from ..output import HeadOutput
 GROUPS = 32
 
 
-def conv_gn(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:
-    """Convolution without bias at the input's size, GroupNorm."""
-    conv = nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(GROUPS, out_dim))
+# (in_dim, out_dim, kernel): convolution without bias at the input's size, GroupNorm
+conv_gn = partial(Conv2dNormActivation, norm_layer=partial(nn.GroupNorm, GROUPS), activation_layer=None)
 
 
 def refuse_first_release(state: Mapping[str, Tensor], path: str | PathLike = "the checkpoint") -> None:

@@ -6,24 +6,12 @@ official configuration.
 
 import torch
 import torch.nn.functional as F
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
 from ..circular import pad_circular
 from ..layers import DepthwiseConv
 from .dmlp import DeformableMLP, DMLPHead, StageProjection
-
-
-class SqueezeExcite(nn.Module):
-    """Scale the channels of [B, E, h, w] by a gate from their means, bottleneck ratio 1/4 (arXiv 1709.01507)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.conv_reduce = nn.Conv2d(dim, dim // 4, 1)
-        self.conv_expand = nn.Conv2d(dim // 4, dim, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate = F.relu(self.conv_reduce(x.mean((2, 3), keepdim=True)))
-        return x * torch.sigmoid(self.conv_expand(gate))
 
 
 class ChannelMLP(nn.Module):
@@ -35,7 +23,7 @@ class ChannelMLP(nn.Module):
         self.dwconv = DepthwiseConv(dim)
         self.gamma = nn.Parameter(torch.ones(dim))
         self.fc2 = nn.Linear(dim, dim)
-        self.se = SqueezeExcite(dim)
+        self.se = SqueezeExcite(dim, rd_channels=dim // 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # [B, E, h, w] -> [B, h, w, E] and back

@@ -5,8 +5,10 @@ last map, resized to the third one's size.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from trans4pass.errors import ConfigError
 from trans4pass.settings import Positive
@@ -17,10 +19,8 @@ from ..output import HeadOutput
 GROUPS = 8
 
 
-def conv_gn_relu(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:
-    """Convolution at the input's size, GroupNorm, ReLU."""
-    conv = nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2)
-    return nn.Sequential(conv, nn.GroupNorm(GROUPS, out_dim), nn.ReLU())
+# (in_dim, out_dim, kernel): convolution at the input's size, GroupNorm, ReLU
+conv_gn_relu = partial(Conv2dNormActivation, norm_layer=partial(nn.GroupNorm, GROUPS), bias=True, inplace=None)
 
 
 class FPNHead(nn.Module):
