@@ -323,7 +323,7 @@ def test_folder_is_a_panorama_where_it_is_declared(own_root, cityscapes19):
         Folder(own_root, "train", cityscapes19, transform=ROLL)
 
 
-@pytest.mark.parametrize(("width", "hinted"), [(64, True), (79, True), (80, False), (200, False)])
+@pytest.mark.parametrize(("width", "hinted"), [(64, True), (75, True), (76, False), (200, False)])
 def test_a_panorama_that_is_too_narrow_to_go_round_gets_one_hint(tmp_path, cityscapes19, caplog, width, hinted):
     path = save(tmp_path / "images/train/a.png", picture(0, (width, 40)))
     for panorama in (True, False, True):

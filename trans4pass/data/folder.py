@@ -15,17 +15,19 @@ from .files import IMAGE_SUFFIXES, files_below, find_images, image_size
 
 log = logging.getLogger(__name__)
 
+WIDE = 1.9  # width / height from which on an image may go all round
+
 
 @cache  # a run makes its data sets several times
 def point_out_narrow(path: Path) -> None:
     """Log a hint where the picture, said to be a panorama, cannot go all round."""
     with contextlib.suppress(DataError):  # one that cannot be read is named when it is read
         width, height = image_size(path)
-        if width < 2 * height:
+        if width < WIDE * height:
             log.warning(
-                "panorama=true says that left and right borders meet, but %s is %dx%d (width x height), and a full "
-                "panorama is at least twice as wide as high: set panorama=false unless they do",
-                path, width, height,
+                "panorama=true says that left and right borders meet, but %s is %dx%d (width x height), and what goes "
+                "all round is at least %.1f times as wide as high: set panorama=false unless they do",
+                path, width, height, WIDE,
             )  # fmt: skip
 
 

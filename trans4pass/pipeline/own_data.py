@@ -18,6 +18,7 @@ from torch import Tensor
 from trans4pass.build import CONFIGS, build
 from trans4pass.data import SegmentationDataset, Size
 from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, read_image, read_label
+from trans4pass.data.folder import WIDE
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 from trans4pass.settings import Positive, converted
@@ -49,7 +50,6 @@ CHOSEN = (
 )  # fmt: skip
 LONGEST, SHORTEST = 2048, 1024  # pixels: panoramas are at most so wide, source images' short sides at most so long
 CROP, STRIDE = 512, 32  # pixels
-WIDE = 1.9  # width / height from which on an image may go all round
 LOOKED_AT, DECODED = 200, 8  # images whose size is read, and whose borders are compared
 
 
