@@ -18,7 +18,7 @@ from trans4pass.inference import Predictor, open_checkpoint
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import IGNORE, LabelSpace
 from trans4pass.pipeline import RunContext
-from trans4pass.pipeline.evidence import choose, look, note, pictured
+from trans4pass.pipeline.evidence import choose, look, note, pictured, places
 from trans4pass.pipeline.folder import refuse_or_clear
 from trans4pass.pipeline.run import make_stages, run_settings
 from trans4pass.pipeline.score_sheet import ScoreSheet
@@ -96,6 +96,25 @@ def test_pictures_are_chosen_from_the_best_to_the_worst(tmp_path: Path) -> None:
     assert [chosen[index] for index in (8, 4, 0)] == ["best of 9", "number 5 of 9", "worst of 9"]
 
 
+@pytest.mark.parametrize(
+    ("images", "others", "expected"),
+    [
+        (("a/1.png", "b/2.png"), ("notes.txt",), (".",)),
+        (("x/1/rgb/1.png", "x/2/rgb/2.png", "x/2/rgb/3.png"), ("x/2/depth/2.png",), ("x/1/rgb", "x/2/rgb")),
+        (("x/rgb/1.png",), ("x/depth/1.png",), ("x/rgb",)),
+        (("1/full/rgb.png", "2/full/rgb.png"), ("1/full/semantic.png",), ("1/full/rgb.png", "2/full")),
+    ],
+    ids=["nothing else", "beside other folders", "one folder", "beside other images"],
+)
+def test_panoramas_are_predicted_from_where_nothing_else_lies(
+    tmp_path: Path, images: tuple[str, ...], others: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    for name in (*images, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert places([tmp_path / name for name in images]) == [tmp_path / name for name in expected]
+
+
 def test_an_image_is_described_by_where_it_stands_and_its_scores() -> None:
     truth = np.zeros((2, 2), np.uint8)
     wrong = truth.copy()
@@ -163,11 +182,12 @@ def test_without_target_scores_stages_are_held_against_each_other(finished: Path
     run, stages = unscored(finished, tiny)
     found = look(run, stages, "mpa")
     assert [[one.name for one in seen.maps] for seen in found.seen] == [["source", "mpa"]] * 4  # all that there are
-    assert found.folder is not None and found.folder.parts[-3:] == ("leftImg8bit", "train", "streets")
+    (folder,) = found.places
+    assert folder.parts[-3:] == ("leftImg8bit", "train", "streets")
     confidences, maps = {}, {}
     for name in stages:
         network, _ = open_checkpoint(finished / name)
-        files = [found.folder / f"{seen.name.split('/')[-1]}_.png" for seen in found.seen]
+        files = [folder / f"{seen.name.split('/')[-1]}_.png" for seen in found.seen]
         images = [torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None] for file in files]
         outputs = [Predictor(network, torch.device("cpu"))(image).softmax(1).max(1) for image in images]
         confidences[name] = torch.cat([output.values for output in outputs]).mean().item()

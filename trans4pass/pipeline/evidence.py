@@ -17,6 +17,7 @@ from PIL import Image
 from trans4pass import dist
 from trans4pass.console import track
 from trans4pass.data import EvalTransform, SegmentationDataset
+from trans4pass.data.files import files_below
 from trans4pass.errors import DataError, WeightsError
 from trans4pass.inference import Confusion, Described, Predictor, read_checkpoint, write_label, write_picture
 from trans4pass.labels import IGNORE
@@ -27,6 +28,7 @@ from trans4pass.storage import recall_json, write_json
 
 from .context import RunContext
 from .launch import config_dir_option
+from .own_data import is_image
 from .score_sheet import SCORES, finite
 from .stage import Stage
 
@@ -45,13 +47,13 @@ class Look(NamedTuple):
         seen: a few images with the labels that the first and the final stage predict, and the truth.
         unlabelled: without a truth, by stage: the mean `confidence`, and the share of pixels `changed` since the stage
             before (not of the first one).
-        folder: that holds the images; None without any.
+        places: that hold the images and no others (see `places`).
         size: (W,H) at which they are predicted, None for their own.
     """
 
     seen: list[Seen]
     unlabelled: dict[str, dict[str, float]]
-    folder: Path | None = None
+    places: Sequence[Path] = ()
     size: Sequence[int] | None = None
 
 
@@ -98,8 +100,19 @@ def look(run: RunContext, stages: Mapping[str, Stage], final: str) -> Look:
             known.append(Map(TRUTH, sample["label"].numpy(), truth=True))
         span = Span.of(*photo.size) if dataset.panorama else None
         seen.append(Seen(sample["name"], photo, known, span, note(known, place, run.labels.num_classes)))
-    folder = Path(os.path.commonpath([item.image.absolute().parent for item in dataset.items]))
-    return Look(seen, unlabelled, folder, run.settings.data[side].get("eval_size"))
+    held = places([item.image.absolute() for item in dataset.items])
+    return Look(seen, unlabelled, held, run.settings.data[side].get("eval_size"))
+
+
+def places(images: Sequence[Path]) -> list[Path]:
+    """The fewest folders that hold these images and no others; an image that lies beside others is one of its own."""
+    folder, wanted = Path(os.path.commonpath([image.parent for image in images])), set(images)
+    if all(file in wanted for file in files_below(folder) if is_image(file)):
+        return [folder]
+    parts: dict[Path, list[Path]] = {}
+    for image in images:
+        parts.setdefault(folder / image.relative_to(folder).parts[0], []).append(image)
+    return [place for child, part in parts.items() for place in ([child] if child in wanted else places(part))]
 
 
 def readable(dataset: SegmentationDataset, index: int) -> bool:

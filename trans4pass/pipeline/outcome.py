@@ -43,13 +43,15 @@ def show_outcome(
     write_evidence(run, trained[final], found.seen)
     written.insert(0, write_report([run.folder], run.folder / "report.html"))
     console.print(*(f"wrote {path}" for path in written), sep="\n", soft_wrap=True)
-    if found.folder is not None:
-        command = next_command(run, found.folder, found.size)
-        console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)
+    if found.places:
+        lines = [f"next: {next_command(run, found.places[0], found.size)}"]
+        if others := found.places[1:]:
+            lines.append(f"and so for {len(others)} more, which lie beside what is no panorama: input={others[0]}, ...")
+        console.print(*lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def next_command(run: RunContext, images: Path, size: Sequence[int] | None) -> str:
-    """What predicts all images of the folder that the pictures came from."""
+    """What predicts all images of a folder, or the one image."""
     values = {"checkpoint": str(run.folder), "input": str(images), "output": str(run.folder / "predictions")}
     values |= {"size": list(size)} if size else {}
     values |= {"plugins": list(run.plugins)} if run.plugins else {}
