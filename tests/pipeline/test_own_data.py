@@ -195,6 +195,27 @@ def test_the_commonest_shape_is_what_most_images_have(choose: Callable[..., dict
     assert choose(f"source={tmp_path}/pins", f"panoramas={tmp_path}/panos")["panorama_size"] == [96, 64]
 
 
+def test_damaged_images_are_left_out_where_training_skips_them(
+    choose: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One whose size cannot be read, and one that breaks off behind it; what is there decides."""
+    cityscapes(tmp_path / "pins")
+    folders = [f"source={tmp_path}/pins", f"panoramas={tmp_path}/panos"]
+    for name in "abc":
+        paint(tmp_path / "panos" / f"{name}.png", WIDE)
+    (tmp_path / "panos" / "a.png").write_bytes(b"no picture")
+    broken = tmp_path / "panos" / "b.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"cannot decode .*a\.png"):
+        choose(*folders)
+    config = choose(*folders, "on_bad_sample=skip")
+    assert config["panorama_size"] == [320, 64] and config["borders_meet"]
+    assert {name for name in "abc" if f"panos/{name}.png" in caplog.text} == {"a", "b"}
+    (tmp_path / "panos" / "c.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"none of 3 images can be read; .*a\.png"):
+        choose(*folders, "on_bad_sample=skip")
+
+
 def test_a_split_without_labels_is_not_scored(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     cityscapes(tmp_path / "pins")
     paint(tmp_path / "pins" / "leftImg8bit" / "val" / "town" / "town_0_leftImg8bit.png")

@@ -6,10 +6,11 @@ Layouts, label space and sizes become settings as if they were typed, so that a 
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,7 @@ from trans4pass.labels import LabelSpace
 from trans4pass.settings import Positive, converted
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # File of configs/data -> images that lie in such a folder; where two fit, the first is meant.
 LAYOUTS = {
@@ -244,9 +246,10 @@ def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
     """Sizes to train and to predict at, from the images' own and from those that are typed."""
     labels = LabelSpace.from_dict(plain(config.labels))
     source, target = (opened(config, name, "train", labels) for name in ("source", "target"))
+    skip = config.on_bad_sample == "skip"
     if config.evaluate.source is not None and not has_split(config, "source", config.evaluate.source, labels):
         yield Choice("evaluate.source", None, f"the source has no labelled split {config.evaluate.source}")
-    (width, height), note = commonest(source)
+    (width, height), note = commonest(source, skip)
     short = min(width, height, SHORTEST)
     if "source_base" in typed:
         short = converted(Positive, config.source_base, "source_base")
@@ -256,7 +259,7 @@ def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
         yield Choice("data.source.eval_size", size, "source images are scored at the size of training")
     else:
         yield Choice("data.source.eval_size", None, "source images are scored at their own size")
-    (width, height), note = commonest(target)
+    (width, height), note = commonest(target, skip)
     size = fitted(width, height)
     if "panorama_size" in typed:
         size = [*converted(Size, plain(config.panorama_size), "panorama_size")]
@@ -270,10 +273,10 @@ def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
         yield Choice("data.target.dataset.panorama", meet, "")
     if "scored" in config.data:
         scored = opened(config, "scored", config.evaluate.scored, labels)
-        (width, height), note = commonest(scored)
+        (width, height), note = commonest(scored, skip)
         yield Choice("data.scored.eval_size", fitted(width, height), f"scored panoramas are {width}x{height}{note}")
         if "panorama" in config.data.scored.dataset:
-            yield Choice("data.scored.dataset.panorama", borders(scored, width / height)[0], "")
+            yield Choice("data.scored.dataset.panorama", borders(scored, width / height, skip)[0], "")
 
 
 def closed(config: DictConfig, typed: Collection[str], target: SegmentationDataset, shape: float) -> tuple[bool, str]:
@@ -287,7 +290,7 @@ def closed(config: DictConfig, typed: Collection[str], target: SegmentationDatas
         return True, "known of this data set"
     if "panorama" not in config.data.target.dataset:
         return False, f"{target.name} holds pinhole images; name a flat folder of panoramas"
-    return borders(target, shape)
+    return borders(target, shape, config.on_bad_sample == "skip")
 
 
 def plain(config: Any) -> Any:
@@ -309,9 +312,9 @@ def has_split(config: DictConfig, side: str, split: str, labels: LabelSpace) -> 
     return True
 
 
-def commonest(dataset: SegmentationDataset) -> tuple[tuple[int, int], str]:
+def commonest(dataset: SegmentationDataset, skip: bool) -> tuple[tuple[int, int], str]:
     """The commonest size (W,H) of the images of the commonest shape, and in words whether others have another."""
-    found = Counter(image_size(path) for path in spread(dataset, LOOKED_AT))
+    found = Counter(of_each(image_size, spread(dataset, LOOKED_AT), skip))
     shapes = Counter(round(w / h, 1) for w, h in found.elements())
     (width, height), _ = max(found.items(), key=lambda one: (shapes[round(one[0][0] / one[0][1], 1)], one[1]))
     others = sum(count for (w, h), count in found.items() if abs(w * height / (h * width) - 1) > 0.05)
@@ -324,17 +327,33 @@ def spread(dataset: SegmentationDataset, count: int) -> list[Path]:
     return [item.image for item in dataset.items[::step]]
 
 
+def of_each(read: Callable[[Path], T], images: Sequence[Path], skip: bool) -> list[T]:
+    """What `read` makes of images, without those that cannot be read where they are to be skipped, as in training."""
+    found, errors = [], []
+    for image in images:
+        try:
+            found.append(read(image))
+        except DataError as error:
+            if not skip:
+                raise
+            log.warning("left out of what is chosen from: %s", error)
+            errors.append(error)
+    if not found:
+        raise DataError(f"none of {len(images)} images can be read; the first one: {errors[0]}")
+    return found
+
+
 def fitted(width: int, height: int) -> list[int]:
     """A panorama's size [W,H] for the network: at most `LONGEST` wide, its width a multiple of `STRIDE`."""
     wide = max(STRIDE, min(width, LONGEST) // STRIDE * STRIDE)
     return [wide, max(STRIDE, round(height * wide / width))]
 
 
-def borders(dataset: SegmentationDataset, shape: float) -> tuple[bool, str]:
+def borders(dataset: SegmentationDataset, shape: float, skip: bool) -> tuple[bool, str]:
     """Whether the left and right borders of a set's images, `shape` times as wide as high, meet, and why."""
     if shape < WIDE:
         return False, f"{shape:.2f} times as wide as high: they do not go all round"
-    closed = [borders_meet(read_image(path)) for path in spread(dataset, DECODED)]
+    closed = of_each(lambda path: borders_meet(read_image(path)), spread(dataset, DECODED), skip)
     whole = "the whole sphere" if shape < 2.1 else "a band of it"
     if sum(closed) * 2 >= len(closed):
         return True, f"{shape:.2f} times as wide as high, {whole}"
