@@ -168,6 +168,56 @@ def test_each_image_gets_its_own_label_map(tmp_path: Path, labels: tuple[str, ..
     assert plain_folder("source", tmp_path, "train", labelled=True)[0]["label_suffix"] == suffix
 
 
+def synpass(root: Path) -> Path:
+    for split in ("train", "val"):
+        for weather in ("cloud", "fog", "rain", "sun"):
+            paint(root / "img" / weather / split / "0" / "1.jpg", SIZE)
+            paint(root / "semantic" / weather / split / "0" / "1_trainID.png", SIZE, value=1)
+    return root
+
+
+def densepass(root: Path) -> Path:
+    paint(root / "leftImg8bit" / "val" / "town" / "1_.png", WIDE)
+    paint(root / "gtFine" / "val" / "town" / "1_labelTrainIds.png", WIDE, value=1)
+    return root
+
+
+def stanford(root: Path) -> Path:
+    paint(root / "area_5a" / "pano" / "rgb" / "a_domain_rgb.png", SIZE)
+    paint(root / "area_5b" / "pano" / "rgb" / "b_domain_rgb.png", SIZE)
+    return root
+
+
+def test_labels_are_what_source_and_scored_have_in_common(
+    choose: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paint(tmp_path / "panos" / "0.png", WIDE)
+    panoramas, dense = f"panoramas={tmp_path}/panos", f"scored={densepass(tmp_path / 'dense')}"
+    config = choose(f"source={synpass(tmp_path / 'syn')}", panoramas, dense)
+    assert config["labels"]["name"] == "outdoor13" and config["evaluate"]["scored"] == "val"
+    pins = cityscapes(tmp_path / "pins")
+    assert choose(f"source={pins}", panoramas, dense)["labels"]["name"] == "cityscapes19"  # its own, of several
+    # A folder's labels are in the train ids of whatever is chosen.
+    for place, value in (("images", None), ("labels", 1)):
+        paint(tmp_path / "own" / place / "a.png", WIDE, value=value)
+    assert choose(f"source={pins}", panoramas, f"scored={tmp_path}/own")["labels"]["name"] == "cityscapes19"
+    said = r"no label space in common.*source=\S*syn in outdoor13, synpass22 and scored=\S*rooms in indoor13, indoor8;"
+    with pytest.raises(ConfigError, match=said):
+        choose(f"source={tmp_path}/syn", panoramas, f"scored={stanford(tmp_path / 'rooms')}")
+
+
+def test_several_label_spaces_in_common_are_named(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "labels"
+    folder.mkdir(parents=True)
+    text = (ROOT / "configs" / "labels" / "outdoor13.yaml").read_text()
+    (folder / "mine13.yaml").write_text(text.replace("name: outdoor13", "name: mine13"))
+    paint(tmp_path / "panos" / "0.png", WIDE)
+    typed = [f"source={synpass(tmp_path / 's')}", f"panoramas={tmp_path}/panos", f"scored={densepass(tmp_path / 'd')}"]
+    typed.append(f"hydra.searchpath=[file://{tmp_path}/conf]")
+    with pytest.raises(ConfigError, match=r"mine13, outdoor13 in common.*labels=mine13"):
+        choose(*typed)
+
+
 def test_what_follows_from_a_typed_size_follows_it(choose: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     cityscapes(tmp_path / "pins")
     paint(tmp_path / "panos" / "0.png", WIDE)

@@ -41,6 +41,7 @@ LABELS = {
     "Cityscapes": "cityscapes19", "DensePASS": "cityscapes19", "SynPASS": "synpass22", "Stanford2D3D": "indoor13",
     "Structured3D": "indoor8",
 }  # fmt: skip
+ANY = LabelSpace("any", ("any",), np.zeros((1, 3), np.uint8), {})  # to see what data sets are labelled in
 IMAGES = ("images", "image", "img", "photos", "rgb")  # what folders of images and of their labels are called
 ANNOTATIONS = ("annotations", "labels", "masks", "label", "mask", "semantic", "gt")
 
@@ -77,8 +78,9 @@ def filled(config: DictConfig) -> DictConfig:
         return config
     hydra = HydraConfig.get()
     typed = [*(word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath")), *hydra.overrides.task]
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    names = {path.stem for folder in (CONFIGS, *map(Path, folders)) for path in (folder / "data").glob("[!_]*.yaml")}
+    own = [source.path for source in hydra.runtime.config_sources if "command-line" in source.provider]
+    folders = [CONFIGS, *map(Path, own)]
+    names = {path.stem for folder in folders for path in (folder / "data").glob("[!_]*.yaml")}
 
     keys = {word.lstrip("+~").partition("=")[0] for word in typed}
     if hydra.runtime.choices["experiment"] != EXPERIMENT:
@@ -90,7 +92,7 @@ def filled(config: DictConfig) -> DictConfig:
 
     choices = list(sides(config, names))
     first = composed(choices)
-    choices += labels_of(first, keys)
+    choices += labels_of(first, keys, folders)
     second = composed(choices)
     choices += sizes(second, keys)
     result = composed(choices)
@@ -225,21 +227,49 @@ def is_image(path: Path) -> bool:
 # ---- what they are ----
 
 
-def labels_of(config: DictConfig, typed: Collection[str]) -> list[Choice]:
-    """The label space that the source is labelled with, and what can be scored."""
+def labels_of(config: DictConfig, typed: Collection[str], folders: Sequence[Path]) -> list[Choice]:
+    """The label space that the source is labelled with, and what can be scored; `folders` are like configs/."""
     dataset, choices = config.data.source.dataset, []
     kind = str(dataset._target_).rsplit(".", 1)[-1]
     if "labels" not in typed:
-        known = sorted(path.stem for path in (CONFIGS / "labels").glob("*.yaml"))
+        known = {path.stem: path for folder in folders for path in sorted((folder / "labels").glob("*.yaml"))}
         if kind not in LABELS:
             raise ConfigError(
                 f"what the labels of source={config.source} mean must be said: labels=<label space>, one of "
                 f"{', '.join(known)} or one of your own (docs/own_data.md)"
             )
-        choices.append(Choice("labels", LABELS[kind], "the classes that the source is labelled with"))
+        why = "the classes that the source is labelled with"
+        shared = Choice("labels", LABELS[kind], why)
+        if "scored" in config.data:
+            shared = shared_labels(config, shared, [LabelSpace.from_yaml(path) for path in known.values()])
+        choices.append(shared)
     if kind == "Folder" and "{split}" not in dataset.images:
         choices.append(Choice("evaluate.source", None, "the source has no folder val of its own: it is not scored"))
     return choices
+
+
+def shared_labels(config: DictConfig, first: Choice, spaces: Sequence[LabelSpace]) -> Choice:
+    """The first choice where the set to score on can be read with it, too, else the one label space that fits both.
+
+    Raises:
+        ConfigError: none fits, or several do.
+    """
+    fitting: dict[str, set[str]] = {}
+    for name, split in (("source", "train"), ("scored", config.evaluate.scored)):
+        # A plain folder's labels are in the label space's own train ids, whichever is chosen.
+        wanted = {item.encoding for item in opened(config, name, split, ANY).found} - {ANY.name}
+        fitting[name] = {space.name for space in spaces if wanted <= {space.name, *space.encodings}}
+    both = sorted(fitting["source"] & fitting["scored"])
+    if first.value in both:
+        return first
+    if len(both) == 1:
+        return Choice("labels", both[0], "the one label space that source and scored have in common")
+    known = " and ".join(f"{key}={config[key]} in {', '.join(sorted(fitting[key])) or 'none'}" for key in fitting)
+    fix = f"choose one, labels={both[0]}" if both else "leave scored out, or write one for both (docs/own_data.md)"
+    raise ConfigError(
+        f"source and scored have {', '.join(both) or 'no label space'} in common, and the labels must be of one: "
+        f"there is {known}; {fix}"
+    )
 
 
 def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
