@@ -2,11 +2,13 @@
 
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.pipeline.conftest import ROOT, call
 from trans4pass.pipeline.help import choices
@@ -134,6 +136,34 @@ def test_other_mistakes_get_one_line_too(
     assert typed("train", [TOY, *arguments], monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["source=/data/a=b"], "source=/data/a=b"),
+        (["source=/data/a,b"], "source=/data/a,b"),
+        (["source=/data/walk (1)"], "source=/data/walk (1)"),
+        (["source=~/walk"], "source=HOME/walk"),
+        (["source=/data/it's"], "source=/data/it's"),
+        (["source=/data/Köln"], "source=/data/Köln"),
+        (["source=my", "walk", "1", "panoramas=p"], "source=my walk 1"),
+        (["source=a=b"], "source=a=b"),
+    ],
+)
+def test_a_path_that_cannot_be_read_is_told_with_the_quotes_that_it_needs(
+    words: list[str], meant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("my walk 1", "a=b"):
+        (tmp_path / name).mkdir()
+    assert typed("train", ["experiment=mine", *words], monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    (said,) = shlex.split(line.partition("of its own, ")[2])
+    key, _, value = meant.replace("HOME", str(tmp_path)).partition("=")
+    parsed = OverridesParser.create().parse_override(said)
+    assert (parsed.key_or_group, str(parsed.value())) == (key, value)
 
 
 def test_additions_that_something_takes_are_left_alone(

@@ -298,12 +298,19 @@ def test_folders_that_will_not_do_are_refused_with_the_fix(
         plain_folder("source", tmp_path, "train", labelled)
 
 
+def test_a_name_that_is_read_as_a_number_is_told(choose: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match=r"panoramas is 202405.*'panoramas=\"2024_05\"'"):
+        choose("source=/nowhere", "panoramas=2024_05")
+
+
 def test_a_word_that_is_neither_folder_nor_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"panoramas=nowhere is neither a folder.*cityscapes, densepass"):
         list(side("panoramas", "nowhere", "target", "train", False, NAMES))
 
 
-@pytest.mark.parametrize("value", ["/a/b.c-d", "my folder", "it's", "a=b,c", "12", "null", ".", [64, 32], None, True])
+@pytest.mark.parametrize(
+    "value", ["/a/b.c-d", "my folder", "it's", 'a"b', "a=b,c", "/ä", "12", "null", ".", [64, 32], None, True]
+)
 def test_what_is_chosen_could_be_typed(value: Any) -> None:
     parsed = OverridesParser.create().parse_override(f"key={as_typed(value)}").value()
     assert (str(parsed) if isinstance(value, str) else parsed) == value

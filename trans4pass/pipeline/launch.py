@@ -3,11 +3,13 @@
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from trans4pass.models import MODELS
 
 from .environment import choose_workers, processes
 from .help import choices
-from .own_data import filled
+from .own_data import as_typed, filled
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +150,37 @@ def explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     if unknown:
         others = [override for override in overrides if unknown[1] not in override]
         return no_setting(unknown[1], known_settings(name, others))
-    typed = getattr(error, "override", None)
+    sweep = re.match(r"Ambiguous value for argument '(.*)' 1\. ", text)
+    typed = sweep[1] if sweep else getattr(error, "override", None)
+    if typed and (quoted := with_quotes(typed, overrides)):
+        return f"{typed} cannot be read: a path with spaces or such characters needs quotes of its own, {quoted}"
     return f"{typed}: {text}" if typed and typed not in text else text
+
+
+def with_quotes(word: str, overrides: Sequence[str]) -> str | None:
+    """What to type instead of a setting that cannot be read, where its value seems to be a path; else None."""
+    if "=" not in word and word in overrides:  # behind a space within a path, where the shell begins another word
+        at = overrides.index(word)
+        first = max((place for place, other in enumerate(overrides[:at]) if "=" in other), default=at)
+        path = " ".join([overrides[first], *takewhile(lambda other: "=" not in other, overrides[first + 1 :])])
+        word = path if is_there(from_home(path.partition("=")[2])) else word
+    key, _, value = word.partition("=")
+    path = from_home(value)
+    if value[:1] in ("", "[", "{", "'", '"') or not ("/" in path or is_there(path)):
+        return None
+    return shlex.quote(f"{key}={as_typed(path)}")
+
+
+def from_home(path: str) -> str:
+    """A path with ~ as a shell would have replaced it in a word of its own."""
+    return f"{Path.home()}{path[1:]}" if path.startswith("~/") else path
+
+
+def is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long a name
+        return False
 
 
 def refuse_unknown_additions(name: str, overrides: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -113,9 +114,9 @@ def as_typed(value: Any) -> str:
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower().replace(" ", "")
     meant_otherwise = value.lower() in ("null", "true", "false", "nan", "inf")
-    if re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and not meant_otherwise:
+    if re.fullmatch(r"[A-Za-z_/][\w./-]*", value, re.ASCII) and not meant_otherwise:
         return value
-    return "'" + value.replace("'", "\\'") + "'"
+    return QuotedString(value, Quote.double).with_quotes()
 
 
 def in_words(choices: Sequence[Choice]) -> str:
@@ -133,6 +134,12 @@ def sides(config: DictConfig, names: Collection[str]) -> Iterator[Choice]:
         if config[key] is None:
             example = "source=/data/cityscapes panoramas=/data/my_panoramas"
             raise ConfigError(f"{key} is missing: name a folder or a data set, e.g. experiment=mine {example}")
+    for key in ("source", "panoramas", "scored"):
+        if not isinstance(config[key], str | None):
+            raise ConfigError(
+                f"{key} is {config[key]}, which is no text: a folder whose name looks like something else needs quotes "
+                f"of its own, e.g. '{key}=\"2024_05\"'"
+            )
     yield from side("source", str(config.source), "source", "train", True, names)
     yield from side("panoramas", str(config.panoramas), "target", "train", False, names)
     if config.scored is not None:
