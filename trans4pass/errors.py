@@ -1,5 +1,7 @@
 """Errors a user can fix; the tools print their text without a traceback and exit with status 2."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """Base of all errors whose text names the value, what was expected and the fix."""
@@ -10,7 +12,9 @@ class ConfigError(UserError, ValueError):
 
 
 class DataError(UserError, ValueError):
-    """A data set, file or label that cannot be used as it is."""
+    """A data set, file or label that cannot be used as it is; of one image, `image` is its path."""
+
+    image: Path | None = None
 
 
 class NonFinite(UserError):

@@ -229,8 +229,10 @@ def test_beside_an_image_that_cannot_be_read_others_are_drawn(tmp_path: Path, ci
     dataset = grey_images(tmp_path, cityscapes19, dict.fromkeys([10, 20, 30, 40, 50, 60], (40, 32)))
     (tmp_path / "40.png").write_bytes(b"broken")
     samples = Samples(dataset.with_transform(AroundSphere(3, (FOV, FOV))), skip=True, replace=True)
-    for position in range(30):
-        assert "image" in samples[0, position]
+    drawn = [samples[0, position] for position in range(30)]
+    assert all("image" in sample for sample in drawn)
+    # The file that is damaged is listed, not the first of those that make the panorama.
+    assert {image for sample in drawn for image, _ in sample["bad"]} == {str(tmp_path / "40.png")}
 
 
 def test_a_panorama_beyond_memory_is_refused() -> None:

@@ -106,7 +106,7 @@ class SegmentationDataset(Dataset):
         # Counted from the index, so that where one cannot be read, the next index has others.
         steps = [randint(len(self), generator) for _ in range(1, self.transform.images)] if self.transform else []
         others = [(index + step) % len(self) for step in steps]
-        pairs = [self._cached(item), *(self._cached(self.items[other]) for other in others)]
+        pairs = [self._read(self.items[number]) for number in (index, *others)]
         if sizes := {tuple(image.shape[-2:]) for image, _ in pairs} - {tuple(pairs[0][0].shape[-2:])}:
             height, width = sizes.pop()
             raise ConfigError(
@@ -213,6 +213,13 @@ class SegmentationDataset(Dataset):
     def settings(self) -> list[Any]:
         """Plain values that a decoded sample depends on, besides its files and its encoding."""
         return [type(self).__qualname__, self.labels.to_dict() if self.labelled else None]
+
+    def _read(self, item: Item) -> tuple[Tensor, Tensor]:
+        try:
+            return self._cached(item)
+        except DataError as error:
+            error.image = item.image  # of several that make one, this one is bad
+            raise
 
     def _cached(self, item: Item) -> tuple[Tensor, Tensor]:
         if self.cache is None or not self.cache.serves(self.transform):

@@ -145,7 +145,7 @@ class Samples(Dataset):
             except UserError as error:
                 if not (self.skip and isinstance(error, DataError)):
                     return error
-                bad.append((str(self.item(candidate).image), str(error)))
+                bad.append((str(error.image or self.item(candidate).image), str(error)))
         if self.replace:
             return DataError(f"none of the {len(self)} samples can be read; the first one: {bad[0][1]}")
         return {"bad": bad}
