@@ -11,7 +11,7 @@ from torch import Tensor
 from tests import slow
 from trans4pass.errors import ConfigError
 from trans4pass.losses import HardPixelCrossEntropy
-from trans4pass.methods import Adversarial, PrototypeDistillation, Segmentation, SumOfTerms, Term
+from trans4pass.methods import Adversarial, Pass, PrototypeDistillation, Segmentation, SumOfTerms, Term
 from trans4pass.settings import checked
 
 from .build import (
@@ -207,7 +207,7 @@ def test_prototypes_start_from_what_is_right_as_in_evaluation(training: bool, to
         network.classify.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
     method, batch = adaptation(network, prototypes=1.0, bank_scales=scales), random_batch()
     bank(method).prototypes.fill_(torch.nan)
-    method.prepare({domain: [batch[domain]] if together else halves(batch[domain]) for domain in PHASES})
+    method.prepare({domain: Pass([batch[domain]] if together else halves(batch[domain])) for domain in PHASES})
     assert network.training == training
     sizes = [(round(64 * scale), round(64 * scale)) for scale in scales or (1.0,)]
     means = [
@@ -267,5 +267,5 @@ def test_a_term_needs_a_name_that_a_module_can_have(name: str) -> None:
 
 def test_prototypes_that_came_along_are_not_started_anew() -> None:
     method = adaptation(prototypes=1.0)
-    method.prepare({domain: [] for domain in PHASES})
+    method.prepare({domain: Pass([]) for domain in PHASES})
     assert torch.equal(bank(method).prototypes.nan_to_num(), PROTOTYPES.nan_to_num())

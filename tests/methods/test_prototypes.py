@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -11,9 +13,18 @@ def image(rows: dict[int, list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
     return features, torch.tensor(list(rows))[None, None]
 
 
+def start(bank: PrototypeBank, *domains: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """From the images, features and labels, of each domain."""
+    sums = []
+    for images in domains:
+        zeros = torch.zeros(bank.prototypes.shape[0], bank.prototypes.shape[1] + 1)
+        sums.append(functools.reduce(lambda state, image: bank.added(state, *image), images, zeros))
+    bank.start(sums)
+
+
 def started(flavour: str, momentum: float = 0.5, update_every: int = 1) -> PrototypeBank:
     bank = PrototypeBank(3, 2, flavour, momentum, update_every)
-    bank.start({"source": [image({0: [2.0, 4.0]})], "target": [image({0: [4.0, 8.0], 1: [1.0, 1.0]})]})
+    start(bank, [image({0: [2.0, 4.0]})], [image({0: [4.0, 8.0], 1: [1.0, 1.0]})])
     return bank
 
 
@@ -27,7 +38,7 @@ def test_start_is_the_mean_of_domains_that_have_the_class() -> None:
 def test_start_averages_per_image_means() -> None:
     bank = PrototypeBank(1, 2)
     one = (torch.tensor([[[[0.0, 2.0]], [[0.0, 2.0]]]]), torch.zeros(1, 1, 2, dtype=torch.long))  # mean (1,1)
-    bank.start({"source": [one, image({0: [5.0, 7.0]})]})
+    start(bank, [one, image({0: [5.0, 7.0]})])
     assert bank.prototypes.tolist() == [[3.0, 4.0]]
 
 
@@ -89,7 +100,7 @@ def test_a_discarded_step_leaves_nothing() -> None:
 
 def test_by_itself_it_moves_by_a_thousandth_every_hundred_steps() -> None:
     bank = PrototypeBank(1, 2)
-    bank.start({"source": [image({0: [2.0, 4.0]})]})
+    start(bank, [image({0: [2.0, 4.0]})])
     bank.collect("source", *image({0: [1.0, 1.0]}))
     assert [step for step in range(200) if bank.after_step(step)] == [99, 199]
     assert bank.prototypes.tolist() == [pytest.approx([1.999, 3.997])]
@@ -99,7 +110,7 @@ def test_half_precision_features_are_summed_in_single() -> None:
     """600 pixels of 300 are more than half precision can hold."""
     features, labels = torch.full((1, 2, 20, 30), 300.0, dtype=torch.float16), torch.zeros(1, 20, 30, dtype=torch.int64)
     bank = PrototypeBank(1, 2, momentum=0.0, update_every=1)
-    bank.start({"source": [(features, labels)]})
+    start(bank, [(features, labels)])
     assert bank.prototypes.tolist() == [[300, 300]]
     bank.collect("source", features, labels)
     bank.after_step(0)
@@ -110,7 +121,7 @@ def test_prototypes_hold_no_graph() -> None:
     features, labels = image({0: [2.0, 4.0]})
     features.requires_grad_()
     bank = PrototypeBank(1, 2, update_every=1)
-    bank.start({"source": [(features, labels)]})
+    start(bank, [(features, labels)])
     bank.collect("source", features, labels)
     bank.after_step(0)
     assert not any(buffer.requires_grad for buffer in bank.buffers())

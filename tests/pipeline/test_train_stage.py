@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from tests.models import tiny_encoders  # noqa: F401 - timm's tiny ones
 from trans4pass import create_model
@@ -21,6 +21,7 @@ from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.inference import Predictor, evaluate, open_checkpoint, submodule_state
 from trans4pass.inference.metrics import Scores
 from trans4pass.interrupts import Interrupted
+from trans4pass.methods import DomainBatch
 from trans4pass.models.encoders.timm import TimmEncoder
 from trans4pass.pipeline import TrainStage
 from trans4pass.pipeline.domains import with_class_weights
@@ -321,7 +322,7 @@ def test_images_without_augmentation_are_whole(fit: str, size: tuple[int, int], 
     overrides = [f"stages.warmup.domains.target.transform.{key}={value}" for key, value in settings.items()]
     warmup = stage("warmup", *overrides)
     dataset = warmup.data.domains["target"].dataset
-    (sample, *_) = warmup.data.unaugmented()["target"]
+    (sample, *_) = warmup.data.passes()["target"]
     assert tuple(sample["image"].shape[:1:-1]) == size
     plain = dataset.with_transform(EvalTransform(size))[0]
     assert torch.equal(sample["image"][0], plain["image"])
@@ -511,11 +512,48 @@ def test_a_stage_reports_what_it_did(stage: MakeStage) -> None:
 
 def test_a_signal_stops_between_two_first_prototypes(stage: MakeStage) -> None:
     warmup = stage("warmup")
-    loader = iter(warmup.data.unaugmented()["source"])
+    loader = iter(warmup.data.passes()["source"])
     next(loader)
     warmup.run.interrupts.number = 15
     with pytest.raises(Interrupted):
         next(loader)
+
+
+def test_a_first_pass_goes_on_where_it_was_stopped(stage: MakeStage) -> None:
+    """With the digits of one that was not, and without an image seen twice; with another fold it starts anew."""
+    warmup, seen = stage("warmup"), []
+
+    def add(state: Tensor, batch: DomainBatch) -> Tensor:
+        seen.extend(batch["name"])
+        if len(seen) == stop_at:
+            warmup.run.interrupts.number = 15
+        return state / 3 + batch["image"].double().mean()
+
+    def folded(number: int = 1) -> Tensor:
+        images = warmup.data.passes()["source"]
+        for _ in range(number - 1):
+            images.fold(lambda state, batch: state, torch.zeros(()))
+        return images.fold(add, torch.zeros((), dtype=torch.float64))
+
+    stop_at = 2
+    with pytest.raises(Interrupted):
+        folded()
+    assert len(seen) == 2
+    warmup.run.interrupts.number = None
+    result, names = folded(), [item.name for item in warmup.data.domains["source"].files.items]
+    assert len(names) > 3 and seen == names
+    assert torch.equal(folded(), result) and seen == names  # nothing is left to do
+    stop_at = 0
+    assert torch.equal(folded(2), result) and seen == 2 * names
+
+
+def test_a_finished_stage_leaves_no_first_pass(stage: MakeStage) -> None:
+    warmup = stage("warmup", "stages.warmup.steps=1")
+    images = warmup.data.passes()["source"]
+    images.fold(lambda state, batch: state, torch.zeros(()))
+    assert any((warmup.folder / "first_pass").iterdir())
+    warmup.execute()
+    assert not (warmup.folder / "first_pass").exists()
 
 
 # ---- what makes it another run ----

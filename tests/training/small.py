@@ -12,7 +12,7 @@ from torch import nn
 from trans4pass import dist
 from trans4pass.interrupts import Interrupts
 from trans4pass.losses import CrossEntropy
-from trans4pass.methods import Batch, DomainBatch, Method, Segmentation, SumOfTerms
+from trans4pass.methods import Batch, Method, Pass, Segmentation, SumOfTerms
 from trans4pass.training import (
     Evaluation,
     Monitor,
@@ -53,7 +53,7 @@ class Data:
         assert self._batches is not None, "only `fit` needs batches"
         return self._batches(start)
 
-    def unaugmented(self) -> Mapping[str, Iterable[DomainBatch]]:
+    def passes(self) -> Mapping[str, Pass]:
         return {}
 
 

@@ -1,6 +1,6 @@
 """The contract between a method and the trainer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,25 @@ from trans4pass.models import Segmentor
 # puts them there, "weight": (B,H,W) factors on the pixels' losses}
 DomainBatch = Mapping[str, Any]
 Batch = Mapping[str, DomainBatch]  # by domain
+
+
+class Pass(Iterable[DomainBatch]):
+    """One pass over a domain's images, not augmented, on the device."""
+
+    def __init__(self, batches: Iterable[DomainBatch]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[DomainBatch]:
+        return iter(self.batches)
+
+    def fold(self, function: Callable[[Tensor, DomainBatch], Tensor], state: Tensor) -> Tensor:
+        """What `function` of a state and a batch makes of `state`, batch by batch.
+
+        Unlike a loop over the batches, it can go on where a run was interrupted.
+        """
+        for batch in self:
+            state = function(state, batch)
+        return state
 
 
 class Losses(NamedTuple):
@@ -55,8 +74,8 @@ class Method(nn.Module):
         """What another stage takes over where it has a module of the same name that fits."""
         return dict(self.named_children())
 
-    def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
-        """Called once before step 0, with one pass over each domain's images, not augmented, on the device."""
+    def prepare(self, passes: Mapping[str, Pass]) -> None:
+        """Called once before step 0, with a pass over each domain's images; what takes long is a `Pass.fold`."""
 
     def set_step(self, step: int) -> None:
         """Called before training step number `step` (from 0)."""

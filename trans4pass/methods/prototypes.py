@@ -1,6 +1,6 @@
 """Prototypes shared by both domains, their slow update and distillation (Trans4PASS, arXiv 2203.01452, section 3.3)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -21,7 +21,7 @@ from trans4pass.losses import (
 from trans4pass.models import Segmentor, input_size, resize
 from trans4pass.settings import Positive, Share
 
-from .method import DomainBatch, Losses
+from .method import DomainBatch, Losses, Pass
 from .term import ForwardPass, Term
 
 Flavour = Literal["fixed", "official", "paper"]
@@ -70,27 +70,30 @@ class PrototypeBank(nn.Module):
         self._step: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
-    def start(self, per_image: dict[str, Iterable[tuple[Tensor, Tensor]]]) -> None:
+    def start(self, domains: Iterable[Tensor]) -> None:
         """Set the prototypes: per domain the mean over images of per-image class means, then the mean over domains.
 
         Args:
-            per_image: domain -> (features (1,E,h,w), labels (1,h,w)) of each image of this rank; labels are 255 where
-                the prediction differs from the label.
+            domains: what `added` has made of each domain's images, of this rank's share.
         """
-        num_classes = len(self.prototypes)
-        domain_sum = torch.zeros_like(self.prototypes)
-        domains = self.prototypes.new_zeros(num_classes, 1)
-        for images in per_image.values():
-            total, count = torch.zeros_like(domain_sum), torch.zeros_like(domains)
-            for features, labels in images:
-                sums, pixels = class_sums(features.to(total), labels, num_classes)
-                total += sums / pixels[:, None].clamp_min(1)
-                count += (pixels > 0)[:, None]
-            dist.sum_(total)
-            dist.sum_(count)
-            domain_sum += total / count.clamp_min(1)
-            domains += count > 0
-        self.prototypes.copy_(domain_sum / domains)  # 0/0 = NaN where no domain has the class
+        means, known = torch.zeros_like(self.prototypes), torch.zeros_like(self.prototypes[:, :1])
+        for sums in domains:
+            total, count = dist.sum_(sums).split((sums.shape[1] - 1, 1), 1)
+            means += total / count.clamp_min(1)
+            known += count > 0
+        self.prototypes.copy_(means / known)  # 0/0 = NaN where no domain has the class
+
+    @torch.no_grad()
+    def added(self, sums: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """`sums` (K,E+1), zeros at first, and images' class means and, in the last column, 1 where they have the class.
+
+        Args:
+            features, labels: (B,E,h,w), (B,h,w); labels are 255 where the prediction differs from the label.
+        """
+        for image, label in zip(features.to(sums).split(1), labels.split(1), strict=True):
+            total, pixels = class_sums(image, label, len(sums))
+            sums = sums + torch.cat((total / pixels[:, None].clamp_min(1), (pixels > 0)[:, None].to(total)), 1)
+        return sums
 
     @torch.no_grad()
     def collect(self, domain: str, features: Tensor, labels: Tensor) -> None:
@@ -167,19 +170,20 @@ class PrototypeDistillation(Term):
         self.bank_scales = tuple(bank_scales or (PAPER_SCALES if flavour == "paper" else (1.0,)))
         self.over = "labelled" if flavour == "fixed" else "all"
 
-    def prepare(self, network: Segmentor, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
+    def prepare(self, network: Segmentor, passes: Mapping[str, Pass]) -> None:
         """Start the prototypes from one pass over each domain, unless they came along from another stage."""
         if self.bank.prototypes.isfinite().any():
             return
-        self.bank.start({domain: self._correct_features(network, loaders[domain]) for domain in self.domains})
 
-    def _correct_features(self, network: Segmentor, loader: Iterable[DomainBatch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (1,E,h,w) of each image, and its labels (1,h,w) where the prediction is the label."""
-        for batch in loader:
+        def add(sums: Tensor, batch: DomainBatch) -> Tensor:
+            """With labels where the prediction is the label."""
             output = network(batch["image"])
             features = self._bank_features(network, batch["image"], output.features)
             labels = batch["label"].where(output.logits.argmax(1) == batch["label"], IGNORE)
-            yield from zip(features.split(1), resize_labels(labels, features.shape[2:]).split(1), strict=True)
+            return self.bank.added(sums, features, resize_labels(labels, features.shape[2:]))
+
+        zeros = nn.functional.pad(torch.zeros_like(self.bank.prototypes), (0, 1))
+        self.bank.start(passes[domain].fold(add, zeros) for domain in self.domains)
 
     @torch.no_grad()
     def _bank_features(self, network: Segmentor, images: Tensor, features: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ best, exported and handed on.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, cast
 
 import torch
@@ -23,7 +23,7 @@ from trans4pass.losses import at_least_single
 from trans4pass.models import MULTIPLE, Segmentor, circular_twin
 
 from .derived import Derivation
-from .method import Batch, DomainBatch
+from .method import Batch, DomainBatch, Pass
 from .term import SumOfTerms, Term
 
 
@@ -90,14 +90,10 @@ class MeanTeacher(SumOfTerms):
         return self
 
     @torch.no_grad()
-    def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
+    def prepare(self, passes: Mapping[str, Pass]) -> None:
         self.teacher.load_state_dict(self.network.state_dict())
-        super().prepare({name: self._labelled(name, loader) for name, loader in loaders.items()})
+        super().prepare({name: Labelled(name, images, self) for name, images in passes.items()})
         self._sums.clear()
-
-    def _labelled(self, domain: str, loader: Iterable[DomainBatch]) -> Iterator[DomainBatch]:
-        for batch in loader:
-            yield self.label({domain: batch})[domain]
 
     def label(self, batch: Batch) -> Batch:
         return {**batch, **{name: self._taught(batch[name]) for name in self.teaches if name in batch}}
@@ -180,3 +176,15 @@ def memories(network: nn.Module) -> set[str]:
         for part in ("running_mean", "running_var")
     }
     return {name for name, _ in network.named_buffers()} & network.state_dict().keys() - statistics
+
+
+class Labelled(Pass):
+    """A pass over a domain's images with the teacher's labels, where it teaches that domain."""
+
+    def __init__(self, domain: str, images: Pass, teacher: MeanTeacher):
+        self.label = lambda batch: teacher.label({domain: batch})[domain]
+        self.images = images
+        super().__init__(map(self.label, images))
+
+    def fold(self, function: Callable[[Tensor, DomainBatch], Tensor], state: Tensor) -> Tensor:
+        return self.images.fold(lambda state, batch: function(state, self.label(batch)), state)

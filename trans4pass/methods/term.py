@@ -20,7 +20,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.models import Segmentor, SegOutput, make_circular
 
 from .derived import Derivation
-from .method import Batch, DomainBatch, Losses, Method, untouched
+from .method import Batch, DomainBatch, Losses, Method, Pass, untouched
 
 
 class ForwardPass(NamedTuple):
@@ -59,7 +59,7 @@ class Term(nn.Module):
         super().__init__()
         self.domains, self.weight = tuple(domains), weight
 
-    def prepare(self, network: Segmentor, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
+    def prepare(self, network: Segmentor, passes: Mapping[str, Pass]) -> None:
         """See `Method.prepare`; the network is in eval mode."""
 
     def set_step(self, step: int) -> None:
@@ -134,11 +134,11 @@ class SumOfTerms(Method):
         return {**{name: child for name, child in self.named_children() if name != "terms"}, **terms}
 
     @torch.no_grad()
-    def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
+    def prepare(self, passes: Mapping[str, Pass]) -> None:
         was_training = self.network.training
         self.network.eval()
         for term in self.terms.values():
-            term.prepare(self.network, loaders)
+            term.prepare(self.network, passes)
         self.network.train(was_training)
 
     def set_step(self, step: int) -> None:

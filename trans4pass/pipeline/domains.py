@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import PositiveFloat
+from torch import Tensor
 from torch.utils.data import Subset
 
 from trans4pass import dist
@@ -26,11 +28,11 @@ from trans4pass.data import (
     train_loader,
 )
 from trans4pass.errors import ConfigError
-from trans4pass.methods import Batch, DomainBatch
+from trans4pass.methods import Batch, DomainBatch, Pass
 from trans4pass.models import MULTIPLE, as_float, channel_statistics
 from trans4pass.settings import Positive, parse
 from trans4pass.storage import recall_json, write_json
-from trans4pass.training import to_device
+from trans4pass.training import checkpoint, to_device
 
 from .context import RunContext
 from .stage import Stage
@@ -38,6 +40,8 @@ from .stage import Stage
 log = logging.getLogger(__name__)
 
 TRUTH, NO_LABELS = "truth", "none"
+FIRST_PASS = "first_pass"  # a stage's folder of what its first passes have so far
+SAVE_EVERY = 300  # seconds
 STATISTICS_IMAGES = 256
 
 
@@ -163,22 +167,51 @@ class StageData:
         while True:
             yield {name: next(loader) for name, loader in loaders.items()}
 
-    def unaugmented(self) -> Mapping[str, Iterable[DomainBatch]]:
-        return {name: self._once(domain) for name, domain in self.domains.items()}
-
-    def _once(self, domain: Domain) -> Iterator[DomainBatch]:
-        run = domain.run
-        loader = eval_loader(
-            domain.unaugmented, run.num_workers, on_bad=domain.stage.bad, batch_size=self.first_pass_batch
-        )
-        batches = track(loader, len(loader), f"{domain.stage.name}: first pass, {domain.name}")
-        for batch in run.interrupts.between(batches, dist.largest_share(len(domain.dataset))):
-            yield to_device({domain.name: batch}, run.device)[domain.name]
+    def passes(self) -> Mapping[str, Pass]:
+        return {name: FirstPass(domain, self.first_pass_batch) for name, domain in self.domains.items()}
 
     def samples(self, domain: Domain, count: int) -> Iterator[dict[str, Any]]:
         """A few unaugmented samples, spread over the set, as batches of one."""
         spread = max(1, len(domain.dataset) // count)
         return islice(eval_loader(domain.unaugmented, rank=0, world_size=spread, on_bad=domain.stage.bad), count)
+
+
+class FirstPass(Pass):
+    """This rank's share of a pass over a domain's images; what `fold` has so far is kept in the stage's folder."""
+
+    def __init__(self, domain: Domain, batch_size: int):
+        super().__init__(self.without(()))
+        self.domain, self.batch_size, self.folds = domain, batch_size, 0
+
+    def without(self, done: Collection[str]) -> Iterator[DomainBatch]:
+        """The batches, without the images of these names."""
+        domain, run, dataset = self.domain, self.domain.run, self.domain.unaugmented
+        share = range(dist.rank(), len(dataset), dist.world_size())
+        left = Subset(dataset, [index for index in share if dataset.items[index].name not in done])
+        loader = eval_loader(left, run.num_workers, 0, 1, domain.stage.bad, self.batch_size)
+        batches = track(loader, len(loader), f"{domain.stage.name}: first pass, {domain.name}")
+        for batch in run.interrupts.between(batches, dist.largest_share(len(dataset))):
+            yield to_device({domain.name: batch}, run.device)[domain.name]
+
+    def fold(self, function: Callable[[Tensor, DomainBatch], Tensor], state: Tensor) -> Tensor:
+        self.folds += 1
+        path = self.domain.stage.folder / FIRST_PASS / f"{self.domain.name}_{self.folds}_rank{dist.rank()}.pt"
+        what = f"{self.domain.stage.name}: first pass, {self.domain.name}"
+        kept = checkpoint.load_latest(path) or {"state": state, "names": []}
+        state, names, saved = kept["state"].to(state), set(kept["names"]), time.monotonic()
+        if names:
+            log.info("%s: goes on behind %d images", what, len(names))
+        try:
+            for batch in self.without(names):
+                state = function(state, batch)
+                names.update(batch["name"])
+                if time.monotonic() > saved + SAVE_EVERY:
+                    checkpoint.save({"state": state, "names": sorted(names)}, path)
+                    saved = time.monotonic()
+        finally:
+            checkpoint.save({"state": state, "names": sorted(names)}, path)
+            log.info("%s: %d images are done and kept", what, len(names))
+        return state
 
 
 def with_class_weights(config: Any, where: str, domains: Mapping[str, Domain], domain: str, ahead: bool) -> Any:

@@ -1,6 +1,7 @@
 """A training stage: one method on the domains that it reads, from one starting point."""
 
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -30,7 +31,7 @@ from trans4pass.training import (
 )
 from trans4pass.training.schedules import Schedule
 
-from .domains import NO_LABELS, Domain, StageData, counted_channel_statistics, with_class_weights
+from .domains import FIRST_PASS, NO_LABELS, Domain, StageData, counted_channel_statistics, with_class_weights
 from .evaluator import ValidationSets
 from .stage import Stage
 from .start import point_out_random
@@ -121,6 +122,8 @@ class TrainStage(Stage):
             seconds = round(before["seconds"] + time.perf_counter() - started, 1)
             if dist.is_main():
                 write_json(clock, {"seconds": seconds})
+        if dist.is_main():  # the trainer's checkpoints hold what it gave
+            shutil.rmtree(self.folder / FIRST_PASS, ignore_errors=True)
         return {
             "initial": initial,
             "last": {key: value for key, value in trainer.history[-1].items() if key != "step"},

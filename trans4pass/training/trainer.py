@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from trans4pass import dist
 from trans4pass.errors import NonFinite
 from trans4pass.interrupts import Interrupts
-from trans4pass.methods import Batch, Losses, Method
+from trans4pass.methods import Batch, Losses, Method, Pass
 from trans4pass.models import Segmentor
 from trans4pass.precision import Precision, autocast
 from trans4pass.settings import Natural, Positive
@@ -75,8 +75,8 @@ class TrainingData(Protocol):
         """Endless micro-batches, on the CPU, from number `start` on."""
         ...
 
-    def unaugmented(self) -> Mapping[str, Iterable[Any]]:
-        """Each domain's images once, in batches on the device."""
+    def passes(self) -> Mapping[str, Pass]:
+        """One over each domain's images."""
         ...
 
 
@@ -133,7 +133,7 @@ class Trainer:
         with self.saying_what_is_kept():
             if not self.resume():
                 with autocast(self.device, self.settings.precision):
-                    self.method.prepare(self.data.unaugmented())
+                    self.method.prepare(self.data.passes())
             self._parallel = self.parallel()
             batches = self.data.batches(self.step * self.settings.accumulate)
             with self.monitor.running(self.step, self.evaluated):
