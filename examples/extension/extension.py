@@ -4,7 +4,7 @@ python tools/train.py --config-dir examples/extension/configs plugins=[extension
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from trans4pass.data import Common, Item, Sample, Sampler, SegmentationDataset, View
 from trans4pass.data.files import find_images
 from trans4pass.labels import LabelSpace
-from trans4pass.methods import Batch, DomainBatch, ForwardPass, Losses, SumOfTerms, Term
+from trans4pass.methods import Batch, ForwardPass, Losses, Pass, SumOfTerms, Term
 from trans4pass.models import ENCODERS, HEADS, HeadOutput, Segmentor
 from trans4pass.pipeline import Stage
 from trans4pass.settings import Positive, Share
@@ -131,8 +131,8 @@ class AveragedTeacher(SumOfTerms):
     def learns_labels_of(self, domain: str) -> bool:
         return domain != "target" and super().learns_labels_of(domain)  # those of the target are the teacher's
 
-    def prepare(self, loaders: Mapping[str, Iterable[DomainBatch]]) -> None:
-        super().prepare(loaders)
+    def prepare(self, passes: Mapping[str, Pass]) -> None:
+        super().prepare(passes)
         self.teacher.load_state_dict(self.network.state_dict())
 
     def targets(self, phase: str, batch: Batch) -> Batch:
