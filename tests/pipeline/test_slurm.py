@@ -2,11 +2,19 @@
 
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import cloudpickle
+import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from trans4pass.console import Loudness
+from trans4pass.pipeline.launch import main
 
 from .conftest import ROOT, command, environment
 
@@ -23,6 +31,18 @@ def test_the_launcher_composes_and_is_built(launcher: str) -> None:
         assert settings.tasks_per_node == settings.gpus_per_node == 4
     built = instantiate(settings)
     assert built.params["nodes"] == 2
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_job_is_as_quiet_as_it_was_asked_to_be(quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: list[Callable[..., None]] = []
+    monkeypatch.setattr(hydra, "main", lambda **settings: lambda task: lambda: tasks.append(task))
+    monkeypatch.setattr(sys, "argv", ["train.py", *["--quiet"] * quiet])
+    main("train", lambda config, device, interrupts: None)
+    sent = cloudpickle.dumps(tasks[0])
+    monkeypatch.setattr(Loudness, "quiet", not quiet)  # of another process
+    cloudpickle.loads(sent)(OmegaConf.create({"device": "cpu"}))
+    assert Loudness.quiet == quiet
 
 
 @pytest.mark.slow

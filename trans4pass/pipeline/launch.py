@@ -48,16 +48,18 @@ def main(name: str, tool: Tool) -> None:
     A mistake in what was typed ends with one line, any other UserError with its text, and both with status 2.
     """
 
+    quiet = "--quiet" in sys.argv
+    if quiet:
+        sys.argv.remove("--quiet")
+
     def task(config: DictConfig) -> None:
+        Loudness.quiet = quiet  # here: a cluster's job is another process, which is sent this function
         status = launch(tool, config)
         if status:  # a multirun goes on after a run that succeeded
             sys.exit(status)
 
     register_models()
     OmegaConf.register_new_resolver("choices", lambda: choices(sys.argv), replace=True)
-    if "--quiet" in sys.argv:
-        sys.argv.remove("--quiet")
-        Loudness.quiet = True
     sys.argv[1:] = options_first(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print and exit
     try:
