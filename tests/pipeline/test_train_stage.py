@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from .conftest import stages_of
 
 MakeStage = Callable[..., TrainStage]
 ADVERSARIAL = "terms.adversarial"
+VIEWS = "stages.warmup.domains.source.transform.views"
+AROUND = "{_target_: trans4pass.data.AroundSphere, count: 2, fov: [60, 90]}"
 LOSS = "stages.source.method.terms.supervised.loss"
 
 
@@ -378,6 +381,7 @@ def test_a_method_without_its_labels_or_domains_is_refused(stage: MakeStage) -> 
     [
         ([], ["source", "target"]),  # pinholes, and panoramas that are cropped
         (["stages.warmup.domains.target.transform.fit=resize"], ["source"]),
+        ([f"+{VIEWS}.around={AROUND}", "stages.warmup.domains.source.transform.fit=resize"], ["target"]),
     ],
 )
 def test_what_is_no_full_panorama_is_named(
@@ -397,6 +401,20 @@ def test_widths_that_cannot_wrap_are_refused(stage: MakeStage) -> None:
     with pytest.raises(ConfigError, match=r"domains\.target\.transform\.size is 48 wide.*multiple of 32"):
         stage("warmup", "model.wrap=true", narrow).check()
     stage("warmup", narrow).check()
+
+
+@pytest.mark.parametrize(
+    ("domain", "transform", "refused"),
+    [("target", "fit=resize", False), ("target", "fit=cover_crop", True), ("source", "fit=resize", True)],
+)
+def test_a_methods_view_of_panoramas_needs_whole_ones(
+    domain: str, transform: str, refused: bool, stage: MakeStage
+) -> None:
+    tilted = f"{{_target_: trans4pass.methods.Viewed, domain: {domain}, view: {{_target_: trans4pass.data.Tilt}}}}"
+    derive = f"+stages.warmup.method.derive={{{domain}: {tilted}}}"
+    made = stage("warmup", derive, f"stages.warmup.domains.{domain}.transform.{transform}")
+    with pytest.raises(ConfigError, match=rf"derive\.{domain}\.view turns") if refused else nullcontext():
+        made.check()
 
 
 # ---- scores ----

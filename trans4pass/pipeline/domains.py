@@ -145,14 +145,19 @@ class Domain:
             dataset, sampler, self.settings.batch_size, self.run.num_workers, start, on_bad=self.stage.bad
         )
 
+    @property
+    def goes_round(self) -> bool:
+        """Whether its images are whole panoramas, or made of several pinhole images around one."""
+        return (self.files.panorama or self.view.images > 1) and not getattr(self.view, "crops", False)
+
     def check_circular(self) -> None:
         """What a network for full panoramas is given: refuse widths that cannot be, point out what is no panorama."""
-        size, crops = getattr(self.view, "size", None), getattr(self.view, "crops", True)
+        size = getattr(self.view, "size", None)
         if size is not None and size[0] % MULTIPLE:
             raise ConfigError(
                 f"{self.where}.transform.size is {size[0]} wide; model.wrap=true needs a multiple of {MULTIPLE}"
             )
-        if not self.files.panorama or crops:
+        if not self.goes_round:
             log.warning("%s gives images that are no full panoramas, and model.wrap=true joins their sides", self.where)
 
 

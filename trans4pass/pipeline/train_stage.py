@@ -16,7 +16,7 @@ from trans4pass import dist
 from trans4pass.build import build
 from trans4pass.errors import ConfigError
 from trans4pass.inference import submodule_state
-from trans4pass.methods import Method
+from trans4pass.methods import Method, Viewed
 from trans4pass.settings import Positive, converted
 from trans4pass.storage import recall_json, write_json
 from trans4pass.training import (
@@ -101,6 +101,7 @@ class TrainStage(Stage):
             _ = domain.files
         with torch.device("meta"):
             method = self.build_method(ahead=True)
+        self.check_views(method)
         self.build_optimizers(method)
         self.build_schedule()
         _ = self.judge
@@ -109,6 +110,17 @@ class TrainStage(Stage):
         if method.network.wrap:
             for domain in self.data.domains.values():
                 domain.check_circular()
+
+    def check_views(self, method: Method) -> None:
+        """Refuse a method's views of whole panoramas where a domain gives parts of them, or pinhole images."""
+        for name, made in getattr(method, "derive", {}).items():
+            domain = self.data.domains.get(made.domain) if isinstance(made, Viewed) else None
+            if domain is not None and made.view.needs_panorama and not domain.goes_round:
+                raise ConfigError(
+                    f"{self.where}.method.derive.{name}.view turns whole panoramas around (yaw_roll, YawRoll or Tilt), "
+                    f"and {domain.where} gives it crops or pinhole images: leave that out, or let the domain's "
+                    "transform have fit=resize and panoramas"
+                )
 
     def execute(self) -> dict[str, Any]:
         clock = self.folder / "seconds.json"
