@@ -114,11 +114,14 @@ def launch(tool: Tool, config: DictConfig) -> int:
     try:
         if "plugins" in config:
             allow_plugins(config.plugins, config_dir_option())
-        plain = resolved(filled(config))
-        if "num_workers" in plain:
-            plain["num_workers"] = choose_workers(plain["num_workers"])
-        with processes(plain.pop("device", "cpu")) as device, Interrupts(device) as interrupts:
-            result = tool(plain, device, interrupts)
+        with processes(OmegaConf.select(config, "device", default="cpu")) as device:
+            setup_logging()  # what is chosen is said by one process
+            plain = resolved(filled(config))
+            plain.pop("device", None)
+            if "num_workers" in plain:
+                plain["num_workers"] = choose_workers(plain["num_workers"])
+            with Interrupts(device) as interrupts:
+                result = tool(plain, device, interrupts)
     except UserError as error:
         log.error("%s", error)
         return 2
