@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +39,9 @@ def round_the_map(offset: Tensor, map_width: int, kernel: int, placing: Placing)
     return torch.stack((y, x), 4).flatten(1, 4)
 
 
-def _deterministic(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
-) -> Tensor:
+def _deterministic(*arguments: Any) -> Tensor:
     """torchvision's forward pass, whose backward pass adds up in any order, and the backward pass of native."""
-    tensors = input, offset, mask, weight, bias
-    return native.deform_conv2d(*tensors, placing, forward=lambda: _torchvision(*tensors, placing))
+    return native.deform_conv2d(*arguments, forward=lambda: _torchvision(*arguments))
 
 
 def _mmcv(
@@ -64,12 +62,10 @@ def _mmcv(
     return modulated_deform_conv2d(*tensors, bias, placing.stride, placing.padding, 1, 1, groups)
 
 
-def _triton(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
-) -> Tensor:
+def _triton(*arguments: Any) -> Tensor:
     from trans4pass.ops import fused  # not everywhere there
 
-    return fused.deform_conv2d(input, offset, mask, weight, bias, placing)
+    return fused.deform_conv2d(*arguments)
 
 
 # A new backend is one function like these: it gets tensors of one floating dtype, with autocast off.

@@ -6,6 +6,8 @@ it is tested in Triton's interpreter (TRITON_INTERPRET=1), which computes on the
 Sizes in the shapes below: N output positions, K = k*k taps, G offset groups.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -87,7 +89,7 @@ def sample(
 
 
 @sample.register_fake
-def _(input: Tensor, offset: Tensor, mask: Tensor | None, kernel: int, stride: int, padding: int, wrap: bool) -> Tensor:
+def _(input: Tensor, offset: Tensor, mask: Tensor | None, kernel: int, *placing: Any) -> Tensor:
     return _new_samples(input, offset, kernel)
 
 
@@ -116,18 +118,8 @@ def sample_backward(
 
 
 @sample_backward.register_fake
-def _(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    kernel: int,
-    stride: int,
-    padding: int,
-    wrap: bool,
-    scatter: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _new_gradients(input, offset, mask, kernel, scatter)
+def _(grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor | None, kernel: int, *others: Any):
+    return _new_gradients(input, offset, mask, kernel, scatter=others[-1])
 
 
 def _new_samples(input: Tensor, offset: Tensor, kernel: int) -> Tensor:
