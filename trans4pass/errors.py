@@ -3,6 +3,11 @@
 from pathlib import Path
 
 
+def first_line(error: Exception) -> str:
+    """The first line that an error of another library says, or its kind."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class UserError(Exception):
     """Base of all errors whose text names the value, what was expected and the fix."""
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
-from trans4pass.errors import WeightsError
+from trans4pass.errors import WeightsError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,6 @@ def fetched(source: str | os.PathLike[str], known_licence: str | None = None) ->
 
 def cached(name: HubName, file: str) -> Path | None:
     """The file's place in the cache, if it is there."""
-    from huggingface_hub import try_to_load_from_cache
-
     path = try_to_load_from_cache(name.repo, file, revision=name.revision)
     return Path(path) if isinstance(path, str) else None
 
@@ -81,36 +80,30 @@ def download(name: HubName, file: str) -> Path | None:
 
     A connection that breaks is taken up again where it broke.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
     with errors_of_hub(name, file):
         try:
             return Path(hf_hub_download(name.repo, file, revision=name.revision))
-        except RemoteEntryNotFoundError:
+        except errors.RemoteEntryNotFoundError:
             return None
 
 
 @contextmanager
 def errors_of_hub(name: HubName, file: str) -> Iterator[None]:
     """The hub's errors become WeightsErrors that say what to do."""
-    from huggingface_hub import constants
-    from huggingface_hub import errors as hub
-
     try:
         yield
-    except (hub.GatedRepoError, hub.RepositoryNotFoundError) as error:
-        gated = isinstance(error, hub.GatedRepoError)
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
+        gated = isinstance(error, errors.GatedRepoError)
         raise WeightsError(
             f"{name.repo} is {'not open to you' if gated else 'no file or folder here, and no repository'} on "
             f"{constants.ENDPOINT}: correct the name, or, if it is private or asks for consent, give that on its page "
             "and log in with `hf auth login`"
         ) from error
-    except hub.RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise WeightsError(
             f"{name.repo} has no revision {name.revision}: give a branch, tag or commit of it"
         ) from error
-    except hub.HFValidationError as error:
+    except errors.HFValidationError as error:
         raise WeightsError(f"{name.repo} is neither a file or folder here nor a name on the hub: {error}") from error
     except Exception as error:  # what a network raises depends on the hub's version: two clients, and their sockets
         url = f"{constants.ENDPOINT}/{name.repo}/resolve/{name.revision or 'main'}/{file}"
@@ -118,7 +111,7 @@ def errors_of_hub(name: HubName, file: str) -> Iterator[None]:
         offline = " (HF_HUB_OFFLINE is set)" if constants.is_offline_mode() else ""
         raise WeightsError(
             f"{file} of {name} is not in the cache and could not be downloaded{offline}: "
-            f"{(str(error) or repr(error)).splitlines()[0]} Try again; or download it where there is a network and "
+            f"{first_line(error)} Try again; or download it where there is a network and "
             f"copy {folder} from there to the same place here; or, where a path is taken, give that of a copy of {url}"
         ) from error
 
