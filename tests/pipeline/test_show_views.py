@@ -27,9 +27,9 @@ def test_every_domain_is_shown_as_its_views_make_it(tiny: list[str], tmp_path: P
     words = " ".join(found)
     assert "warmup.domains.target: 64x32 pixels, without labels" in words
     assert "labels of stages.pseudo_labels, which are not written yet" in words
-    first, plain = (np.asarray(found[title][0]) for title in list(found)[:2])
-    assert first.shape == plain.shape == (2 * 160 + 2, 320, 3)
-    assert (first[:3, :3] == 0).all() and not (plain[:3, :3] == 0).all()  # a bent image's corner is not seen
+    first, second = (np.asarray(found[title][0]) for title in list(found)[:2])
+    assert first.shape == second.shape == (2 * 160 + 2, 320, 3)
+    assert (first[:3, :3] == 0).all() and not (second[:3, :3] == 0).all()  # a bent image's corner is not seen
 
 
 def test_labels_are_coloured_and_ignored_pixels_pale() -> None:

@@ -46,7 +46,7 @@ def test_a_map_that_some_images_lack_is_left_out() -> None:
 
 def test_a_legend_takes_as_many_lines_as_it_needs() -> None:
     font = ImageFont.load_default(14)
-    heights = [draw_legend(LABELS, width, font).height for width in (1000, 120, 40)]
+    heights = [draw_legend(LABELS.to_dict()["classes"], width, font).height for width in (1000, 120, 40)]
     assert heights == sorted(heights) and heights[0] < heights[-1]
 
 

@@ -15,6 +15,7 @@ from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import IGNORE, LabelSpace
 from trans4pass.methods import DomainBatch
+from trans4pass.report.pictures import draw_legend, within
 
 from .context import RunContext
 from .domains import NO_LABELS, TRUTH, Domain
@@ -76,27 +77,21 @@ def pairs(batches: Iterator[DomainBatch], labels: LabelSpace) -> Iterator[tuple[
 
 def picture_of(image: np.ndarray, colours: np.ndarray) -> Image.Image:
     """An image above its labels, both of a size that suits the sheet."""
-    height, width = image.shape[:2]
-    factor = min(HEIGHT / height, WIDEST / width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    way = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX
-    picture = Image.new("RGB", (size[0], 2 * size[1] + 2), PAPER)
-    for number, pixels in enumerate((image, colours)):
-        picture.paste(Image.fromarray(pixels).resize(size, way), (0, number * (size[1] + 2)))
+    large = image.shape[0] > HEIGHT or image.shape[1] > WIDEST
+    upper, lower = (within(Image.fromarray(pixels), WIDEST, HEIGHT, smooth=large) for pixels in (image, colours))
+    picture = Image.new("RGB", (upper.width, 2 * upper.height + 2), PAPER)
+    picture.paste(upper)
+    picture.paste(lower, (0, upper.height + 2))
     return picture
 
 
 def sheet(parts: list[tuple[str, list[Image.Image]]], labels: LabelSpace) -> Image.Image:
     """The rows below each other under their titles, and the classes' colours."""
     font = ImageFont.load_default(14)
-    names = [*labels.classes, "ignored: 255"]
-    swatches = [*map(tuple, labels.palette[: labels.num_classes].tolist()), IGNORED]
     across = [sum(picture.width + GAP for picture in pictures) for _, pictures in parts]
     width = max(640, *across, *(int(font.getlength(title)) + GAP for title, _ in parts)) + GAP
-    column = max(int(font.getlength(name)) for name in names) + LINE + 2 * GAP
-    each = max(1, (width - GAP) // column)  # classes side by side
-    lines = -(-len(names) // each)
-    height = GAP + sum(LINE + max(p.height for p in pictures) + 2 * GAP for _, pictures in parts) + lines * LINE + GAP
+    legend = draw_legend({**labels.to_dict()["classes"], "ignored: 255": IGNORED}, width, font)
+    height = GAP + sum(LINE + max(p.height for p in pictures) + 2 * GAP for _, pictures in parts) + legend.height
     result = Image.new("RGB", (width, height), PAPER)
     draw, top = ImageDraw.Draw(result), GAP
     for title, pictures in parts:
@@ -106,8 +101,5 @@ def sheet(parts: list[tuple[str, list[Image.Image]]], labels: LabelSpace) -> Ima
             result.paste(picture, (left, top + LINE))
             left += picture.width + GAP
         top += LINE + max(picture.height for picture in pictures) + 2 * GAP
-    for number, (name, colour) in enumerate(zip(names, swatches, strict=True)):
-        left, line = GAP + number % each * column, top + number // each * LINE
-        draw.rectangle((left, line, left + LINE - 8, line + LINE - 8), colour, INK)
-        draw.text((left + LINE, line), name, INK, font)
+    result.paste(legend, (0, top))
     return result

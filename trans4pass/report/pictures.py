@@ -22,10 +22,11 @@ def comparison(seen: Sequence[Seen], labels: LabelSpace, roles: Mapping[str, str
     names = [one.name for one in seen[0].maps if all(one.name in [m.name for m in other.maps] for other in seen)]
     headings = ["image", *(f"{roles[name]}: {name}" if name in roles else name for name in names)]
     font = ImageFont.load_default(14)
-    legend = draw_legend(labels, SCREEN[0], font)
+    colours = labels.to_dict()["classes"]
+    legend = draw_legend(colours, SCREEN[0], font)
     width, height = cell_size([one.photo.size for one in seen], len(headings), SCREEN[1] - legend.height - LINE)
     page_width = max(len(headings) * (width + GAP), 480) + GAP
-    legend = draw_legend(labels, page_width, font)
+    legend = draw_legend(colours, page_width, font)
     top = LINE + GAP
     page = Image.new("RGB", (page_width, top + len(seen) * (height + LINE + GAP) + legend.height), "white")
     pen = ImageDraw.Draw(page)
@@ -41,6 +42,11 @@ def comparison(seen: Sequence[Seen], labels: LabelSpace, roles: Mapping[str, str
         top += height + LINE + GAP
     page.paste(legend, (0, top))
     return page
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """At most `count` of the positions 0 .. total - 1, evenly spread from the first to the last."""
+    return sorted({round(x) for x in np.linspace(0, total - 1, count)})
 
 
 def cell_size(sizes: Sequence[tuple[int, int]], columns: int, height: int) -> tuple[int, int]:
@@ -65,10 +71,10 @@ def shortened(words: str, width: int, font: Font) -> str:
     return words
 
 
-def draw_legend(labels: LabelSpace, width: int, font: Font) -> Image.Image:
-    """Class names beside their colours, in as many lines as `width` needs."""
+def draw_legend(colours: Mapping[str, Sequence[int]], width: int, font: Font) -> Image.Image:
+    """Names beside their colours, in as many lines as `width` needs."""
     x, y, places = GAP, GAP, []
-    for name in labels.classes:
+    for name in colours:
         advance = round(font.getlength(name)) + 40
         if x + advance > width and x > GAP:
             x, y = GAP, y + 22
@@ -76,7 +82,7 @@ def draw_legend(labels: LabelSpace, width: int, font: Font) -> Image.Image:
         x += advance
     legend = Image.new("RGB", (width, y + 24), "white")
     pen = ImageDraw.Draw(legend)
-    for name, colour, (left, top) in zip(labels.classes, labels.palette, places, strict=True):
-        pen.rectangle((left, top + 2, left + 20, top + 16), tuple(np.asarray(colour).tolist()))
+    for (name, colour), (left, top) in zip(colours.items(), places, strict=True):
+        pen.rectangle((left, top + 2, left + 20, top + 16), tuple(colour), "#555555")
         pen.text((left + 25, top), name, "black", font)
     return legend

@@ -16,7 +16,7 @@ from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.storage import write_text
 
-from .pictures import draw_legend
+from .pictures import draw_legend, evenly
 from .viewer import Map, Seen, Span, viewer_page
 
 LEGEND = 640  # pixels that legend.png is wide
@@ -27,7 +27,8 @@ def predict(config: Mapping[str, Any], device: torch.device, interrupts: Interru
     """Predict images as configs/predict.yaml describes, with a legend; with `html` also write `viewer.html`."""
     labels = predict_images(config, device, interrupts)
     if dist.is_main():
-        write_picture(Path(config["output"]) / "legend.png", draw_legend(labels, LEGEND, ImageFont.load_default(14)))
+        legend = draw_legend(labels.to_dict()["classes"], LEGEND, ImageFont.load_default(14))
+        write_picture(Path(config["output"]) / "legend.png", legend)
     if config["html"] and dist.is_main():
         write_viewer(Path(config["input"]), Path(config["output"]), labels)
 
@@ -35,9 +36,8 @@ def predict(config: Mapping[str, Any], device: torch.device, interrupts: Interru
 def write_viewer(images: Path, output: Path, labels: LabelSpace) -> None:
     """A page of the images, of many an even choice, with the predictions that lie in `<output>/labels`."""
     items = find_images(images)
-    chosen = sorted({round(x) for x in np.linspace(0, len(items) - 1, min(MOST, len(items)))})
     seen = []
-    for item in (items[index] for index in chosen):
+    for item in (items[index] for index in evenly(len(items), min(MOST, len(items)))):
         photo = Image.open(item.image).convert("RGB")
         prediction = np.asarray(Image.open(output / "labels" / f"{item.name}.png"))
         seen.append(Seen(item.name, photo, [Map("prediction", prediction)], Span.of(*photo.size)))
