@@ -266,8 +266,8 @@ def test_what_is_not_installed_is_named(run: Path, tmp_path: Path, monkeypatch: 
 def test_the_configuration_has_the_defaults_of_the_settings() -> None:
     path = Path(__file__).parents[2] / "configs" / "export.yaml"
     config = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in ("defaults", "hydra", "device")}
-    given = {"checkpoint": "a", "output": "b"}
-    assert parse(ExportSettings, {**config, **given}, "") == parse(ExportSettings, given, "")
+    required = {"checkpoint": "a", "output": "b"}
+    assert parse(ExportSettings, {**config, **required}, "") == parse(ExportSettings, required, "")
 
 
 def test_damaged_and_foreign_onnx_files_are_named(tmp_path: Path, onnx_of_any_size: Path) -> None:

@@ -25,7 +25,7 @@ def images(height: int = 64, width: int = 128, count: int = 1) -> Tensor:
     return torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-def plain(network: nn.Module, images: Tensor) -> Tensor:
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         return network.eval()(images).logits
 
@@ -37,7 +37,7 @@ def plain(network: nn.Module, images: Tensor) -> Tensor:
 def test_mirrored_and_rolled_views_of_a_pixelwise_network_are_undone(tta: TTA) -> None:
     """Width 128 in 3 and 4 rolls: neither a roll nor twice a roll is a whole turn."""
     network, picture = Pixelwise(), images(count=2)
-    assert (Predictor(network, CPU, tta)(picture) - plain(network, picture)).abs().max() < 1e-6
+    assert (Predictor(network, CPU, tta)(picture) - logits_of(network, picture)).abs().max() < 1e-6
 
 
 def test_scaled_views_of_a_ramp_are_undone() -> None:
@@ -45,7 +45,7 @@ def test_scaled_views_of_a_ramp_are_undone() -> None:
     network = Pixelwise()
     ramp = (torch.arange(64)[:, None] + torch.arange(128)).to(torch.uint8).expand(1, 3, -1, -1)
     result = Predictor(network, CPU, TTA(scales=(0.5, 0.75, 1.75), flip=True))(ramp)
-    assert (result - plain(network, ramp)).abs().max() < 1e-5
+    assert (result - logits_of(network, ramp)).abs().max() < 1e-5
 
 
 # ---- against the loop written out ----
@@ -78,11 +78,11 @@ def mean_over_views(network: nn.Module, images: Tensor, tta: TTA) -> Tensor:
         for scale in tta.scales:
             columns = round(width * scale / 32) * 32 if network.wrap else round(width * scale)
             view = resized(images[..., there] / 255, round(height * scale), columns, network.wrap)
-            logits = resized(plain(network, view), height, width, network.wrap)
+            logits = resized(logits_of(network, view), height, width, network.wrap)
             results.append(logits[..., back])
             if tta.flip:
                 mirror = range(columns - 1, -1, -1)
-                logits = resized(plain(network, view[..., mirror]), height, width, network.wrap)
+                logits = resized(logits_of(network, view[..., mirror]), height, width, network.wrap)
                 results.append(logits[..., range(width - 1, -1, -1)][..., back])
     return torch.stack(results).mean(0)
 
@@ -98,7 +98,7 @@ def test_the_mean_over_views_is_the_loop(tta: TTA, wrap: bool) -> None:
     result = Predictor(network, CPU, tta)(picture)
     assert (result - mean_over_views(network, picture, tta)).abs().max() < 1e-4
     if tta != TTA():
-        assert (result - plain(network, picture)).abs().max() > 1e-2, "the views change nothing"
+        assert (result - logits_of(network, picture)).abs().max() > 1e-2, "the views change nothing"
 
 
 def test_a_network_without_wrap_does_not_wrap() -> None:
@@ -224,7 +224,7 @@ def test_the_score_of_a_set_is_that_of_its_predictions() -> None:
         sample = dataset[number]
         assert name == f"image{number}"
         assert torch.equal(image, sample["image"]) and torch.equal(label, sample["label"])
-        assert torch.equal(prediction, plain(network, image[None]).argmax(1)[0])
+        assert torch.equal(prediction, logits_of(network, image[None]).argmax(1)[0])
         for truth, predicted in zip(label.flatten().tolist(), prediction.flatten().tolist()):
             if truth != 255:
                 counts[truth, predicted] += 1
@@ -241,7 +241,7 @@ def test_predictions_are_mapped_into_the_sets_label_space() -> None:
     counts = evaluate(Predictor(network, CPU), mapped, SPACE).counts
     expected = torch.zeros(2, 3, dtype=torch.long)
     for sample in mapped.samples:
-        predicted = torch.tensor([2, 0, 1])[plain(network, sample["image"][None]).argmax(1)[0]]  # 2: ignored
+        predicted = torch.tensor([2, 0, 1])[logits_of(network, sample["image"][None]).argmax(1)[0]]  # 2: ignored
         for truth in (0, 1):
             expected[truth] += torch.bincount(predicted[sample["label"] == truth], minlength=3)
     assert torch.equal(counts, expected)

@@ -36,8 +36,8 @@ def stage(tiny: list[str], tiny_data: Path, tmp_path: Path) -> MakeStage:
 
     def make(*overrides: str, **settings: str) -> Stage:
         chosen = {"init": tmp_path / "given.pt", **SETTINGS, **settings}
-        plain = [f"stages.pseudo_labels.{key}={value}" for key, value in chosen.items()]
-        made = stages_of(tmp_path, *tiny, "stages.warmup.init=null", *plain, *overrides)["pseudo_labels"]
+        settings = [f"stages.pseudo_labels.{key}={value}" for key, value in chosen.items()]
+        made = stages_of(tmp_path, *tiny, "stages.warmup.init=null", *settings, *overrides)["pseudo_labels"]
         made.folder.mkdir(exist_ok=True)
         return made
 

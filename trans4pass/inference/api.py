@@ -139,12 +139,12 @@ def wrap_around(network: nn.Module) -> None:
     make_circular(network)
 
 
-def label_space(given: str | PathLike[str] | LabelSpace) -> LabelSpace:
+def label_space(space: str | PathLike[str] | LabelSpace) -> LabelSpace:
     """A label space by its file, or by its name in configs/labels."""
-    if isinstance(given, LabelSpace):
-        return given
-    named = CONFIGS / "labels" / f"{given}.yaml"
-    return LabelSpace.from_yaml(named if named.is_file() else Path(given))
+    if isinstance(space, LabelSpace):
+        return space
+    named = CONFIGS / "labels" / f"{space}.yaml"
+    return LabelSpace.from_yaml(named if named.is_file() else Path(space))
 
 
 def as_picture(image: Picture) -> Tensor:

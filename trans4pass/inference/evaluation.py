@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from trans4pass.sphere import Panorama
 from trans4pass.storage import write_json
 
 from .images import PredictorSettings, make_predictor
-from .metrics import BoundaryIoU, Regions, Scores, SphereConfusion
+from .metrics import BoundaryIoU, Regions, Scores, SphereConfusion, null_if_nan
 from .pictures import write_prediction
 from .predictor import evaluate
 from .stability import SeamConsistency, Tilts
@@ -37,6 +37,11 @@ WORDS = {  # for the table, of what metrics.json has besides scores and regions
     "solid_angle": "by solid angle", "boundary_IoU": "boundary IoU", "seam_consistency": "same class after half a turn",
     "rotations": "mIoU tilted by",
 }  # fmt: skip
+
+RECORDED = (  # settings that metrics.json repeats
+    "checkpoint", "split", "precision", "scales", "flip", "yaw_rolls", "views", "window", "overlap", "fov", "horizon",
+    "rotations",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +87,8 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
             Panorama.of(height, width, settings.horizon)
     name = f"eval_{dataset.name}_{settings.split}" + ("_wrap" if settings.wrap else "")
     name += "" if settings.views == "whole" else f"_{settings.views}"
-    given = Path(settings.checkpoint)  # a file, a folder, or a name on the hub
-    beside = given if given.is_dir() else given.parent if given.is_file() else Path()
+    source = Path(settings.checkpoint)  # a file, a folder, or a name on the hub
+    beside = source if source.is_dir() else source.parent if source.is_file() else Path()
     folder = Path(settings.output or beside / name)
     files = {item.name: item.image for item in dataset.items}
     table = torch.tensor(labels.mapping_from(model_labels))
@@ -103,9 +108,7 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     result = metrics(scores, by_region, further, labels) | {
         "images": len(dataset),
         "settings": {
-            **{name: getattr(settings, name) for name in ("checkpoint", "split", "precision")},
-            **asdict(predictor.tta),
-            **{name: getattr(settings, name) for name in ("views", "window", "overlap", "fov", "horizon", "rotations")},
+            **{name: getattr(settings, name) for name in RECORDED},
             **{"data": data, "labels": labels.name, "size": size, "wrap": predictor.wrap or settings.wrap},
         },
     }
@@ -175,18 +178,14 @@ class Measures:
 def metrics(
     scores: Scores, regions: Mapping[str, Scores], further: Mapping[str, Mapping[str, float]], labels: LabelSpace
 ) -> dict[str, Any]:
-    """What metrics.json says; a figure is null where it is NaN, which JSON does not know."""
-
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
+    """What metrics.json says."""
     return {
-        "mIoU": number(scores.miou),
-        "IoU": {name: number(value) for name, value in zip(labels.classes, scores.iou, strict=True)},
-        "pixel_accuracy": number(scores.pixel_accuracy),
+        "mIoU": null_if_nan(scores.miou),
+        "IoU": {name: null_if_nan(value) for name, value in zip(labels.classes, scores.iou, strict=True)},
+        "pixel_accuracy": null_if_nan(scores.pixel_accuracy),
         "classes_in_mean": scores.classes_in_mean,
-        "regions": {name: {"mIoU": number(region.miou)} for name, region in regions.items()},
-        **{measure: {name: number(value) for name, value in values.items()} for measure, values in further.items()},
+        "regions": {name: {"mIoU": null_if_nan(region.miou)} for name, region in regions.items()},
+        **{key: {name: null_if_nan(value) for name, value in values.items()} for key, values in further.items()},
     }
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trans4pass.console import console
-from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.errors import ConfigError, WeightsError, first_line
 from trans4pass.labels import LabelSpace
 from trans4pass.models import Segmentor
 from trans4pass.models.ecrm import PrototypeRing
@@ -83,11 +83,11 @@ def export_graph(
         log.info("only images of %dx%d: %s", *size, reason)
         dynamic = False
     program = traced(graph, size, dynamic)
-    said = {
+    metadata = {
         "labels": labels.to_dict(), "classes": list(labels.classes), "result": result, "wrap": network.wrap,
         "size": None if dynamic else list(size),
     }  # fmt: skip
-    content, run = as_torch(program, said) if opset is None else as_onnx(program, said, opset)
+    content, run = as_torch(program, metadata) if opset is None else as_onnx(program, metadata, opset)
     images = list(trial_images(size, dynamic))
     try:
         differences = [difference(graph(image), run(image), result) for image in images]
@@ -130,23 +130,24 @@ def fixed_size(network: Segmentor) -> str:
 
 def traced(graph: Graph, size: tuple[int, int], dynamic: bool) -> torch.export.ExportedProgram:
     """The computation on images of `size` (W,H), or of any."""
-    kinds = torch.export.Dim.DYNAMIC if dynamic else torch.export.Dim.STATIC
     fixed = torch.export.Dim.STATIC
-    shape = {0: fixed, 1: fixed, 2: kinds, 3: kinds}
+    side = torch.export.Dim.DYNAMIC if dynamic else fixed
     example = torch.zeros(1, 3, size[1], size[0], dtype=torch.uint8)
     try:
         with warnings.catch_warnings(action="ignore"):
-            return torch.export.export(graph, (example,), dynamic_shapes=(shape,))
+            return torch.export.export(graph, (example,), dynamic_shapes=({0: fixed, 1: fixed, 2: side, 3: side},))
     except Exception as error:  # the exporter meets whatever a model does
         fix = "try dynamic=false" if dynamic else "it has operations that torch.export cannot follow"
         raise ConfigError(f"this model cannot be exported: {first_line(error)} {fix}") from error
 
 
-def as_torch(program: torch.export.ExportedProgram, said: dict[str, Any]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def as_torch(
+    program: torch.export.ExportedProgram, metadata: dict[str, Any]
+) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """The .pt2 file, and what it computes once it is read again."""
     buffer = io.BytesIO()
     try:
-        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(said)})
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     except Exception as error:  # an operation that the format lacks
         raise ConfigError(f"this model cannot be written as .pt2: {first_line(error)}; try dynamic=false") from error
     content = buffer.getvalue()
@@ -156,7 +157,7 @@ def as_torch(program: torch.export.ExportedProgram, said: dict[str, Any]) -> tup
 
 
 def as_onnx(
-    program: torch.export.ExportedProgram, said: dict[str, Any], opset: int
+    program: torch.export.ExportedProgram, metadata: dict[str, Any], opset: int
 ) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """The ONNX file, checked by ONNX itself, and what onnxruntime makes of it."""
     import onnx
@@ -165,13 +166,13 @@ def as_onnx(
     try:
         with warnings.catch_warnings(action="ignore"):
             converted = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, input_names=["image"], output_names=[said["result"]],
+                program, dynamo=True, opset_version=opset, input_names=["image"], output_names=[metadata["result"]],
                 verbose=False,
             )  # fmt: skip
     except Exception as error:  # an operator without a counterpart
         raise ConfigError(f"this model cannot be written as ONNX: {first_line(error)}") from error
     assert converted is not None
-    converted.model.metadata_props.update({key: json.dumps(value) for key, value in said.items()})
+    converted.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
     proto = converted.model_proto
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
@@ -196,7 +197,3 @@ def difference(expected: Tensor, got: Tensor, result: Result) -> float:
     if result == "labels":
         return float((expected != got).float().mean())
     return float(np.abs(expected.numpy() - got.numpy()).max())
-
-
-def first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -22,28 +22,34 @@ from trans4pass.settings import Natural, Share, parse
 from .api import wrap_around
 from .open import open_checkpoint
 from .pictures import write_prediction
-from .predictor import TTA, Predictor, predict_classes
+from .predictor import TTA, Predictor, predict_all
 from .tiling import WINDOW, Perspectives, Windows
 from .video import VIDEO_SUFFIXES, predict_video
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorSettings(TTA):
-    """What eval.yaml and predict.yaml have in common."""
+class ModelSettings:
+    """What eval.yaml, predict.yaml and serve.yaml have in common."""
 
     checkpoint: str
     model_labels: Mapping[str, Any] | None = None
     wrap: bool = False
     align: Share | None = None
+    precision: Precision = "fp32"
+    allow_nonfinite: bool = False
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorSettings(ModelSettings, TTA):
+    """What eval.yaml and predict.yaml have in common."""
+
     views: Literal["whole", "windows", "perspective"] = "whole"
     window: Size | None = None
     overlap: Annotated[float, Interval(ge=0, le=0.75)] = 0.25
     fov: Annotated[float, Interval(ge=10, le=150)] = 90.0
     horizon: float = 0.5
-    precision: Precision = "fp32"
     num_workers: Natural = 0
-    allow_nonfinite: bool = False
-    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +68,17 @@ def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[P
     network, labels = open_checkpoint(
         settings.checkpoint, settings.model_labels, settings.allow_nonfinite, settings.plugins, settings.align
     )
-    tta, chosen = TTA(settings.scales, settings.flip, settings.yaw_rolls), settings.precision
+    common = (network.to(device), device, settings, settings.precision)
     if settings.views == "whole":
         if settings.wrap:
             wrap_around(network)
-        return Predictor(network.to(device), device, tta, chosen), labels
-    common = (network.to(device), device, tta, chosen, settings.overlap)
+        return Predictor(*common), labels
     if settings.views == "windows":
-        return Windows(*common, closed=settings.wrap, window=settings.window or WINDOW), labels
+        return Windows(*common, settings.overlap, closed=settings.wrap, window=settings.window or WINDOW), labels
     if settings.window is not None and settings.window[0] != settings.window[1]:
         raise ConfigError(f"window={list(settings.window)}: perspective views are square, e.g. window=[512,512]")
     side = None if settings.window is None else settings.window[0]
-    return Perspectives(*common, fov=settings.fov, side=side, horizon=settings.horizon), labels
+    return Perspectives(*common, settings.overlap, fov=settings.fov, side=side, horizon=settings.horizon), labels
 
 
 def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> LabelSpace:
@@ -94,7 +99,8 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
     dataset = SegmentationDataset(items, labels, labelled=False, transform=transform)
     paths = {item.name: item.image for item in dataset.items}
     started = time.perf_counter()
-    for batch, classes in predict_classes(predictor, dataset, settings.num_workers, "predict", interrupts):
+    workers = settings.num_workers
+    for batch, classes in predict_all(predictor, dataset, workers, "predict", interrupts, classes=True):
         name = batch["name"][0]
         write_prediction(folder, name, classes[0].cpu(), labels, paths[name], settings.opacity)
     seconds = time.perf_counter() - started

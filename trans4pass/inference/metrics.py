@@ -31,6 +31,11 @@ class Scores:
         return sum(value == value for value in self.iou)  # NaN != NaN
 
 
+def null_if_nan(value: float) -> float | None:
+    """JSON does not know NaN."""
+    return None if math.isnan(value) else value
+
+
 class Confusion:
     """Counts (label, prediction) pairs over a whole set, as cityscapesScripts does.
 

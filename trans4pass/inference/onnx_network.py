@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.errors import ConfigError, WeightsError, first_line
 from trans4pass.labels import LabelSpace
 from trans4pass.models import SegOutput
 
@@ -38,13 +38,13 @@ class OnnxNetwork(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(path, options, onnxruntime.get_available_providers())
         except Exception as error:  # its errors have no common base
-            raise WeightsError(f"{path} cannot be read as ONNX: {str(error).splitlines()[0]} Get it again") from error
-        said = self.session.get_modelmeta().custom_metadata_map
-        if not {*METADATA} <= said.keys():
+            raise WeightsError(f"{path} cannot be read as ONNX: {first_line(error)} Get it again") from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if not {*METADATA} <= metadata.keys():
             raise WeightsError(f"{path} does not say what its classes are: write it with tools/export.py format=onnx")
-        if json.loads(said["result"]) != "logits":
+        if json.loads(metadata["result"]) != "logits":
             raise ConfigError(f"{path} gives labels, and predicting needs logits: export with result=logits")
-        self.labels, self.wrap = LabelSpace.from_dict(json.loads(said["labels"])), json.loads(said["wrap"])
+        self.labels, self.wrap = LabelSpace.from_dict(json.loads(metadata["labels"])), json.loads(metadata["wrap"])
         (self.input,) = self.session.get_inputs()
         height, width = self.input.shape[2:]
         self.size = (width, height) if isinstance(width, int) and isinstance(height, int) else None

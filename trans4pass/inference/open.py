@@ -65,14 +65,14 @@ class Described(NamedTuple):
         """
         weights = submodule_state(self.method, self.deployed)
         with errors_of_description(self.path), torch.device("meta"):
-            different = differences(weights, self._build().state_dict())
+            different = differences(weights, build_network(self.model, self.labels).state_dict())
         if different:
             raise WeightsError(
                 f"{self.path} does not fit the model that it describes. {different}. It was damaged or changed: get it "
                 "again"
             )
         check_finite(weights, self.path, allow_nonfinite)
-        network = self._build()
+        network = build_network(self.model, self.labels)
         network.load_state_dict(weights)
         return network
 
@@ -89,8 +89,10 @@ class Described(NamedTuple):
             )
         return self if align is None else self._replace(model={**self.model, "align": align})
 
-    def _build(self) -> Segmentor:
-        return build(self.model, "model", num_classes=self.labels.num_classes)
+
+def build_network(model: Mapping[str, Any], labels: LabelSpace) -> Segmentor:
+    """The network that a run's or a checkpoint's model config describes."""
+    return build(model, "model", num_classes=labels.num_classes)
 
 
 def find_checkpoint(source: str | PathLike[str]) -> Path:
@@ -151,7 +153,7 @@ def read_checkpoint(source: str | PathLike[str], plugins: Collection[str] = ()) 
 
 def check_targets(model: Mapping[str, Any], plugins: Collection[str]) -> None:
     """Raise WeightsError where a description names, at any depth, anything but our models and its plug-ins' classes."""
-    for key, target in flatten(model, "model").items():
+    for key, target in flatten(model, "model.").items():
         named = key.endswith("._target_")
         if named and target != FACTORY and not str(target).startswith(tuple(f"{name}." for name in plugins)):
             raise WeightsError(f"{key} is {target!r}, and {FACTORY} builds models")

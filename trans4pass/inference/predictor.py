@@ -15,7 +15,6 @@ from torch.utils.data import Subset
 from trans4pass import dist
 from trans4pass.console import progress_bar
 from trans4pass.data import OnBad, SegmentationDataset, eval_loader
-from trans4pass.data.loaders import Batches
 from trans4pass.errors import NonFinite
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -26,7 +25,7 @@ from trans4pass.settings import Positive
 from .metrics import Confusion
 
 
-def nothing(share: float) -> None:
+def no_progress(share: float) -> None:
     """Progress that nobody listens to."""
 
 
@@ -64,7 +63,7 @@ class Predictor:
         """Mean logits (B,K,H,W), float32 on the device, of uint8 images (B,3,H,W)."""
         return self._mean_of_views(images.to(self.device), self.tta)
 
-    def bands(self, images: Tensor, step: Callable[[float], None] = nothing) -> Iterator[Tensor]:
+    def bands(self, images: Tensor, step: Callable[[float], None] = no_progress) -> Iterator[Tensor]:
         """The same as (B,K,h,W), rows from the top on: here all at once, in `Tiled` as they are finished.
 
         `step` is called with the share of the work since it was called last, and may raise.
@@ -72,9 +71,13 @@ class Predictor:
         yield self(images)
         step(1.0)
 
-    def classes(self, images: Tensor, name: str = "an image", step: Callable[[float], None] = nothing) -> Tensor:
+    def logits(self, images: Tensor, name: str = "an image", step: Callable[[float], None] = no_progress) -> Tensor:
+        """As `self(images)`, for a progress bar; NonFinite where they are NaN or infinite."""
+        return require_finite(torch.cat(list(self.bands(images, step)), 2), name)
+
+    def classes(self, images: Tensor, name: str = "an image", step: Callable[[float], None] = no_progress) -> Tensor:
         """The likeliest classes, uint8 (B,H,W) on the device; NonFinite where logits are NaN or infinite."""
-        return torch.cat([finite(band, name).argmax(1).to(torch.uint8) for band in self.bands(images, step)], 1)
+        return torch.cat([require_finite(band, name).argmax(1).to(torch.uint8) for band in self.bands(images, step)], 1)
 
     def _mean_of_views(self, images: Tensor, tta: TTA) -> Tensor:
         views = tta.yaw_rolls * len(tta.scales) * (1 + tta.flip)
@@ -95,7 +98,7 @@ class Predictor:
                 yield (logits.flip(-1) if flip else logits).roll(-shift, -1)
 
 
-def finite(logits: Tensor, name: str) -> Tensor:
+def require_finite(logits: Tensor, name: str) -> Tensor:
     """The logits, if all are finite: the argmax of others would be some class, and look like a prediction."""
     if not logits.isfinite().all():
         raise NonFinite(
@@ -113,58 +116,35 @@ def predict_all(
     interrupts: Interrupts | None = None,
     on_bad: OnBad | None = None,
     batch_size: int = 1,
+    classes: bool = False,
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """This rank's (batch, logits (B,K,H,W)) pairs, each image once over all ranks, with a progress bar.
 
+    With `classes` their classes uint8 (B,H,W) instead: the logits of a large panorama need not fit into memory.
     All ranks must read them to the end. For `on_bad` and `batch_size` see `eval_loader`.
 
     Raises:
         NonFinite: logits are NaN or infinite.
         Interrupted: a signal came, to whichever rank.
     """
-
-    def logits(images: Tensor, name: str, step: Callable[[float], None]) -> Tensor:
-        return finite(torch.cat(list(predictor.bands(images, step)), 2), name)
-
     loader = eval_loader(dataset, num_workers, on_bad=on_bad, batch_size=batch_size)
-    return _ask(logits, loader, len(dataset), description, interrupts or Interrupts(predictor.device))
-
-
-def predict_classes(
-    predictor: Predictor,
-    dataset: SegmentationDataset | Subset,
-    num_workers: int = 0,
-    description: str = "evaluate",
-    interrupts: Interrupts | None = None,
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """As `predict_all`, with classes uint8 (1,H,W): the logits of a large panorama need not fit into memory."""
-    loader = eval_loader(dataset, num_workers)
-    return _ask(predictor.classes, loader, len(dataset), description, interrupts or Interrupts(predictor.device))
-
-
-def _ask(
-    predict: Callable[[Tensor, str, Callable[[float], None]], Tensor],
-    loader: Batches,
-    images: int,
-    description: str,
-    interrupts: Interrupts,
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Batches and what is predicted; the progress bar, of this rank's images, moves within them, too."""
+    predict = predictor.classes if classes else predictor.logits
+    interrupts = interrupts or Interrupts(predictor.device)
 
     def predictions() -> Iterator[tuple[dict[str, Any], Tensor]]:
         with progress_bar() as bar:
-            task = bar.add_task(description, total=len(range(dist.rank(), images, dist.world_size())))
+            task = bar.add_task(description, total=len(range(dist.rank(), len(dataset), dist.world_size())))
             for batch in loader:
                 names = batch["name"]
 
-                def step(share: float, count: int = len(names)) -> None:
+                def step(share: float, count: int = len(names)) -> None:  # the bar moves within an image, too
                     bar.advance(task, share * count)
                     if share < 1:  # of an image that may take minutes
                         interrupts.check_locally()
 
                 yield batch, predict(batch["image"], ", ".join(names), step)
 
-    return interrupts.between(predictions(), dist.largest_share(images))
+    return interrupts.between(predictions(), dist.largest_share(len(dataset)))
 
 
 def evaluate(
@@ -186,7 +166,7 @@ def evaluate(
     """
     table = torch.tensor(dataset.labels.mapping_from(model_labels), device=predictor.device).long()
     confusion = Confusion(dataset.labels.num_classes, predictor.device)
-    for batch, classes in predict_classes(predictor, dataset, num_workers, description, interrupts):
+    for batch, classes in predict_all(predictor, dataset, num_workers, description, interrupts, classes=True):
         prediction = table[classes.long()]
         confusion.update(batch["label"].to(predictor.device), prediction)
         if keep is not None:

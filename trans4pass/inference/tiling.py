@@ -18,7 +18,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.precision import Precision
 from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
 
-from .predictor import TTA, Predictor, nothing
+from .predictor import TTA, Predictor, no_progress
 
 WINDOW: Size = (1024, 512)  # width, height in pixels
 ROWS = 256  # of a panorama that are warped, or handed on, at a time
@@ -145,7 +145,7 @@ class Tiled(Predictor):
         return torch.cat(list(self.bands(images)), 2)
 
     @torch.inference_mode()
-    def bands(self, images: Tensor, step: Callable[[float], None] = nothing) -> Iterator[Tensor]:
+    def bands(self, images: Tensor, step: Callable[[float], None] = no_progress) -> Iterator[Tensor]:
         pieces = self.pieces(*images.shape[2:])
         images = images.to(self.device)
         start, rows = 0, most_rows(pieces)

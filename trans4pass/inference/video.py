@@ -44,7 +44,10 @@ def predict_video(
         ConfigError: there is no PyAV, or there are several processes.
         DataError: the file holds no video that can be decoded.
     """
-    av = pyav()
+    try:
+        import av
+    except ModuleNotFoundError:
+        raise ConfigError("videos need PyAV: pip install 'trans4pass[video]'") from None
     if dist.world_size() > 1:
         raise ConfigError(
             f"input={source}: frames follow each other, so one process predicts a video: leave torchrun out"
@@ -84,15 +87,6 @@ def overlay(
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     colour = Image.fromarray(labels.colorize(classes)).resize(picture.size, Image.Resampling.NEAREST)
     return np.asarray(Image.blend(picture, colour, opacity))
-
-
-def pyav() -> ModuleType:
-    """PyAV; ConfigError where it is not installed."""
-    try:
-        import av
-    except ModuleNotFoundError:
-        raise ConfigError("videos need PyAV: pip install 'trans4pass[video]'") from None
-    return av
 
 
 @contextmanager

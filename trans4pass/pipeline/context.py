@@ -13,6 +13,7 @@ import torch
 from trans4pass.build import build
 from trans4pass.data import EvalTransform, SegmentationDataset
 from trans4pass.errors import ConfigError
+from trans4pass.inference import build_network
 from trans4pass.inference.evaluation import point_out_scaling
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -134,8 +135,3 @@ class RunContext:
 
 def without_starts(model: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key not in STARTS}
-
-
-def build_network(model: Mapping[str, Any], labels: LabelSpace) -> Segmentor:
-    """The network that a run's or a checkpoint's model config describes."""
-    return build(model, "model", num_classes=labels.num_classes)

@@ -20,8 +20,10 @@ from trans4pass.data import EvalTransform, SegmentationDataset
 from trans4pass.data.files import files_below
 from trans4pass.errors import DataError, WeightsError
 from trans4pass.inference import Confusion, Described, Predictor, read_checkpoint, write_label, write_picture
+from trans4pass.inference.metrics import null_if_nan
 from trans4pass.labels import IGNORE
 from trans4pass.models import Segmentor
+from trans4pass.report.pictures import evenly
 from trans4pass.report.summary import CHANGED, CONFIDENCE, goal
 from trans4pass.report.viewer import Map, Seen, Span, shrunk
 from trans4pass.storage import recall_json, write_json
@@ -29,7 +31,7 @@ from trans4pass.storage import recall_json, write_json
 from .context import RunContext
 from .launch import config_dir_option
 from .own_data import is_image
-from .score_sheet import SCORES, finite
+from .score_sheet import SCORES
 from .stage import Stage
 
 log = logging.getLogger(__name__)
@@ -150,11 +152,6 @@ def pictured(run: RunContext, final: Stage) -> tuple[str, SegmentationDataset | 
     return side, run.validation.get(side)
 
 
-def evenly(total: int, count: int) -> list[int]:
-    """At most `count` of the positions 0 .. total - 1, evenly spread from the first to the last."""
-    return sorted({round(x) for x in np.linspace(0, total - 1, count)})
-
-
 def choose(final: Stage, side: str, dataset: SegmentationDataset) -> dict[int, str]:
     """Indices of images evenly spread over the ranking by the final stage's mIoU, best first, and where they stand.
 
@@ -222,4 +219,4 @@ def similarity(run: RunContext, final: Stage) -> list[list[float | None]] | None
     if bank is None:
         return None
     unit = F.normalize(bank.double(), dim=1)
-    return [[finite(value) for value in row] for row in (unit @ unit.T).tolist()]
+    return [[null_if_nan(value) for value in row] for row in (unit @ unit.T).tolist()]

@@ -22,11 +22,11 @@ from trans4pass.console import track
 from trans4pass.data import Item, SegmentationDataset
 from trans4pass.errors import DamagedFile, UserError
 from trans4pass.inference import TTA, Confusion, Predictor, predict_all, pseudo_labels, write_label
+from trans4pass.inference.metrics import null_if_nan
 from trans4pass.labels import IGNORE
 from trans4pass.settings import Positive, Share
 from trans4pass.storage import write_json
 
-from .score_sheet import finite
 from .stage import ImageStage, ImageStageSettings
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,7 @@ class LabelStage(ImageStage):
             if self.start is not None:
                 self.start.load_network(network)
             self.forget_start()
-            tta = TTA(self.settings.scales, self.settings.flip, self.settings.yaw_rolls)
-            predictor = Predictor(network.to(self.run.device), self.run.device, tta, self.settings.precision)
+            predictor = Predictor(network.to(self.run.device), self.run.device, self.settings, self.settings.precision)
             remaining, how = torch.utils.data.Subset(dataset, left), (self.run.num_workers, self.name)
             predictions = predict_all(
                 predictor, remaining, *how, self.run.interrupts, self.bad, self.settings.batch_size
@@ -181,7 +180,7 @@ class LabelStage(ImageStage):
         coverage = kept.double() / torch.from_numpy(predicted.sum(1))
         accuracy = square.diag().double() / square.sum(0) if square.any() else ()
         return {
-            key: {name: finite(float(value)) for name, value in zip(names, values)}
+            key: {name: null_if_nan(float(value)) for name, value in zip(names, values)}
             for key, values in (("coverage", coverage), ("accuracy", accuracy))
         }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trans4pass.console import console
-from trans4pass.inference import write_picture
+from trans4pass.inference import build_network, write_picture
 from trans4pass.models import input_size
 from trans4pass.models.complexity import complexity
 from trans4pass.report.page import write_report
@@ -14,7 +14,7 @@ from trans4pass.report.pictures import comparison
 from trans4pass.report.summary import goal, summarise, table
 from trans4pass.storage import write_json
 
-from .context import RunContext, build_network
+from .context import RunContext
 from .evidence import look, write_evidence
 from .own_data import as_typed
 from .stage import Stage

@@ -1,6 +1,5 @@
 """What a stage's last evaluation of a set says beyond its mIoU; the report shows it."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from trans4pass import dist
 from trans4pass.data import SegmentationDataset
 from trans4pass.inference import Confusion, Regions
+from trans4pass.inference.metrics import null_if_nan
 
 SCORES = "scores.json"  # in a stage's folder: by side what `ScoreSheet.result` returns
 
@@ -40,11 +40,6 @@ class ScoreSheet:
         images = {name: miou for part in dist.gather_objects(self.images) for name, miou in part.items()}
         return {
             "confusion": confusion.counts.tolist(),
-            "regions": {name: finite(scores.miou) for name, scores in regions.items()},
-            "images": {name: finite(miou) for name, miou in sorted(images.items())},
+            "regions": {name: null_if_nan(scores.miou) for name, scores in regions.items()},
+            "images": {name: null_if_nan(miou) for name, miou in sorted(images.items())},
         }
-
-
-def finite(value: float) -> float | None:
-    """NaN, which JSON does not know, is null there."""
-    return None if math.isnan(value) else value

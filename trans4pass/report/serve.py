@@ -15,32 +15,25 @@ from trans4pass.console import console
 from trans4pass.data import Size
 from trans4pass.errors import ConfigError
 from trans4pass.inference import load_model
+from trans4pass.inference.images import ModelSettings
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.precision import Precision
-from trans4pass.settings import Positive, Share, parse
+from trans4pass.settings import Positive, parse
 
 MOST_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeSettings:
+class ServeSettings(ModelSettings):
     """See configs/serve.yaml."""
 
-    checkpoint: str
     host: str
     port: Annotated[int, Interval(ge=0, le=65535)]
     size: Size | None
-    wrap: bool
     megabytes: Positive
     pixels: Positive
     at_once: Positive | None
     kept: Positive
-    align: Share | None
-    allow_nonfinite: bool
-    precision: Precision
-    plugins: tuple[str, ...] = ()
-    model_labels: Mapping[str, Any] | None = None
 
 
 def serve(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
