@@ -1,8 +1,8 @@
 """Charts as inline SVG: lines, bars, matrices. Their colours are the style sheet's, for light and dark pages."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 400, 220
@@ -127,7 +127,3 @@ def colour(number: int) -> str:
 
 def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-
-
-def escape(words: str) -> str:
-    return html.escape(words, quote=True)

@@ -18,9 +18,9 @@ from trans4pass.errors import ConfigError
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.settings import flatten
-from trans4pass.storage import read_json, write_text
+from trans4pass.storage import write_text
 
-from .run_folder import read_config
+from .run_folder import read_figures
 from .summary import CHANGED, CONFIDENCE, first_score, goal
 
 Summary = Mapping[str, Any]
@@ -58,18 +58,11 @@ def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: In
         raise ConfigError(f"runs must name a folder or more, e.g. runs=[runs/a,runs/b] or 'runs/a_*', got {patterns}")
     found = [Path(path) for run in patterns for path in matching(str(run))]
     runs = list(dict.fromkeys(path.resolve() for path in found))  # a pattern and a name may mean one run
-    again = "run the same command again with resume=true, which writes it anew"
-    summaries: list[Summary] = []
-    for run in runs:
-        summary = read_json(run / "summary.json", ("stages", "seed", "final", "model", "gain"), again)
-        if summary is None or not (run / "config.yaml").is_file():
-            raise ConfigError(f"{run} is no finished run: name such folders, e.g. runs=[runs/a,runs/b] or 'runs/a_*'")
-        summaries.append(summary)
+    summaries, configs = zip(*(read_figures(run) for run in runs))
     if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
         raise ConfigError("the runs have different stages: compare runs of one experiment")
-    settings = distinguish([read_config(run / "config.yaml", again) for run in runs])
     groups: dict[str, list[Summary]] = {}
-    for words, summary in zip(settings, summaries, strict=True):
+    for words, summary in zip(distinguish(configs), summaries, strict=True):
         groups.setdefault(words, []).append(summary)
     grid = compare_seeds(summaries) if len(groups) == 1 else compare_settings(groups)
     console.print(table(grid))
@@ -91,11 +84,9 @@ def distinguish(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     Shown are the settings that all have and that differ, options that are off only if there is nothing else to tell;
     where that fits two different ones, every difference.
     """
-    flat = [{key: value for key, value in flatten(config).items() if not is_incidental(key)} for config in configs]
-    keys = list(dict.fromkeys(key for values in flat for key in values))
-    differing = [key for key in keys if any(key not in one or one[key] != flat[0].get(key) for one in flat)]
-    shared = [key for key in differing if all(key in one for one in flat)]
-    every = [in_words(one, differing) for one in flat]
+    flat, unequal = differing(configs)
+    shared = [key for key in unequal if all(key in one for one in flat)]
+    every = [in_words(one, unequal) for one in flat]
     brief = [
         in_words(one, [key for key in shared if one[key] is not None and one[key] is not False])
         or in_words(one, shared)
@@ -105,8 +96,12 @@ def distinguish(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [words if len(meanings[words]) == 1 else whole for words, whole in zip(brief, every, strict=True)]
 
 
-def is_incidental(key: str) -> bool:
-    return key in INCIDENTAL or key.rsplit(".", 1)[-1] in INCIDENTAL_ANYWHERE
+def differing(configs: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Their settings by dotted key, and the keys that some lack or have another value of; incidental ones left out."""
+    flat = [flatten(config) for config in configs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    keys = [key for key in keys if key not in INCIDENTAL and key.rsplit(".", 1)[-1] not in INCIDENTAL_ANYWHERE]
+    return flat, [key for key in keys if any(key not in one or one[key] != flat[0].get(key) for one in flat)]
 
 
 def in_words(settings: Mapping[str, Any], keys: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from trans4pass.errors import ConfigError
 from trans4pass.inference import Confusion
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.settings import flatten
 from trans4pass.storage import write_text
 
-from .charts import Points, bars, escape, lines, matrix
-from .compare import is_incidental
+from .charts import Points, bars, lines, matrix
+from .compare import differing
 from .run_folder import RunFolder, read_run
 from .summary import first_score, number
 from .viewer import Map, Seen, Span, group, page
@@ -27,6 +27,7 @@ from .viewer import Map, Seen, Span, group, page
 RATES, MIOU = "lr/", "miou/"  # in front of what the trackers call learning rates and scores
 NO_LOSSES = (RATES, MIOU, "grad_norm/", "seconds_per_step", "skipped")
 MOST_SHOWN = 40  # settings that differ between runs
+Runs = Mapping[str, RunFolder]  # by names that distinguish them
 
 
 def report_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
@@ -46,24 +47,24 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
 
 def report_page(runs: Sequence[RunFolder]) -> str:
     """The page. What an older run did not leave is left out."""
-    names = unlike([run.name for run in runs])
-    title = " and ".join(names)
-    groups = [(name, run, *pictures(run)) for name, run in zip(names, runs, strict=True)]
-    shown = [(name, run, group(seen, labels)) for name, run, seen, labels in groups if labels is not None]
+    named = dict(zip(distinct([run.name for run in runs]), runs, strict=True))
+    title = " and ".join(named)
+    groups = [(name, *pictures(run)) for name, run in named.items()]
+    shown = {name: group(seen, labels) for name, seen, labels in groups if labels is not None}
     sections = [
         f"<h1>{escape(title)}</h1>",
-        each(names, runs, lambda _, run: headline(run) + stages_table(run)),
-        differences(names, runs) if len(runs) > 1 else "",
-        section("Look around", looks(shown, len(runs) > 1), "A click on a picture opens it in the large view."),
-        section("Classes", charts(class_charts(names, runs)), "After the last step, on the validation sets."),
-        section("Training", charts(curves(names, runs))),
-        section("Confusion", charts(confusions(names, runs)), "Rows are true classes, columns predicted ones."),
-        section("Around the panorama", "".join(region_tables(names, runs))),
-        section("Pseudo-labels", charts(pseudo_labels(names, runs))),
-        section("Prototypes", charts(prototypes(names, runs)), "Cosine similarity of the final stage's prototypes."),
-        section("How it was made", each(names, runs, lambda _, run: provenance(run))),
+        side_by_side(named, lambda run: headline(run) + stages_table(run)),
+        differences(named) if len(runs) > 1 else "",
+        section("Look around", viewers(shown, len(runs) > 1), "A click on a picture opens it in the large view."),
+        section("Classes", charts(class_charts(named)), "After the last step, on the validation sets."),
+        section("Training", charts(curves(named))),
+        section("Confusion", charts(confusions(named)), "Rows are true classes, columns predicted ones."),
+        section("Around the panorama", "".join(region_tables(named))),
+        section("Pseudo-labels", charts(pseudo_labels(named))),
+        section("Prototypes", charts(prototypes(named)), "Cosine similarity of the final stage's prototypes."),
+        section("How it was made", side_by_side(named, provenance)),
     ]
-    return page(title, "\n".join(filter(None, sections)), [data for _, _, data in shown])
+    return page(title, "\n".join(filter(None, sections)), list(shown.values()))
 
 
 def section(title: str, content: str, words: str = "") -> str:
@@ -77,10 +78,10 @@ def charts(figures: Iterable[str]) -> str:
     return f'<div class="charts">{inside}</div>' if inside else ""
 
 
-def each(names: Sequence[str], runs: Sequence[RunFolder], draw: Callable[[str, RunFolder], str]) -> str:
+def side_by_side(runs: Runs, draw: Callable[[RunFolder], str]) -> str:
     """The same of every run, side by side, under their names where there are several."""
-    heads = [f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "" for name in names]
-    parts = [head + draw(name, run) for head, name, run in zip(heads, names, runs, strict=True)]
+    heads = [f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "" for name in runs]
+    parts = [head + draw(run) for head, run in zip(heads, runs.values(), strict=True)]
     return f'<div class="runs">{"".join(f"<article>{part}</article>" for part in parts)}</div>'
 
 
@@ -90,15 +91,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
     return f'<div class="wide"><table class="{kind}"><tr>{cells}</tr>{body}</table></div>'
 
 
-def unlike(names: Sequence[str]) -> list[str]:
+def distinct(names: Sequence[str]) -> list[str]:
     """Names that distinguish the runs."""
     doubled = [name for name in names if names.count(name) > 1]
     return [f"{name} ({place})" if name in doubled else name for place, name in enumerate(names, 1)]
 
 
-def prefixed(names: Sequence[str], name: str, what: str) -> str:
+def prefixed(runs: Runs, name: str, what: str) -> str:
     """What a curve or bar is called: with its run's name where there are several."""
-    return what if len(names) == 1 else f"{name}: {what}"
+    return what if len(runs) == 1 else f"{name}: {what}"
 
 
 # ---- figures ----
@@ -137,52 +138,50 @@ def stages_table(run: RunFolder) -> str:
     return table(("stage", *scores, "steps", "minutes", "s/step"), rows) + note
 
 
-def differences(names: Sequence[str], runs: Sequence[RunFolder]) -> str:
-    flat = [flatten(run.config) for run in runs]
-    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not is_incidental(key)]
-    unequal = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+def differences(runs: Runs) -> str:
+    flat, unequal = differing([run.config for run in runs.values()])
     rows = []
-    for stage in dict.fromkeys(stage for run in runs for stage in run.config.get("stages", {})):
-        done = [stage in run.stages for run in runs]
+    for stage in dict.fromkeys(stage for run in runs.values() for stage in run.config.get("stages", {})):
+        done = [stage in run.stages for run in runs.values()]
         if not all(done):  # its settings say nothing more
             unequal = [key for key in unequal if not key.startswith(f"stages.{stage}.")]
         if len({*done}) > 1:
             rows.append((f"stage {stage}", *("yes" if there else "no" for there in done)))
     rows += [(key, *(str(one.get(key, "–")) for one in flat)) for key in unequal[:MOST_SHOWN]]
     more = f"The first {MOST_SHOWN} of {len(unequal)} settings." if len(unequal) > MOST_SHOWN else ""
-    return section("What differs", table(("setting", *names), rows, "settings") if rows else "Nothing.", more)
+    return section("What differs", table(("setting", *runs), rows, "settings") if rows else "Nothing.", more)
 
 
-def class_charts(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
-    for side in dict.fromkeys(side for run in runs for stage in run.stages.values() for side in stage.scores):
+def class_charts(runs: Runs) -> Iterable[str]:
+    for side in dict.fromkeys(side for run in runs.values() for stage in run.stages.values() for side in stage.scores):
         columns: dict[str, Mapping[str, float]] = {}
-        for name, run in zip(names, runs, strict=True):
-            for stage, scores in ends(run, side).items():
+        for name, run in runs.items():
+            for stage, scores in first_and_final(run, side).items():
                 iou = confusion(scores).scores().iou
-                columns[prefixed(names, name, stage)] = dict(zip(class_names(run), iou, strict=True))
+                columns[prefixed(runs, name, stage)] = dict(zip(class_names(run), iou, strict=True))
         classes = dict.fromkeys(key for column in columns.values() for key in column)
         rows = {key: [column.get(key) for column in columns.values()] for key in classes}
         if rows:
             yield bars(f"IoU in % on the {side}", rows, list(columns))
 
 
-def curves(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
+def curves(runs: Runs) -> Iterable[str]:
     scores: dict[str, Points] = {}
-    for name, run in zip(names, runs, strict=True):
+    for name, run in runs.items():
         before = 0
         for stage in run.stages.values():
             steps = max((step for points in stage.curves.values() for step, _ in points), default=0)
             for key, points in stage.curves.items():
                 if key.startswith(MIOU):
-                    label = prefixed(names, name, key.removeprefix(MIOU))
+                    label = prefixed(runs, name, key.removeprefix(MIOU))
                     scores[label] = [*scores.get(label, ()), *((before + step, value) for step, value in points)]
             before += int(steps)
     yield lines("mIoU in % over all stages' steps", scores)
     for title, wanted in (("losses", is_loss), ("learning rates", lambda key: key.startswith(RATES))):
-        for stage in dict.fromkeys(stage for run in runs for stage in run.stages):
+        for stage in dict.fromkeys(stage for run in runs.values() for stage in run.stages):
             series = {
-                prefixed(names, name, key.removeprefix(RATES)): points
-                for name, run in zip(names, runs, strict=True) if stage in run.stages
+                prefixed(runs, name, key.removeprefix(RATES)): points
+                for name, run in runs.items() if stage in run.stages
                 for key, points in run.stages[stage].curves.items() if wanted(key)
             }  # fmt: skip
             yield lines(f"{stage}: {title}", series)
@@ -192,29 +191,27 @@ def is_loss(key: str) -> bool:
     return not key.startswith(NO_LOSSES)
 
 
-def confusions(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
-    for name, run in zip(names, runs, strict=True):
+def confusions(runs: Runs) -> Iterable[str]:
+    for name, run in runs.items():
         side = run.summary.get("goal")
-        for stage, scores in ends(run, side).items() if side else ():
+        for stage, scores in first_and_final(run, side).items():
             counts = confusion(scores).counts.double()
             shares = (counts / counts.sum(1, keepdim=True))[:, :-1].tolist()
-            title = f"{prefixed(names, name, stage)}, on the {side}"
+            title = f"{prefixed(runs, name, stage)}, on the {side}"
             yield matrix(title, class_names(run), shares, "{value} of {row} is predicted as {column}")
 
 
-def region_tables(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
+def region_tables(runs: Runs) -> Iterable[str]:
     """mIoU of the seam's columns and of bands of latitude."""
-    for name, run in zip(names, runs, strict=True):
-        side = run.summary.get("goal")
-        stages = {stage: scores["regions"] for stage, scores in (ends(run, side) if side else {}).items()}
-        stages = {stage: regions for stage, regions in stages.items() if regions}
+    for name, run in runs.items():
+        found = {stage: scores["regions"] for stage, scores in first_and_final(run, run.summary.get("goal")).items()}
+        stages = {stage: regions for stage, regions in found.items() if regions}
         if stages:
-            regions = next(iter(stages.values()))
             rows = [
                 (in_degrees(region, run), *(number(values.get(region)) for values in stages.values()))
-                for region in regions
+                for region in next(iter(stages.values()))
             ]
-            yield table((prefixed(names, name, "mIoU in %"), *stages), rows)
+            yield table((prefixed(runs, name, "mIoU in %"), *stages), rows)
 
 
 def in_degrees(region: str, run: RunFolder) -> str:
@@ -228,30 +225,26 @@ def in_degrees(region: str, run: RunFolder) -> str:
     return f"{region}: {high:.0f}° to {low:.0f}°"
 
 
-def pseudo_labels(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
-    for name, run in zip(names, runs, strict=True):
+def pseudo_labels(runs: Runs) -> Iterable[str]:
+    for name, run in runs.items():
         for stage, facts in run.stages.items():
             if facts.quality:
                 parts = {key: values for key, values in facts.quality.items() if values}
-                classes = parts["coverage"]
-                rows = {c: [percent(values.get(c)) for values in parts.values()] for c in classes}
-                yield bars(f"{prefixed(names, name, stage)}: per class, in %", rows, list(parts))
+                shares = {c: [values.get(c) for values in parts.values()] for c in parts["coverage"]}
+                rows = {c: [None if x is None else 100 * x for x in of] for c, of in shares.items()}
+                yield bars(f"{prefixed(runs, name, stage)}: per class, in %", rows, list(parts))
 
 
-def percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def prototypes(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterable[str]:
-    for name, run in zip(names, runs, strict=True):
+def prototypes(runs: Runs) -> Iterable[str]:
+    for name, run in runs.items():
         if run.evidence.get("prototypes"):
-            title = prefixed(names, name, str(run.summary["final"]))
+            title = prefixed(runs, name, str(run.summary["final"]))
             yield matrix(title, class_names(run), run.evidence["prototypes"], "{row} and {column}: {value}")
 
 
-def ends(run: RunFolder, side: str) -> dict[str, Mapping[str, Any]]:
+def first_and_final(run: RunFolder, side: str | None) -> dict[str, Mapping[str, Any]]:
     """The scores on a side of the first stage that has them, and of the final one."""
-    scored = {name: stage.scores[side] for name, stage in run.stages.items() if side in stage.scores}
+    scored = {name: stage.scores[side] for name, stage in run.stages.items() if side and side in stage.scores}
     final = run.summary["final"]
     return {name: scored[name] for name in dict.fromkeys((*list(scored)[:1], final)) if name in scored}
 
@@ -283,10 +276,10 @@ def pictures(run: RunFolder) -> tuple[list[Seen], LabelSpace | None]:
     return seen, LabelSpace.from_dict(run.config["labels"])
 
 
-def looks(shown: Sequence[tuple[str, RunFolder, Any]], named: bool) -> str:
+def viewers(shown: Iterable[str], named: bool) -> str:
     """Each run's viewer with the flat pictures of all its panoramas below it."""
     parts = []
-    for place, (name, _, _) in enumerate(shown):
+    for place, name in enumerate(shown):
         head = f"<h3>{escape(name)}</h3>" if named else ""
         places = "".join(f'<div class="{kind}" data-group="{place}"></div>' for kind in ("viewer", "panels"))
         parts.append(f"<article>{head}{places}</article>")
@@ -304,7 +297,7 @@ def provenance(run: RunFolder) -> str:
         "The working tree was changed: git.diff in the run's folder has the differences. " if made.get("dirty") else ""
     )
     command = run.evidence.get("command") or "# the command was not recorded; config.yaml holds every setting"
-    rows = [(key, in_words(value)) for key, value in made.items() if key not in ("revision", "dirty", "packages")]
+    rows = [(key, str(value or "none")) for key, value in made.items() if key not in ("revision", "dirty", "packages")]
     rows += list(made.get("packages", {}).items())
     settings = "".join(
         details(f"Settings of {name}", f"<pre>{escape(yaml.safe_dump(dict(stage.settings), sort_keys=False))}</pre>")
@@ -321,7 +314,3 @@ def provenance(run: RunFolder) -> str:
 
 def details(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
-
-
-def in_words(value: Any) -> str:
-    return "none" if value is None else str(value)

@@ -53,36 +53,48 @@ class RunFolder:
         return str(self.summary.get("name") or self.folder.name)
 
 
+def read_figures(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A run's summary and settings.
+
+    Raises:
+        ConfigError: the folder holds no finished run.
+        DamagedFile: a file cannot be read.
+    """
+    summary, path = read_json(folder / "summary.json", SUMMARY, AGAIN), folder / "config.yaml"
+    if summary is None or not path.is_file():
+        raise ConfigError(f"{folder} is no finished run: name the folders of such, e.g. runs/pin2pan_toy")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}): {AGAIN}") from error
+    if not isinstance(config, Mapping):
+        raise DamagedFile(f"{path} is damaged (it holds {type(config).__name__}): {AGAIN}")
+    return summary, config
+
+
 def read_run(folder: Path) -> RunFolder:
-    """Raises ConfigError where the folder holds no finished run, DamagedFile for a file that cannot be read."""
-    summary = read_json(folder / "summary.json", SUMMARY, AGAIN)
-    if summary is None or not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is no finished run: name the folder of one, e.g. run=runs/pin2pan_toy")
+    """All of a run; raises what `read_figures` does."""
+    summary, config = read_figures(folder)
     stages = {name: read_stage(folder / name) for name in summary["stages"]}
-    config = read_config(folder / "config.yaml", AGAIN)
     return RunFolder(
-        folder, summary, config, known(folder / "environment.json"), known(folder / "report" / "report.json"), stages
+        folder,
+        summary,
+        config,
+        read_if_any(folder / "environment.json"),
+        read_if_any(folder / "report" / "report.json"),
+        stages,
     )
 
 
 def read_stage(folder: Path) -> StageFolder:
-    settings = known(folder / "settings.json").get("stage", {})
-    return StageFolder(settings, read_curves(folder), known(folder / "scores.json"), known(folder / "quality.json"))
+    settings = read_if_any(folder / "settings.json").get("stage", {})
+    return StageFolder(
+        settings, read_curves(folder), read_if_any(folder / "scores.json"), read_if_any(folder / "quality.json")
+    )
 
 
-def known(path: Path) -> Mapping[str, Any]:
+def read_if_any(path: Path) -> Mapping[str, Any]:
     return read_json(path, (), AGAIN) or {}
-
-
-def read_config(path: Path, fix: str) -> Mapping[str, Any]:
-    """The settings of a finished run; DamagedFile, which says the fix, where the file is cut or empty."""
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DamagedFile(f"{path} is damaged ({error}): {fix}") from error
-    if not isinstance(config, Mapping):
-        raise DamagedFile(f"{path} is damaged (it holds {type(config).__name__}): {fix}")
-    return config
 
 
 def read_curves(folder: Path) -> dict[str, Points]:

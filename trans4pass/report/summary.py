@@ -28,11 +28,8 @@ def summarise(
     stages = {}
     for stage, result in results.items():
         if "last" in result:
-            stages[stage] = {
-                **result["last"],
-                **{key: result.get(key) for key in FACTS},
-                MEANS: result.get(MEANS, {}),
-            }
+            facts = {key: result.get(key) for key in FACTS}
+            stages[stage] = {**result["last"], **facts, MEANS: result.get(MEANS, {})}
         stages.setdefault(stage, {})["seconds"] = result.get("seconds", 0.0)
         stages[stage] |= {key: result[key] for key in ("kept", "bad_samples") if key in result}
         stages[stage] |= (unlabelled or {}).get(stage, {})

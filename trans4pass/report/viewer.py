@@ -100,11 +100,11 @@ def _picture(seen: Seen) -> dict[str, Any]:
     return {"name": seen.name, "note": seen.note, "camera": camera, "photo": uri, "maps": maps}
 
 
-def shrunk(photo: Image.Image, largest: int = LARGEST) -> Image.Image:
-    """A picture at most `largest` pixels wide."""
-    if photo.width <= largest:
+def shrunk(photo: Image.Image) -> Image.Image:
+    """A picture at most `LARGEST` pixels wide."""
+    if photo.width <= LARGEST:
         return photo
-    return photo.resize((largest, round(photo.height * largest / photo.width)), Image.Resampling.LANCZOS)
+    return photo.resize((LARGEST, round(photo.height * LARGEST / photo.width)), Image.Resampling.LANCZOS)
 
 
 def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
