@@ -28,12 +28,12 @@ def test_statistics_are_blended_and_black_pixels_neither_count_nor_change(streng
 
 def test_a_segmentor_aligns_before_it_normalises() -> None:
     torch.manual_seed(0)
-    plain = create_model("trans4pass_micro", 3, embed_dim=16).eval()
+    unaligned = create_model("trans4pass_micro", 3, embed_dim=16).eval()
     aligned = create_model("trans4pass_micro", 3, embed_dim=16, align=0.5, statistics={"mean": MEAN, "std": STD}).eval()
-    assert plain.state_dict().keys() == aligned.state_dict().keys()  # statistics are settings, not weights
-    aligned.load_state_dict(plain.state_dict())
+    assert unaligned.state_dict().keys() == aligned.state_dict().keys()  # statistics are settings, not weights
+    aligned.load_state_dict(unaligned.state_dict())
     picture = image().float()
-    assert torch.equal(aligned(picture).logits, plain(Alignment(0.5, MEAN, STD)(picture)).logits)
+    assert torch.equal(aligned(picture).logits, unaligned(Alignment(0.5, MEAN, STD)(picture)).logits)
 
 
 def test_strength_and_statistics_belong_together() -> None:

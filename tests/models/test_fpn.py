@@ -3,19 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.models.pyramids import CHANNELS, DILATED, ODD, pyramid
 from trans4pass.errors import ConfigError
 from trans4pass.models.heads.fpn import FPNHead
-
-CHANNELS = (8, 12, 20, 24)
-
-
-def pyramid(*sizes: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(2, dim, *size, generator=generator, dtype=torch.float64) for dim, size in zip(CHANNELS, sizes)]
-
-
-ODD = ((13, 19), (7, 10), (4, 5), (2, 3))
-DILATED = ((13, 19), (7, 10), (7, 10), (7, 10))
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -140,12 +140,12 @@ def test_other_parts_cannot_be_frozen(what) -> None:
 
 @pytest.mark.parametrize("name", [VIT, "timm/tiny_vit_patch16_dinov3", "timm/tiny_swin", "trans4pass_micro"])
 def test_adapters_start_as_the_layer_and_alone_learn(name: str) -> None:
-    plain = model_of(name)
+    base = model_of(name)
     model = model_of(name, lora={"rank": 2, "alpha": 4.0}, drop_path=0.0)  # no block may be left out
-    load_weights_of(plain, model)
+    load_weights_of(base, model)
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(model.eval()(image).logits, plain.eval()(image).logits, atol=1e-6)
+        assert torch.allclose(model.eval()(image).logits, base.eval()(image).logits, atol=1e-6)
     assert all("parametrizations" in k or k.startswith(("head.", "encoder.pyramid.")) for k in trained(model))
     step(model)
     step(model)
@@ -153,10 +153,10 @@ def test_adapters_start_as_the_layer_and_alone_learn(name: str) -> None:
     assert not still
     with torch.no_grad():
         learned = model.eval()(image).logits
-        assert not torch.allclose(learned, plain(image).logits, atol=1e-3)
+        assert not torch.allclose(learned, base(image).logits, atol=1e-3)
         merge_adapters(model)
         assert torch.equal(model(image).logits, learned)
-    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert model.state_dict().keys() == base.state_dict().keys()
 
 
 def load_weights_of(source: nn.Module, target: nn.Module) -> None:
@@ -166,15 +166,15 @@ def load_weights_of(source: nn.Module, target: nn.Module) -> None:
 
 def test_files_with_and_without_adapters_fit_either_model() -> None:
     """By hand: a weight of 1, up 2 and down 3 of rank 1 at alpha 0.5 make 1 + 0.5 * 6 = 4."""
-    adapted, plain = model_of(VIT, lora={"rank": 1, "alpha": 0.5}), model_of(VIT)
+    adapted, base = model_of(VIT, lora={"rank": 1, "alpha": 0.5}), model_of(VIT)
     layer = adapted.encoder.body.model.blocks[0].attn.qkv.parametrizations.weight
     with torch.no_grad():
         for tensor, value in ((layer.original, 1.0), (layer[0].up, 2.0), (layer[0].down, 3.0)):
             tensor.fill_(value)
-    load_weights_of(adapted, plain)
-    assert plain.encoder.body.model.blocks[0].attn.qkv.weight.eq(4).all()
+    load_weights_of(adapted, base)
+    assert base.encoder.body.model.blocks[0].attn.qkv.weight.eq(4).all()
     fresh = model_of(VIT, lora=True)
-    load_weights_of(plain, fresh)
+    load_weights_of(base, fresh)
     layer = fresh.encoder.body.model.blocks[0].attn.qkv.parametrizations.weight
     assert layer.original.eq(4).all() and not layer[0].up.any() and layer[0].scale == 2
 

@@ -44,17 +44,17 @@ def align_channels(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Images (B,3,H,W) with the mean and deviation (.., 3,1,1) that are wanted."""
     has_mean, has_std = channel_statistics(image)
     aligned = (image - has_mean) / has_std.clamp_min(SMALLEST) * std + mean
-    return aligned.where(seen(image), image)
+    return aligned.where(not_black(image), image)
 
 
 def channel_statistics(image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation (B,3,1,1) of each image's channels, (B,3,H,W)."""
-    counted = seen(image).to(image)
+    counted = not_black(image).to(image)
     count = counted.sum((2, 3), keepdim=True).clamp_min(1)
     mean = (image * counted).sum((2, 3), keepdim=True) / count
     return mean, (((image - mean) * counted).square().sum((2, 3), keepdim=True) / count).sqrt()
 
 
-def seen(image: Tensor) -> Tensor:
+def not_black(image: Tensor) -> Tensor:
     """(B,3,H,W) -> (B,1,H,W), which pixels are not black."""
     return image.amax(1, keepdim=True) > 0

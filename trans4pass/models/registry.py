@@ -131,11 +131,11 @@ def create_model(
             "keeps in its checkpoints: start from one of those, or give statistics={mean: [r, g, b], std: [r, g, b]}"
         )
     alignment = Alignment(align, **statistics) if align and statistics else None
-    encoder: Any = assemble(make_encoder, "model", taken(make_encoder, settings))
+    encoder: Any = assemble(make_encoder, "model", accepted(make_encoder, settings))
     context = None if ecrm is False else assemble(ECRM, "model.ecrm", ecrm, encoder.channels, num_classes)
     edge_head = None if edges is False else assemble(ReverseEdgeHead, "model.edges", edges, encoder.channels)
     channels = encoder.channels if context is None else context.channels
-    decoder = assemble(make_head, "model.head", {**taken(make_head, settings), **chosen}, channels, num_classes)
+    decoder = assemble(make_head, "model.head", {**accepted(make_head, settings), **chosen}, channels, num_classes)
     model = Segmentor(encoder, decoder, context, edge_head, alignment)
     if freeze and lora is not False:
         raise ConfigError("model.lora freezes the encoder by itself: leave model.freeze empty, or lora=false")
@@ -174,7 +174,7 @@ def circular_twin(model: Segmentor) -> Segmentor:
     return twin.to("meta")
 
 
-def taken(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def accepted(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings that `make` takes, and that it has not been given yet."""
     preset = make.keywords if isinstance(make, functools.partial) else {}
     takes = inspect.signature(make).parameters

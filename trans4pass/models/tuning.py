@@ -133,10 +133,10 @@ def adapted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
     """A state under the names of a model with or without adapters, which it was saved without or with."""
     result = {}
     for key, value in state.items():
-        plain, original = key.replace(ORIGINAL, ".weight"), re.sub(r"\.weight$", ORIGINAL, key)
-        if plain != key and plain in wanted:
+        merged, original = key.replace(ORIGINAL, ".weight"), re.sub(r"\.weight$", ORIGINAL, key)
+        if merged != key and merged in wanted:
             up, down, scale = (state[key.replace(ORIGINAL, ADAPTER + part)] for part in ("up", "down", "scale"))
-            result[plain] = value + scale * (up @ down)
+            result[merged] = value + scale * (up @ down)
         elif original in wanted:
             result[original] = value
         elif ADAPTER not in key or f"{key.split(ADAPTER)[0]}.weight" not in wanted:

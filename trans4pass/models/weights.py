@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trans4pass.errors import ConfigError, WeightsError
+from trans4pass.errors import ConfigError, WeightsError, first_line
 from trans4pass.hub import fetched
 
 from .encoders.mix_transformer import MIX_SIZES
@@ -255,11 +255,11 @@ def read_file(path: str | PathLike) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no PyTorch checkpoint, or holds Python objects, which could run code when read. If you trust "
-            f"it, load it with weights_only=False and save its state_dict alone. ({_first_line(error)})"
+            f"it, load it with weights_only=False and save its state_dict alone. ({first_line(error)})"
         ) from error
     except Exception as error:  # a damaged pickle makes its reader raise almost anything
         raise WeightsError(
-            f"{path} cannot be read: it is cut off, damaged or no checkpoint; get it again. ({_first_line(error)})"
+            f"{path} cannot be read: it is cut off, damaged or no checkpoint; get it again. ({first_line(error)})"
         ) from error
 
 
@@ -284,10 +284,6 @@ def _check_archive(path: Path) -> None:
         damaged = archive.testzip() or next(folders, None)
     if damaged:
         raise WeightsError(f"{path} is damaged at {damaged}: copy it again, or use the one before it")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]:
@@ -403,14 +399,10 @@ def _holds_numbers(tensor: Tensor) -> bool:
 
 def _settings(held: Variant, asked: Variant) -> str:
     """The settings of `held` that differ from `asked`, as they would be typed."""
+    words = {"name": "model={}", "num_classes": "labels with {} classes"}
     differ = []
-    if held.name != asked.name:
-        differ.append(f"model={held.name}")
-    if held.num_classes != asked.num_classes:
-        differ.append(f"labels with {held.num_classes} classes")
-    for key in ("embed_dim", "deform", "head", "ecrm", "edges"):
-        value = getattr(held, key)
+    for key, value in held._asdict().items():
         if value != getattr(asked, key) and (value is not None or key == "head"):
             shown = str(list(value) if isinstance(value, tuple) else value).lower().replace(" ", "")
-            differ.append(f"model.{key}={shown.replace('none', 'null')}")
+            differ.append(words.get(key, f"model.{key}={{}}").format(shown.replace("none", "null")))
     return " and ".join(differ)
