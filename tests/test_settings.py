@@ -66,8 +66,8 @@ def with_others(first: int, **others: Any) -> None: ...
         (torch.optim.SGD, {"lr": 1, "momentum": 0.9, "nesterov": True}, (), 1),
     ],
 )
-def test_what_a_target_takes_passes(target: Callable, settings: dict, given: tuple, positional: int) -> None:
-    assert checked(target, settings, "here", given, positional) == settings
+def test_what_a_target_takes_passes(target: Callable, settings: dict, bound: tuple, positional: int) -> None:
+    assert checked(target, settings, "here", bound, positional) == settings
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_it_does_not_take_is_named_in_one_line(target: Callable, settings: 
 
 def test_what_the_code_gives_is_not_a_setting() -> None:
     with pytest.raises(ConfigError, match=r"here\.width has no effect: Base takes rate"):
-        checked(Base, {"width": 1}, "here", given={"width"})
+        checked(Base, {"width": 1}, "here", bound={"width"})
     with pytest.raises(ConfigError, match=r"here\.first has no effect: function takes second"):
         checked(function, {"first": 1}, "here", positional=1)
 

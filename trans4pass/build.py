@@ -66,7 +66,7 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
     for key in ("_target_", "_partial_"):
         values.pop(key, None)
     values = {key: _built(value, f"{where}.{key}", extra) for key, value in values.items()}
-    values = checked(target, values, where, given=extra, positional=len(args), partial=partial)
+    values = checked(target, values, where, bound=extra, positional=len(args), partial=partial)
     if partial:
         return functools.partial(target, *args, **values)
     try:

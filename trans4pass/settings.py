@@ -1,8 +1,8 @@
 """Settings against the annotations of what takes them: the one place where types, ranges and names are checked."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from functools import cache, partial
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -28,7 +28,7 @@ def checked(
     target: Callable[..., Any],
     values: Mapping[str, Any],
     where: str,
-    given: Collection[str] = (),
+    bound: Collection[str] = (),
     positional: int = 0,
     partial: bool = False,
 ) -> dict[str, Any]:
@@ -37,12 +37,12 @@ def checked(
     Args:
         target: a function or class; its annotations may hold ranges, as `Positive` does.
         where: the settings' place in the configuration, for messages.
-        given, positional: parameters that the code gives, by name, and their number in front.
+        bound, positional: parameters that the code gives, by name, and their number in front.
         partial: whether some may be given later, so that none is missing yet.
     Raises:
         ConfigError: a name that `target` does not take, one that it lacks, a value of another type or out of its range.
     """
-    known = {name: hint for name, hint in list(_parameters(target).items())[positional:] if name not in given}
+    known = {name: hint for name, hint in list(_parameters(target).items())[positional:] if name not in bound}
     for name in values:
         if name not in known and OTHERS not in known:
             raise ConfigError(f"{_at(where, name)} has no effect: {_name(target)} takes {_listed(name, known)}")
@@ -88,20 +88,34 @@ def _name(target: Callable[..., Any]) -> str:
     return target.func.__name__ if isinstance(target, partial) else target.__name__
 
 
+def closest(word: str, known: Collection[str]) -> str:
+    """The known word that is most similar, by all its letters and once more by those behind its last dot, or ""."""
+
+    def likeness(other: str) -> float:
+        pairs = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
+        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    near = max(sorted(known), key=likeness, default="")
+    return near if likeness(near) > 1.1 else ""
+
+
 def nearest(name: str, known: Collection[str]) -> str:
-    """` Did you mean <the most similar>?`, or nothing."""
-    near = get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+    """` Did you mean <the closest>?`, or nothing."""
+    near = closest(name, known)
+    return f" Did you mean {near}?" if near else ""
 
 
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    flat = {}
+def nested(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings, the inner mappings among them."""
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from nested(value, f"{prefix}{key}.")
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """What nested mappings hold, by dotted key."""
+    return {key: value for key, value in nested(values, prefix) if not isinstance(value, Mapping)}
 
 
 def _listed(name: str, known: Collection[str]) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.data.conftest import LABELS
 from tests.data.tiny_images import SIZE, label_map, picture, save
+from trans4pass.build import build
 from trans4pass.data import Folder, Stanford2D3D, Structured3D, SynPASS, TrainTransform
 from trans4pass.data.stanford2d3d import AREAS, CLASSES, FOLDS, decode_colours
 from trans4pass.errors import ConfigError, DataError
@@ -54,8 +55,9 @@ def test_synpass_weathers_can_be_chosen(synpass_root, synpass22):
 
 @pytest.mark.parametrize("weather", ["fog", [], ["snow"]])
 def test_synpass_unknown_weather_is_refused(synpass_root, synpass22, weather):
-    with pytest.raises(ConfigError, match="cloud, fog, rain, sun"):
-        SynPASS(synpass_root, "val", synpass22, weather=weather)
+    config = {"_target_": "trans4pass.data.SynPASS", "root": str(synpass_root), "split": "val", "weather": weather}
+    with pytest.raises(ConfigError, match=r"^data\.dataset\.weather"):
+        build(config, "data.dataset", labels=synpass22)
 
 
 def test_synpass_list_picks_the_images_of_the_split(synpass_root, synpass22):
@@ -79,8 +81,9 @@ def test_synpass_day_and_night_find_their_lists(synpass_root, synpass22):
     assert names(SynPASS(synpass_root, "val", synpass22, time="night")) == ["fog/MAP_1_point1/000000"]
     with pytest.raises(DataError, match=r"there are: lists/night_test\.txt, lists/night_val\.txt"):
         SynPASS(synpass_root, "train", synpass22, time="night")
-    with pytest.raises(ConfigError, match="time=noon is none of day, night"):
-        SynPASS(synpass_root, "val", synpass22, time="noon")
+    config = {"_target_": "trans4pass.data.SynPASS", "root": str(synpass_root), "split": "val", "time": "noon"}
+    with pytest.raises(ConfigError, match="time is 'noon': input should be 'day' or 'night'"):
+        build(config, "data.dataset", labels=synpass22)
     with pytest.raises(ConfigError, match="leave one of them null"):
         SynPASS(synpass_root, "val", synpass22, time="day", subset_list="lists/Day.txt")
 
@@ -144,8 +147,9 @@ def test_stanford_areas_can_be_given(stanford_root, indoor13):
     "settings", [{"kind": "fisheye"}, {"fold": 4}, {"areas": {"val": [5]}}, {"areas": {"val": []}}, {"split": "test"}]
 )
 def test_stanford_settings_that_do_not_exist_are_refused(stanford_root, indoor13, settings):
+    config = {"_target_": "trans4pass.data.Stanford2D3D", "root": str(stanford_root), "split": "val"}
     with pytest.raises(ConfigError):
-        Stanford2D3D(stanford_root, **{"split": "val", "labels": indoor13, **settings})
+        build(config | settings, "data.dataset", labels=indoor13)
 
 
 def stanford_rows(stanford_root, labels, **settings) -> list[str | None]:
@@ -285,7 +289,7 @@ def test_structured3d_without_scenes_of_the_split_says_which_it_needs(structured
 
 
 @pytest.fixture
-def own_root(tmp_path):
+def folder_root(tmp_path):
     root = tmp_path / "own"
     for i, name in enumerate(("a", "b/c.d")):
         save(root / f"images/train/{name}.{('jpg', 'PNG')[i]}", picture(i))
@@ -294,8 +298,8 @@ def own_root(tmp_path):
     return root
 
 
-def test_folder_pairs_images_and_labels_by_name(own_root, cityscapes19):
-    dataset = Folder(own_root, "train", cityscapes19)
+def test_folder_pairs_images_and_labels_by_name(folder_root, cityscapes19):
+    dataset = Folder(folder_root, "train", cityscapes19)
     assert names(dataset) == ["a", "b/c.d"]
     assert np.array_equal(dataset[1]["label"], label_map(1, [0, 18, 255]))
     assert np.array_equal(dataset[1]["image"].permute(1, 2, 0), picture(1))
@@ -310,17 +314,17 @@ def test_folder_takes_suffixes_encoding_and_folders_without_splits(tmp_path, cit
     assert names(dataset) == ["1"] and set(dataset[0]["label"].unique().tolist()) == {0, 18}
 
 
-def test_folder_without_annotations_is_unlabelled(own_root, cityscapes19):
-    dataset = Folder(own_root, "train", cityscapes19, annotations=None)
+def test_folder_without_annotations_is_unlabelled(folder_root, cityscapes19):
+    dataset = Folder(folder_root, "train", cityscapes19, annotations=None)
     assert not dataset.labelled and (dataset[0]["label"] == IGNORE).all()
     with pytest.raises(ConfigError, match="annotations"):
-        Folder(own_root, "train", cityscapes19, annotations=None, labelled=True)
+        Folder(folder_root, "train", cityscapes19, annotations=None, labelled=True)
 
 
-def test_folder_is_a_panorama_where_it_is_declared(own_root, cityscapes19):
-    assert Folder(own_root, "train", cityscapes19, panorama=True, transform=ROLL).panorama
+def test_folder_is_a_panorama_where_it_is_declared(folder_root, cityscapes19):
+    assert Folder(folder_root, "train", cityscapes19, panorama=True, transform=ROLL).panorama
     with pytest.raises(ConfigError, match="yaw_roll"):
-        Folder(own_root, "train", cityscapes19, transform=ROLL)
+        Folder(folder_root, "train", cityscapes19, transform=ROLL)
 
 
 @pytest.mark.parametrize(("width", "hinted"), [(64, True), (75, True), (76, False), (200, False)])
@@ -333,23 +337,23 @@ def test_a_panorama_that_is_too_narrow_to_go_round_gets_one_hint(tmp_path, citys
     Folder(tmp_path, "train", cityscapes19, annotations=None, panorama=True)
 
 
-def test_folder_names_what_it_lacks(own_root, cityscapes19):
-    (own_root / "texts").mkdir()
-    (own_root / "images/train/notes.txt").rename(own_root / "texts/notes.txt")
+def test_folder_names_what_it_lacks(folder_root, cityscapes19):
+    (folder_root / "texts").mkdir()
+    (folder_root / "images/train/notes.txt").rename(folder_root / "texts/notes.txt")
     with pytest.raises(DataError, match="texts holds no picture"):
-        Folder(own_root, "train", cityscapes19, images="texts")
-    (own_root / "annotations/train/a.png").unlink()
+        Folder(folder_root, "train", cityscapes19, images="texts")
+    (folder_root / "annotations/train/a.png").unlink()
     with pytest.raises(DataError, match=r"a\.jpg has no label; looked for .*annotations/train/a\.png"):
-        Folder(own_root, "train", cityscapes19)
-    shutil.rmtree(own_root / "annotations")
+        Folder(folder_root, "train", cityscapes19)
+    shutil.rmtree(folder_root / "annotations")
     with pytest.raises(DataError, match=r"has no label \(nor have 1 more"):
-        Folder(own_root, "train", cityscapes19)
+        Folder(folder_root, "train", cityscapes19)
 
 
-def test_one_name_of_two_suffixes_is_refused(own_root, cityscapes19):
-    save(own_root / "images/train/a.png", picture(0))
+def test_one_name_of_two_suffixes_is_refused(folder_root, cityscapes19):
+    save(folder_root / "images/train/a.png", picture(0))
     with pytest.raises(DataError, match="would both be named 'a'"):
-        Folder(own_root, "train", cityscapes19)
+        Folder(folder_root, "train", cityscapes19)
 
 
 # ----------------------------------------------------------------------------------------------------------- all sets
@@ -369,10 +373,10 @@ def test_a_label_space_that_does_not_fit_is_refused(synpass_root, stanford_root,
         family(root, "val", cityscapes19, labelled=False)
 
 
-def test_own_label_space_needs_no_encodings(own_root):
+def test_own_label_space_needs_no_encodings(folder_root):
     classes = {str(i): [i, i, i] for i in range(19)}
     space = LabelSpace.from_dict({"name": "own19", "classes": classes, "encodings": {}})
-    assert Folder(own_root, "train", space)[0]["label"].max() == IGNORE
+    assert Folder(folder_root, "train", space)[0]["label"].max() == IGNORE
 
 
 def test_synpass_lists_read_linked_folders_and_byte_order_marks(synpass_root, synpass22):
@@ -386,11 +390,11 @@ def test_synpass_lists_read_linked_folders_and_byte_order_marks(synpass_root, sy
     ]
 
 
-def test_folder_follows_links_but_not_back_to_itself(own_root, cityscapes19, tmp_path):
-    before = len(Folder(own_root, "train", cityscapes19, annotations=None))
+def test_folder_follows_links_but_not_back_to_itself(folder_root, cityscapes19, tmp_path):
+    before = len(Folder(folder_root, "train", cityscapes19, annotations=None))
     save(tmp_path / "elsewhere" / "x.png", picture(0))
-    (own_root / "images/train/linked").symlink_to(tmp_path / "elsewhere")
-    (own_root / "images/train/back").symlink_to(own_root / "images")
-    names = [item.name for item in Folder(own_root, "train", cityscapes19, annotations=None).items]
+    (folder_root / "images/train/linked").symlink_to(tmp_path / "elsewhere")
+    (folder_root / "images/train/back").symlink_to(folder_root / "images")
+    names = [item.name for item in Folder(folder_root, "train", cityscapes19, annotations=None).items]
     assert len(names) == before + 1
     assert "linked/x" in names

@@ -247,12 +247,12 @@ def test_prototypes_start_from_what_is_right_as_in_evaluation(training: bool, to
 )
 def test_bad_settings_are_refused(term: type[Term], settings: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        checked(term, settings, "term", given=("network", "loss"))
+        checked(term, settings, "term", bound=("network", "loss"))
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0}, {"alpha": 1}, {"temperature": 0.5}, {"bank_scales": (0.5,)}])
 def test_settings_at_their_bounds_are_taken(settings: dict) -> None:
-    settings = checked(PrototypeDistillation, settings, "term", given=("network",))
+    settings = checked(PrototypeDistillation, settings, "term", bound=("network",))
     assert losses(adaptation(prototypes=1.0, **settings), "source")["prototypes"].isfinite()
 
 

@@ -85,9 +85,8 @@ class SegmentationDataset(Dataset):
         self.labels = labels
         self.labelled = labelled is not False
         self.seed = seed
-        self.found = (
-            list(items) if names is None else self._named(list(items), set(names))
-        )  # with the labels that they should have, there or not
+        # With the labels that they should have, there or not.
+        self.found = list(items) if names is None else self._named(list(items), set(names))
         self.items = self._checked(self.found if self.labelled else [item.without_label() for item in self.found])
         if self.labelled:
             self.prepare_labels()

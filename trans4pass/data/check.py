@@ -78,9 +78,7 @@ def begin(dataset: SegmentationDataset) -> Summary:
 
 def examine(dataset: SegmentationDataset, num_workers: int = 0) -> Iterator[Finding]:
     """One finding per item, in order, read by `num_workers` processes; labels are read where they should be."""
-    loader = DataLoader(
-        _Findings(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, worker_init_fn=start_worker
-    )
+    loader = DataLoader(_Findings(dataset), batch_size=None, num_workers=num_workers, worker_init_fn=start_worker)
     with starting_workers():
         findings = iter(loader)
     yield from findings
@@ -125,7 +123,3 @@ class _Findings(Dataset):
 
     def __getitem__(self, index: int) -> Finding:
         return examine_item(self.dataset, self.dataset.found[index])
-
-
-def _as_it_is(finding: T) -> T:
-    return finding

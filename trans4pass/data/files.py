@@ -110,8 +110,8 @@ def read_image(path: Path) -> Tensor:
     """An RGB picture of any common PIL mode as uint8 (3,H,W); 16-bit grey keeps its upper 8 bits, alpha is dropped."""
     with _refusing(path):
         data = path.read_bytes()
-        if _is_plain(path, data, "RGB"):
-            return _decoded_plain(data, ImageReadMode.RGB)
+        if _suits_torchvision(path, data, "RGB"):
+            return _decoded_by_torchvision(data, ImageReadMode.RGB)
         picture = _decoded(path)
         if picture.mode.startswith("I"):
             picture = PILImage.fromarray((_sixteen_bits(path, picture) >> 8).astype(np.uint8))
@@ -125,8 +125,8 @@ def read_label(path: Path) -> np.ndarray:
     """Raw label values (H,W), uint8 or uint16."""
     with _refusing(path):
         data = path.read_bytes()
-        if _is_plain(path, data, "L") and data.startswith(PNG):
-            return _decoded_plain(data, ImageReadMode.GRAY)[0].numpy()
+        if _suits_torchvision(path, data, "L") and data.startswith(PNG):
+            return _decoded_by_torchvision(data, ImageReadMode.GRAY)[0].numpy()
         picture = _decoded(path)
         _refuse_lossy(path, picture)
         if picture.mode not in LABEL_MODES:
@@ -171,7 +171,7 @@ def _refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_plain(path: Path, data: bytes, mode: str) -> bool:
+def _suits_torchvision(path: Path, data: bytes, mode: str) -> bool:
     """Whether the file is an 8-bit PNG or JPEG of PIL's mode, of which torchvision makes the pixels that PIL does.
 
     Raises DataError as `_decoded` does for what both refuse.
@@ -190,7 +190,7 @@ def _is_plain(path: Path, data: bytes, mode: str) -> bool:
     return True
 
 
-def _decoded_plain(data: bytes, mode: ImageReadMode) -> Tensor:
+def _decoded_by_torchvision(data: bytes, mode: ImageReadMode) -> Tensor:
     """uint8 (C,H,W), in four fifths of the time for a PNG and a third for a JPEG (tools/benchmark_data.py)."""
     return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
 

@@ -27,13 +27,13 @@ class Mixture(SegmentationDataset):
         self.parts, self.weights = dict(parts), list(weights)
         first = next(iter(self.parts.values()))
         self.labels, self.seed = first.labels, first.seed
-        self.labelled = all(part.labelled for part in self.parts.values())
         self.panorama = all(part.panorama for part in self.parts.values())
         self._collect()
 
     def _collect(self) -> None:
         pairs = [(name, index) for name, part in self.parts.items() for index in range(len(part))]
         self.places = pairs
+        self.labelled = all(part.labelled for part in self.parts.values())
         self.items = [
             replace(self.parts[name].items[index], name=f"{name}/{self.parts[name].items[index].name}")
             for name, index in pairs
@@ -68,7 +68,6 @@ class Mixture(SegmentationDataset):
 
     def _changed(self, parts: Mapping[str, SegmentationDataset]) -> "Mixture":
         other = copy.copy(self)
-        other.labelled = all(part.labelled for part in parts.values())
         other.parts = dict(parts)
         other._collect()
         return other

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
@@ -48,14 +48,12 @@ class Stanford2D3D(SegmentationDataset):
         root: str | Path,
         split: str,
         labels: LabelSpace,
-        kind: str = "pinhole",
-        fold: int = 1,
+        kind: Literal["pinhole", "panorama"] = "pinhole",
+        fold: Literal[1, 2, 3] = 1,
         areas: Mapping[str, Sequence[str | int]] | None = None,
         label_list: str | Path | None = None,
         **common: Unpack[Common],
     ):
-        if kind not in KINDS:
-            raise ConfigError(f"kind={kind!r} is none of {', '.join(KINDS)}")
         self.root, self.label_list, self.class_ids = Path(root), label_list, None
         self.name, self.panorama = f"stanford_{kind}", kind == "panorama"
         folders = [f"area_{area}/{KINDS[kind]}/rgb" for area in split_areas(split, fold, areas)]
@@ -89,11 +87,8 @@ class Stanford2D3D(SegmentationDataset):
 
 
 def split_areas(split: str, fold: int, areas: Mapping[str, Sequence[str | int]] | None) -> list[str]:
-    """The areas of a split, without doubles; ConfigError for a fold, split or area that there is not."""
-    if areas is None:
-        if fold not in FOLDS:
-            raise ConfigError(f"fold={fold!r} is none of {', '.join(map(str, FOLDS))}")
-        areas = FOLDS[fold]
+    """The areas of a split, without doubles; ConfigError for a split or area that there is not."""
+    areas = FOLDS[fold] if areas is None else areas
     if split not in areas:
         raise ConfigError(f"split={split!r} is none of {', '.join(areas)}")
     chosen = list(dict.fromkeys(map(str, areas[split])))

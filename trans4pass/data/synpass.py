@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Annotated, Literal, Unpack, get_args
+
+from annotated_types import MinLen
 
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
@@ -10,8 +12,8 @@ from trans4pass.labels import LabelSpace
 from .base import Common, Item, SegmentationDataset
 from .files import find_images, read_path_list
 
-WEATHERS = ("cloud", "fog", "rain", "sun")
-TIMES = ("day", "night")
+Weather = Literal["cloud", "fog", "rain", "sun"]
+Time = Literal["day", "night"]
 LABEL_SUFFIX = "_trainID.png"
 
 
@@ -32,30 +34,21 @@ class SynPASS(SegmentationDataset):
         root: str | Path,
         split: str,
         labels: LabelSpace,
-        weather: Sequence[str] | None = None,
-        time: str | None = None,
+        weather: Annotated[Sequence[Weather], MinLen(1)] | None = None,
+        time: Time | None = None,
         subset_list: str | Path | None = None,
         **common: Unpack[Common],
     ):
         self.root, self.split = Path(root), split
-        self.weathers = self._checked_weathers(weather)
+        self.weathers = get_args(Weather) if weather is None else tuple(weather)
         if time is not None and subset_list is not None:
             raise ConfigError(f"time={time} and subset_list={subset_list} each name a list: leave one of them null")
         self.subset_list = subset_list if time is None else self._list_of(time)
         items = map(self._item, self._images())
         super().__init__(items, labels, **common)
 
-    def _checked_weathers(self, weather: Sequence[str] | None) -> tuple[str, ...]:
-        if weather is None:
-            return WEATHERS
-        if isinstance(weather, str) or not weather or not set(weather) <= set(WEATHERS):
-            raise ConfigError(f"weather={weather} is not a list of some of {', '.join(WEATHERS)}, e.g. weather=[fog]")
-        return tuple(weather)
-
-    def _list_of(self, time: str) -> Path:
-        if time not in TIMES:
-            raise ConfigError(f"time={time} is none of {', '.join(TIMES)}")
-        (other,) = set(TIMES) - {time}
+    def _list_of(self, time: Time) -> Path:
+        (other,) = {*get_args(Time)} - {time}
         texts = [path for pattern in ("*.txt", "*/*.txt") for path in sorted(self.root.glob(pattern))]
         fitting = [path for path in texts if time in path.stem.lower() and other not in path.stem.lower()]
         fitting = [path for path in fitting if self.split in path.stem.lower()] or fitting

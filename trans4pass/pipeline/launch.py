@@ -7,8 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from trans4pass.console import Loudness, setup_logging
 from trans4pass.errors import ConfigError, UserError
 from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.models import MODELS
+from trans4pass.settings import closest, nested
 
 from .environment import choose_workers, processes
 from .help import choices
@@ -209,15 +209,8 @@ def known_settings(name: str, overrides: Sequence[str]) -> set[str]:
             composed = hydra.compose(name, choices, return_hydra_config=True)
     except HydraException:
         return set()
-    return {*keys(OmegaConf.to_container(composed)), *map(str, composed.hydra.runtime.choices)}
-
-
-def keys(values: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of nested mappings, inner ones too."""
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from keys(value, f"{prefix}{key}.")
+    values: Any = OmegaConf.to_container(composed)
+    return {*dict(nested(values)), *map(str, composed.hydra.runtime.choices)}
 
 
 def no_setting(key: str, known: Collection[str]) -> str:
@@ -225,14 +218,9 @@ def no_setting(key: str, known: Collection[str]) -> str:
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
-    """The nearest of the known words as a question, by all its letters and once more by those behind its last dot."""
-
-    def likeness(other: str) -> float:
-        pairs = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
-        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    near = max(sorted(known), key=likeness, default="")
-    return f"; did you mean {near}?" if likeness(near) > 1.1 else "."
+    """The nearest of the known words as a question."""
+    near = closest(word, known)
+    return f"; did you mean {near}?" if near else "."
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
