@@ -134,7 +134,7 @@ def test_own_name_is_the_identity():
         space.decode(np.array([2], np.uint8), "small", "f")
 
 
-def test_unlisted_value_names_value_file_space_and_mend():
+def test_unlisted_value_names_value_file_space_and_fix():
     with pytest.raises(DataError) as error:
         LabelSpace.from_dict(SMALL).decode(np.array([7, 34, 99, 34], np.uint8), "raw", "x_labelIds.png")
     for word in ("34, 99", "x_labelIds.png", "labels/small", "'raw'", "`ignored`", "configs/labels/small.yaml"):

@@ -34,9 +34,9 @@ def test_hydras_options_may_stand_anywhere() -> None:
 
 
 def test_choices_fit_the_screen_and_have_ones_own(tmp_path: Path) -> None:
-    own = tmp_path / "experiment" / "night.yaml"
-    own.parent.mkdir()
-    own.write_text("# @package _global_\n# python tools/train.py experiment=night\n# At $5 a night: rain. And more.\n")
+    path = tmp_path / "experiment" / "night.yaml"
+    path.parent.mkdir()
+    path.write_text("# @package _global_\n# python tools/train.py experiment=night\n# At $5 a night: rain. And more.\n")
     text = choices(["train.py", "--config-dir", str(tmp_path)])
     assert max(map(len, text.splitlines())) <= 100
     assert ["night", "At", "$$5", "a", "night"] in [line.split() for line in text.splitlines()]

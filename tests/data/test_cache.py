@@ -228,6 +228,6 @@ def test_worker_processes_fill_and_read_it(build, tmp_path):
     dataset = build()
     batches = list(islice(train_loader(dataset, Shuffle(dataset, 0), 2, num_workers=2), 3))
     again = list(islice(train_loader(build(), Shuffle(dataset, 0), 2), 3))
-    plain = list(islice(train_loader(build(cache=None), Shuffle(dataset, 0), 2), 3))
-    assert all(same(a, c) and same(b, c) for a, b, c in zip(batches, again, plain))
+    uncached = list(islice(train_loader(build(cache=None), Shuffle(dataset, 0), 2), 3))
+    assert all(same(a, c) and same(b, c) for a, b, c in zip(batches, again, uncached))
     assert len(entries(tmp_path)) == 3

@@ -33,17 +33,17 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if name == "_local_scalar_dense":
-            self.waits["number"] += given[0].device.type == "cuda"
-            kind = given[0].dtype
+            self.waits["number"] += tensors[0].device.type == "cuda"
+            kind = tensors[0].dtype
             return True if kind == torch.bool else float(self.number) if kind.is_floating_point else self.number
         found = func(*args, **kwargs)
         made = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
-        kinds = {x.device.type for x in [*given, *made]}
+        kinds = {x.device.type for x in [*tensors, *made]}
         if name in ("_to_copy", "copy_") and kinds == {"cuda", "cpu"}:
             blocking = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
-            self.waits[f"copy of {list(given[-1].shape)}"] += blocking
+            self.waits[f"copy of {list(tensors[-1].shape)}"] += blocking
         if "cuda" in kinds and name not in VIEWS and name != "device":
             self.kernels[name] += 1
         return found

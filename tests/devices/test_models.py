@@ -1,6 +1,5 @@
 """Every model, head and option on a GPU that computes nothing: no mixing of devices, no sizes that it alone knows."""
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -28,13 +27,6 @@ CASES |= {
     "native, wrap": ("trans4pass_micro", {"deform_backend": "native", "wrap": True}),
     "triton, wrap": ("trans4pass_plus_micro", {"deform_backend": "triton", "wrap": True}),
 }  # fmt: skip
-
-
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("case", CASES)

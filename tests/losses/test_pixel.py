@@ -78,11 +78,11 @@ def test_focal_divides_by_a_given_normaliser_before_it_weighs() -> None:
 def test_focal_weighs_by_the_mean_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here another rank's mean makes it 0.8; that rank's share is a constant."""
     logits, labels = random_case()
-    own = slow.cross_entropy(logits, labels)
+    expected = slow.cross_entropy(logits, labels)
     monkeypatch.setattr(dist, "mean_", lambda mean: mean.fill_(0.8))
 
     def formula(x: Tensor) -> float:
-        mean = slow.cross_entropy(x, labels) + 0.8 - own
+        mean = slow.cross_entropy(x, labels) + 0.8 - expected
         return 0.5 * (1 - math.exp(-mean)) ** 2 * mean
 
     slow.assert_same(lambda x: Focal()(x, labels), formula, logits)

@@ -193,11 +193,11 @@ def test_a_skipped_step_counts_no_confidence() -> None:
 
 def test_labels_go_with_the_view() -> None:
     method = teacher(derive={"target": Viewed("target", YawRoll())})
-    plain = teacher().targets("target", seeded(BATCH))["target"]
+    labelled = teacher().targets("target", seeded(BATCH))["target"]
     learned = method.targets("target", seeded(BATCH))["target"]
     for image in range(2):
-        shifts = [s for s in range(3) if torch.equal(plain["label"][image].roll(s, -1), learned["label"][image])]
-        assert any(torch.equal(plain["image"][image].roll(s, -1), learned["image"][image]) for s in shifts)
+        shifts = [s for s in range(3) if torch.equal(labelled["label"][image].roll(s, -1), learned["label"][image])]
+        assert any(torch.equal(labelled["image"][image].roll(s, -1), learned["image"][image]) for s in shifts)
 
 
 def test_labels_are_made_once_for_all_phases() -> None:

@@ -231,7 +231,7 @@ def test_a_nan_offset_gives_nan_at_its_place_only() -> None:
 @pytest.mark.parametrize(
     "case", ["3x3, one group", "3x3, three groups", "a group per channel", "7x7, stride 4", "stride 2"]
 )
-def test_a_wrapped_map_goes_on_sideways(case: str, backend: str) -> None:
+def test_a_wrapped_map_goes_on_at_its_other_side(case: str, backend: str) -> None:
     case = CASES[case]._replace(width=12)  # a multiple of the strides: only so do the outputs go on, too
     (input, offset, mask, weight, bias), grad = case.tensors()
     leaf, tiled = input.clone().requires_grad_(), input.clone().requires_grad_()

@@ -28,7 +28,7 @@ REQUIRED = {"name": "a", "run_dir": "a", **{key: {} for key in ("labels", "model
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher's variables but those that a test sets; what is set meanwhile is taken back."""
     monkeypatch.setattr(
         os, "environ", {k: v for k, v in os.environ.items() if k not in NAMES and not k.startswith(PREFIXES)}

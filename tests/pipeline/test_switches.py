@@ -1,7 +1,7 @@
 """The switches of how a step is computed: what each of them changes, and that the step stays the same."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ Made = tuple[Stage, Trainer]
 @pytest.fixture
 def make(tiny: list[str], tmp_path: Path) -> Callable[..., Made]:
     """The MPA stage, on the target's true labels, with every option of the model, and its trainer; SGD of rate 1."""
-    plain = [
+    sgd = [
         f"stages.mpa.optim.network.{key}={value}" for key, value in (("lr", 1), ("momentum", 0), ("weight_decay", 0))
     ]
     settings = [
         "optim@stages.mpa.optim.network=sgd",
-        *plain,
+        *sgd,
         "stages.mpa.init=null",
         "stages.mpa.domains.target.labels=truth",
     ]
@@ -94,13 +94,6 @@ def test_channels_last_changes_how_weights_lie_and_nothing_else(make: Callable[.
     assert distance(*results) < 1e-4
 
 
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def test_every_kernel_of_the_method_has_a_deterministic_version(
     make: Callable[..., Made], request: pytest.FixtureRequest
 ) -> None:
@@ -133,10 +126,10 @@ def test_compile_is_of_the_network_for_fixed_sizes(
 @pytest.mark.timeout(1800)
 def test_a_compiled_networks_gradient_is_eagers(make: Callable[..., Made]) -> None:
     """Without ECRM, whose bank's fill state is read on the way: two halves take twice the minutes to compile."""
-    plain = ["model.ecrm=false", "model.edges=false"]
-    compiled = moved(*make("compile=true", *plain))
+    options = ["model.ecrm=false", "model.edges=false"]
+    compiled = moved(*make("compile=true", *options))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    assert distance(moved(*make(*plain)), compiled) < 1e-3
+    assert distance(moved(*make(*options)), compiled) < 1e-3
 
 
 def test_what_is_trained_is_said_and_moves_alone(make: Callable[..., Made], caplog: pytest.LogCaptureFixture) -> None:

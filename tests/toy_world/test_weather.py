@@ -39,15 +39,15 @@ def test_the_default_world_is_the_one_before_there_was_weather():
 
 
 def test_weather_is_drawn_for_the_target_alone_and_never_moves_a_label():
-    plain, wild = TINY, replace(TINY, **EVERYTHING)
+    clear, wild = TINY, replace(TINY, **EVERYTHING)
     changed = 0
     for index in range(12):
-        (before, labels), (after, same) = (render_image(world, "target", "train", index) for world in (plain, wild))
+        (before, labels), (after, same) = (render_image(world, "target", "train", index) for world in (clear, wild))
         np.testing.assert_array_equal(labels, same)
         changed += (before != after).any()
     assert 6 <= changed < 12  # some panoramas draw none
     for domain in ("source", "synthetic"):
-        for one, other in zip(render_image(plain, domain, "train", 0), render_image(wild, domain, "train", 0)):
+        for one, other in zip(render_image(clear, domain, "train", 0), render_image(wild, domain, "train", 0)):
             np.testing.assert_array_equal(one, other)
 
 
@@ -65,8 +65,8 @@ def test_the_mix_is_drawn_by_the_seed_and_each_strength_changes_its_own_kind():
 
 @pytest.mark.parametrize("kind", STRENGTHS)
 def test_more_of_a_weather_changes_more(kind, monkeypatch):
-    plain = under(monkeypatch)
-    change = [np.abs(under(monkeypatch, 0, TINY, **{kind: strength}) - plain).mean() for strength in (0.3, 1.0)]
+    clear = under(monkeypatch)
+    change = [np.abs(under(monkeypatch, 0, TINY, **{kind: strength}) - clear).mean() for strength in (0.3, 1.0)]
     assert 0.5 < change[0] < change[1]
 
 
@@ -168,11 +168,11 @@ def test_synthetic_panoramas_are_written_with_labels_in_densepass_layout(tmp_pat
 
 
 def test_synthetic_panoramas_are_streets_of_their_own_in_the_sources_looks():
-    plain, shifted = (replace(TINY, appearance=strength) for strength in (0.0, 1.0))
-    images = [render_image(world, "synthetic", "train", 0) for world in (plain, shifted)]
+    clear, shifted = (replace(TINY, appearance=strength) for strength in (0.0, 1.0))
+    images = [render_image(world, "synthetic", "train", 0) for world in (clear, shifted)]
     np.testing.assert_array_equal(images[0][0], images[1][0])
     assert images[0][1].shape == (12, 60)
-    assert (images[0][1] != render_image(plain, "target", "train", 0)[1]).any()
+    assert (images[0][1] != render_image(clear, "target", "train", 0)[1]).any()
 
 
 def test_a_world_rendered_before_there_was_weather_is_still_the_default(tmp_path: Path):

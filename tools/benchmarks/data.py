@@ -121,14 +121,14 @@ def milliseconds_per_sample(root: Path, transform: TrainTransform, cache_size: S
             dataset[position % len(dataset), position]
         return (time.thread_time() - start) / (passes * len(dataset)) * 1000
 
-    own: dict[str, Any] = {"cache": root / "own"}
+    full: dict[str, Any] = {"cache": root / "full"}
     small: dict[str, Any] = {"cache": root / "small", "cache_size": cache_size}
     width, height = cache_size
     measured()  # so that no first-time costs are counted
     return {
         "files, no cache": measured(2),
-        "cache of the files' own size, filled": measured(**own),
-        "cache of the files' own size": measured(4, **own),
+        "cache of the files' own size, filled": measured(**full),
+        "cache of the files' own size": measured(4, **full),
         f"cache of {width}x{height}, filled": measured(**small),
         f"cache of {width}x{height}": measured(4, **small),
     }

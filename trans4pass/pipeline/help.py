@@ -14,12 +14,12 @@ LISTED = ("labels", "model", "data", "loss", "optim", "schedule", "tracker")  # 
 
 def choices(arguments: Sequence[str]) -> str:
     """Experiments with a line each, and the names in the other groups; those of `--config-dir` too."""
-    own = re.search(r"--config-dir[= ](\S+)", " ".join(arguments))
-    roots = [CONFIGS, *([Path(own[1])] if own else [])]
+    config_dir = re.search(r"--config-dir[= ](\S+)", " ".join(arguments))
+    roots = [CONFIGS, *([Path(config_dir[1])] if config_dir else [])]
     experiments = {path.stem: path for root in roots for path in sorted((root / "experiment").glob("*.yaml"))}
     wide = max(map(len, experiments), default=0)
     lines = ["experiment=<name>, one of"]
-    lines += [f"  {name:<{wide}}  {said(path, WIDTH - wide - 4)}" for name, path in sorted(experiments.items())]
+    lines += [f"  {name:<{wide}}  {summary_line(path, WIDTH - wide - 4)}" for name, path in sorted(experiments.items())]
     lines.append("and others, <group>=<name>:")
     for group in LISTED:
         names = [*(MODELS if group == "model" else ()), *("timm",) * (group == "model")]
@@ -29,7 +29,7 @@ def choices(arguments: Sequence[str]) -> str:
     return "\n".join(lines).replace("$", "$$")  # Hydra takes it for a template
 
 
-def said(path: Path, width: int) -> str:
+def summary_line(path: Path, width: int) -> str:
     """The first comment that says what a file is, not how it is called: its first sentence, or `width` characters."""
     sentence = re.split(r"[.:] ", next(descriptions(path), ""))[0].rstrip(".")
     return textwrap.shorten(sentence, width, placeholder=" ...")
