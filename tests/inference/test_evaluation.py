@@ -7,26 +7,35 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from tests.small import label_space, various_network
+from tests.composing import composed
+from tests.small import Pixelwise, label_space, various_network
 from trans4pass import create_model
 from trans4pass.console import console
 from trans4pass.data import Item, SegmentationDataset
 from trans4pass.inference import TTA, Described, Predictor, read_checkpoint, submodule_state
-from trans4pass.inference.evaluation import evaluate_checkpoint, metrics, point_out_scaling, scores_table
+from trans4pass.inference.evaluation import (
+    EvaluationSettings,
+    Measures,
+    evaluate_checkpoint,
+    metrics,
+    point_out_scaling,
+    scores_table,
+)
 from trans4pass.inference.export import export
 from trans4pass.inference.images import predict_images
-from trans4pass.inference.metrics import Scores
+from trans4pass.inference.metrics import BoundaryIoU, Regions, Scores, SphereConfusion
+from trans4pass.inference.stability import SeamConsistency, Tilts
 from trans4pass.labels import LabelSpace
 from trans4pass.models import make_circular
-from trans4pass.pipeline.launch import launch
+from trans4pass.pipeline.launch import launch, resolved
 from trans4pass.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +82,7 @@ def network_of(path: Path) -> torch.nn.Module:
 
 
 def run(tool: str, function: Callable, *overrides: str) -> int:
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return launch(function, compose(tool, ["device=cpu", *overrides]))
+    return launch(function, composed(tool, "device=cpu", *overrides))
 
 
 def evaluate(data: Path, checkpoint_path: Path, *overrides: str) -> int:
@@ -121,7 +129,15 @@ def test_every_figure_is_kept_and_shown_by_its_name(capsys: pytest.CaptureFixtur
         "mIoU": 60.0, "IoU": {"road": 60.0, "sky": None}, "pixel_accuracy": 75.125, "classes_in_mean": 1,
         "regions": {"seam": {"mIoU": 40.5}}, "solid_angle": {"mIoU": 55.0}, "seam_consistency": {"seam": None},
     }  # fmt: skip
-    console.print(scores_table(scores, {"seam": band}, further, labels))
+    table = scores_table(scores, {"seam": band}, further, labels)
+    assert [(column.header, column.justify) for column in table.columns] == [("class", "left"), ("IoU in %", "right")]
+    assert [row.end_section for row in table.rows] == [False, True, False, True, True, True, False]
+    assert table.caption == (
+        "seam: the columns beside the left and right border; latitude 1/5: the uppermost fifth of the rows; yaw 1/4: "
+        "the leftmost quarter of the columns"
+    )
+    assert scores_table(scores, {}, {}, labels).caption is None
+    console.print(table)
     rows = [re.split(r"\s*[│┃]\s*", line)[1:3] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert rows == [
         ["road", "60.00"], ["sky", "never occurs"], ["mIoU over 1 classes", "60.00"], ["pixel accuracy", "75.12"],
@@ -129,15 +145,170 @@ def test_every_figure_is_kept_and_shown_by_its_name(capsys: pytest.CaptureFixtur
     ]  # fmt: skip
 
 
-def test_results_lie_beside_the_checkpoint_named_after_what_was_asked(data: Path) -> None:
-    path = save_checkpoint(data / "last.pt", "cityscapes19")
-    for asked, name in (
-        ([], "eval_densepass_val"),
-        (["wrap=true"], "eval_densepass_val_wrap"),
-        (["views=windows", "window=[64,32]"], "eval_densepass_val_windows"),
+CPU = torch.device("cpu")
+
+
+def brightness(image: torch.Tensor) -> torch.Tensor:
+    """Its last bits are a pixel's class; 0 in the first column, wherever that looks."""
+    classes = image[0].long() % 3
+    classes[:, 0] = 0
+    return classes
+
+
+def measures(panorama: bool, device: torch.device = CPU, **settings: Any) -> Measures:
+    dataset: Any = SimpleNamespace(panorama=panorama, labels=label_space(["road", "sky", "car", "bus"]))
+    chosen = EvaluationSettings(checkpoint="a", data_root="b", **settings)
+    return Measures(chosen, dataset, brightness, device)
+
+
+def samples(count: int, height: int = 16, width: int = 40) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Images, labels, and predictions of some network that errs elsewhere than `brightness` does."""
+    draw, made = torch.Generator().manual_seed(0), []
+    for _ in range(count):
+        image = torch.randint(0, 256, (3, height, width), generator=draw).to(torch.uint8)
+        label = image[0].long() % 3
+        made.append((image, label, label.where(image[1] > 60, 1)))
+    return made
+
+
+def test_each_measure_is_what_its_name_says() -> None:
+    """As measured one by one; a bus is nowhere."""
+    made = measures(True, horizon=0.4, boundary=True, seam=True, rotations=(20.0,))
+    regions, sphere, boundary = Regions(4), SphereConfusion(4, 0.4), BoundaryIoU(4, closed=True)
+    seam, tilts = SeamConsistency(), Tilts(4, (20.0,), 0.4)
+    for image, label, prediction in samples(2):
+        made.update(image, label, prediction)
+        for measure in (regions, sphere, boundary):
+            measure.update(label, prediction)
+        seam.update(image, prediction, brightness)
+        tilts.update(image, label, brightness)
+    assert str(made.regions()) == str(regions.scores())  # NaN is not equal to itself
+    ious = boundary.scores()
+    by_class = dict(zip(("road", "sky", "car", "bus"), ious))
+    assert str(made.further()) == str({
+        "solid_angle": {"mIoU": sphere.scores().miou},
+        "boundary_IoU": {"mean": sum(ious[:3]) / 3, **by_class},
+        "seam_consistency": seam.scores(),
+        "rotations": tilts.scores(),
+    })  # fmt: skip
+    assert math.isnan(by_class["bus"]) and 0 < seam.scores()["seam"] < 100
+
+
+def test_counts_lie_where_ranks_add_them_up() -> None:
+    made: Any = measures(True, torch.device("meta"), boundary=True, seam=True, rotations=(20.0,))
+    parts = [*made._regions.parts.values(), *made._tilts.confusions.values()]
+    counts = [part.counts for part in (*parts, made._sphere, made._boundary, made._seam)]
+    assert {kept.device.type for kept in counts} == {"meta"}
+
+
+def test_images_whose_sides_do_not_meet_have_no_regions_and_no_solid_angles() -> None:
+    made, boundary = measures(False, boundary=True), BoundaryIoU(4, closed=False)
+    ((image, label, prediction),) = samples(1)
+    made.update(image, label, prediction)
+    boundary.update(label, prediction)
+    assert made.regions() == {}
+    further = made.further()
+    assert list(further) == ["boundary_IoU"]
+    assert str(list(further["boundary_IoU"].values())[1:]) == str(boundary.scores())
+    flat = measures(False, boundary=True)
+    flat.update(image, torch.zeros_like(label), torch.zeros_like(label))
+    assert math.isnan(flat.further()["boundary_IoU"]["mean"])  # there is no contour
+
+
+@pytest.mark.parametrize(("height", "horizon", "counts"), [(20, 0.5, True), (21, 0.5, False), (20, 0.3, False)])
+def test_what_would_look_beyond_a_pole_has_no_solid_angles(height: int, horizon: float, counts: bool) -> None:
+    """40 columns of 9 degrees: ten rows reach from the horizon to a pole."""
+    made = measures(True, horizon=horizon)
+    made.update(*samples(1, height)[0])
+    assert math.isnan(made.further()["solid_angle"]["mIoU"]) != counts
+
+
+@pytest.fixture
+def pixelwise(monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    """Stands for whichever checkpoint is named."""
+    predictor = Predictor(Pixelwise(19), CPU, TTA((1.0, 0.5), flip=True))
+    space = LabelSpace.from_yaml(ROOT / "configs" / "labels" / "cityscapes19.yaml")
+    monkeypatch.setattr("trans4pass.inference.evaluation.make_predictor", lambda settings, device: (predictor, space))
+    return predictor
+
+
+def test_what_was_asked_is_noted_and_told(pixelwise: Predictor, data: Path, capsys: pytest.CaptureFixture) -> None:
+    path, folder = data / "last.pt", data / "eval_densepass_val_wrap_windows"
+    path.touch()
+    asked = ["views=windows", "window=[64,32]", "overlap=0.5", "fov=80", "precision=bf16", "wrap=true", "horizon=0.6"]
+    own = ["size=null", "data.eval_size=[32,16]", "labels=outdoor13", "save_predictions=true", "output=null"]
+    assert evaluate(data, path, *asked, *own, "seam=true", "rotations=[5]", "horizon=0.5") == 0
+    noted = json.loads((folder / "metrics.json").read_text())
+    assert noted["settings"] == {
+        "checkpoint": str(path), "split": "val", "precision": "bf16", "scales": [1.0, 0.5], "flip": True,
+        "yaw_rolls": 1, "views": "windows", "window": [64, 32], "overlap": 0.5, "fov": 80, "horizon": 0.5,
+        "rotations": [5], "labels": "outdoor13", "size": [32, 16], "wrap": True,
+        "data": resolved(composed("eval", "data=densepass", "checkpoint=a", f"data_root={data}"))["data"]["dataset"],
+    }  # fmt: skip
+    assert noted["images"] == 2
+    assert noted["seam_consistency"] == {"seam": 100, "elsewhere": 100}  # of the same 13 classes
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{path} on densepass val, 2 images at 32x16"
+    assert lines[-2:] == [
+        f"wrote {folder / 'metrics.json'}", f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}"
+    ]  # fmt: skip
+    assert evaluate(data, path, "size=null", "data.eval_size=null", "output=null") == 0
+    noted = json.loads((data / "eval_densepass_val" / "metrics.json").read_text())
+    assert (noted["settings"]["size"], noted["settings"]["wrap"]) == (None, False)
+    shown = capsys.readouterr().out
+    assert "2 images at their own size\n" in shown and "predictions" not in shown
+
+
+def test_only_a_size_that_nobody_typed_is_pointed_out(
+    pixelwise: Predictor, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for asked, told in ((["size=null", "data.eval_size=[64,64]"], True), (["size=[64,64]"], False)):
+        assert evaluate(data, data / "last.pt", *asked) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("size=[64,32] takes their own size" in shown) == told
+
+
+def test_results_lie_beside_the_checkpoint_named_after_what_was_asked(
+    pixelwise: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, a folder, or a name on the hub."""
+    monkeypatch.chdir(data)
+    (data / "run").mkdir()
+    (data / "run" / "last.pt").touch()
+    for checkpoint_path, asked, name in (
+        ("run/last.pt", [], "run/eval_densepass_val"),
+        ("run", ["wrap=true"], "run/eval_densepass_val_wrap"),
+        ("somebody/model", ["views=perspective"], "eval_densepass_val_perspective"),
     ):
-        assert evaluate(data, path, *asked, "output=null") == 0
+        assert evaluate(data, Path(checkpoint_path), *asked, "output=null") == 0
         assert (data / name / "metrics.json").is_file()
+
+
+def pinholes(data_root: Path) -> None:
+    """An image of the toy world that is no panorama."""
+    for kind, mode in (("leftImg8bit", "RGB"), ("gtFine", "L")):
+        name = "a_000000_000000_" + ("leftImg8bit" if mode == "RGB" else "gtFine_labelIds") + ".png"
+        path = data_root / "toy/cityscapes" / kind / "val/a" / name
+        path.parent.mkdir(parents=True)
+        Image.new(mode, SIZE).save(path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["data=toy_pinhole", "views=perspective"], "views=perspective looks around in full panoramas"),
+        (["data=toy_pinhole", "seam=true"], "seam=true and rotations=[] turn full panoramas"),
+        (["data=toy_pinhole", "rotations=[5]"], "seam=false and rotations=[5.0] turn full panoramas"),
+        (["size=null", "data.eval_size=null", "rotations=[5]", "horizon=0.3"], "cannot be"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(
+    asked: list[str], words: str, pixelwise: Predictor, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pinholes(data)
+    assert evaluate(data, data / "last.pt", *asked) == 2
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert not (data / "out").exists()
 
 
 def test_measures_that_take_longer_are_asked_for(data: Path, capsys: pytest.CaptureFixture) -> None:
@@ -341,18 +512,34 @@ def test_a_full_or_forbidden_folder_is_told_in_a_line(data: Path, capsys: pytest
     [
         ((128, 32), None),
         ((64, 16), None),  # smaller, as wide for its height
-        ((64, 32), "scored at 64x32, stretched:"),
-        ((256, 64), "scored at 256x64, enlarged:"),
-        ((400, 200), "scored at 400x200, stretched and enlarged: size=[128,32] takes their own size"),
+        ((132, 32), None),  # 3% wider
+        ((136, 32), "136x32, stretched"),
+        ((120, 32), "120x32, stretched"),
+        ((134, 33), None),  # 8% more pixels
+        ((140, 35), "140x35, enlarged"),
+        ((400, 200), "400x200, stretched and enlarged"),
         (None, None),
     ],
 )
 def test_a_size_that_nobody_chose_is_pointed_out_where_it_does_not_fit(
-    size: tuple[int, int] | None, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    size: tuple[int, int] | None,
+    said: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Image.new("RGB", (128, 32)).save(tmp_path / "a.png")
     space = LabelSpace("two", ("a", "b"), np.zeros((2, 3), np.uint8), {})
     dataset = SegmentationDataset([Item("a", tmp_path / "a.png")], space, labelled=False)
     with caplog.at_level("WARNING"):
         point_out_scaling(dataset, size, "size=[{0},{1}]")
-    assert (said in caplog.text) if said else not caplog.records
+    assert [record.message for record in caplog.records] == [
+        f"images of {dataset.name} are 128x32 and are scored at {said}: size=[128,32] takes their own size, and the "
+        "size that the model was trained at may serve better"
+    ] * (said is not None)
+    caplog.clear()
+    monkeypatch.setattr("trans4pass.dist.is_main", lambda: False)
+    point_out_scaling(dataset, size, "")
+    (tmp_path / "a.png").write_bytes(b"")  # named when it is read
+    point_out_scaling(dataset, size, "")
+    assert not caplog.records

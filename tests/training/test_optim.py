@@ -63,6 +63,8 @@ def test_rates_fall_block_by_block_towards_the_image() -> None:
     encoder, model = method.network.encoder, method.network.encoder.body.model
     rates = {p: rates_of(p, optimizers) for p in method.parameters()}
     assert all(len(found) == 1 for found in rates.values())
+    in_order = [group["lr"] for group in optimizers["network"].param_groups]  # the first one is logged
+    assert in_order == pytest.approx([0.1, 0.05, 0.025, 0.0125, 0.00625, 1.0])
     for part, rate in (
         (method.network.head, 1.0), (encoder.pyramid, 0.1), (model.norm, 0.05), (model.blocks[2], 0.05),
         (model.blocks[1], 0.025), (model.blocks[0], 0.0125), (model.patch_embed, 0.00625),
@@ -201,3 +203,18 @@ def test_published_optimisers_step_as_by_hand(experiment: str, stage: str, modul
 )
 def test_torchs_fused_optimisers_are_known(config: dict, fuses: bool) -> None:
     assert can_fuse(config) is fuses
+
+
+class OnGPU(nn.Parameter):
+    is_cuda = True
+
+
+def test_what_lies_on_a_gpu_takes_fused_steps_unless_told_otherwise() -> None:
+    method = Method()
+    for part in (method.network.encoder, method.network.context, method.network.head):
+        part.weight, part.bias = OnGPU(part.weight), OnGPU(part.bias)
+    for chosen, fuses in (({}, True), ({"fused": False}, False)):
+        optimizers = build_optimizers(method, {"network": {**SGD, **chosen}, "discriminator": SGD}, "optim")
+        assert {name: made.defaults["fused"] for name, made in optimizers.items()} == {
+            "network": fuses, "discriminator": None
+        }  # fmt: skip
