@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from tests.composing import composed
 from tests.data.tiny_images import SIZE, label_map, picture, save
 from trans4pass.data import Cityscapes, DensePASS, Stanford2D3D, check
 from trans4pass.errors import ConfigError, DataError
@@ -24,8 +24,7 @@ STEM = "aachen/aachen_{:06d}_000019"
 
 def config(data_root: Path, *overrides: str) -> dict:
     plot = f"plot={data_root / 'plot.png'}"
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return resolved(compose("check_data", ["num_workers=0", f"data_root={data_root}", plot, *overrides]))
+    return resolved(composed("check_data", "num_workers=0", f"data_root={data_root}", plot, *overrides))
 
 
 def check_data(config: dict) -> bool:

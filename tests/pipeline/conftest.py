@@ -1,33 +1,29 @@
 """A tiny toy world, and runs of the whole pipeline on it: in this process, or as a user would start them."""
 
-import copy
+import fcntl
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 
+from tests import composing
 from trans4pass import toy_world
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.pipeline.context import RunContext
-from trans4pass.pipeline.launch import launch, register_models, resolved
+from trans4pass.pipeline.launch import launch, resolved
 from trans4pass.pipeline.run import make_stages, run_settings, train
 from trans4pass.pipeline.stage import Stage
 from trans4pass.training import checkpoint
 
-register_models()
 ROOT = Path(__file__).parents[2]
 WORLD = {
     "source_train": 6, "source_val": 2, "target_train": 4, "target_val": 3,
@@ -36,12 +32,23 @@ WORLD = {
 STEPS = {"source": 4, "warmup": 3, "mpa": 4}
 
 
+def made_once(name: str, make: Callable[[Path], object], factory: pytest.TempPathFactory) -> Path:
+    """A folder for all processes of a test run: the first one to ask makes it, and the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            making = folder.with_suffix(".making")
+            make(making)
+            making.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that serves as data_root, with the tiny toy world rendered."""
-    root = tmp_path_factory.mktemp("data")
-    toy_world.ensure(root / "toy", **WORLD)
-    return root
+    """A folder that serves as data_root, with the tiny toy world rendered; to be copied before it is changed."""
+    return made_once("tiny_data", lambda folder: toy_world.ensure(folder / "toy", **WORLD), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +73,15 @@ def tiny(tiny_data: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, started as a user would; to be copied before it is changed."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = call(*tiny, f"run_dir={folder}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gain over source-only" in done.stdout
-    return folder
+
+    def make(folder: Path) -> None:
+        done = call(*tiny, f"run_dir={folder}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "gain over source-only" in done.stdout
+
+    # Whoever resumes a run or reports it again writes into it: to each process its own copy.
+    whole = made_once("whole_run", make, tmp_path_factory)
+    return shutil.copytree(whole, tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.fixture
@@ -78,31 +89,14 @@ def run_here(tiny: list[str]) -> Callable[..., int]:
     """Run the pipeline in this process; returns the exit status."""
 
     def run(folder: Path, *overrides: str) -> int:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = compose("train", [*tiny, f"run_dir={folder}", *overrides])
-        return launch(train, config)
+        return launch(train, composing.composed("train", *tiny, f"run_dir={folder}", *overrides))
 
     return run
 
 
-@cache
-def chosen(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", list(overrides))
-
-
 def composed(*overrides: str) -> dict[str, Any]:
-    """The training configuration as plain values.
-
-    Hydra takes a quarter of a second to choose files, so plain values are set on what it once chose.
-    """
-    plain = [text.partition("=")[::2] for text in overrides if re.fullmatch(r"[\w.]+=.*", text)]
-    plain = [(key, value) for key, value in plain if key not in ("experiment", "model")]
-    texts = {f"{key}={value}" for key, value in plain}
-    config = copy.deepcopy(chosen(*(text for text in overrides if text not in texts)))
-    for key, value in plain:
-        OmegaConf.update(config, key, yaml.safe_load(value))
-    return resolved(config)
+    """The training configuration as plain values."""
+    return resolved(composing.composed("train", *overrides))
 
 
 def stages_of(folder: Path, *overrides: str) -> dict[str, Stage]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
+from tests.composing import composed
 from trans4pass.errors import ConfigError, DamagedFile
 from trans4pass.inference import pseudo_labels
 from trans4pass.pipeline.folder import refuse_or_clear
@@ -17,7 +17,7 @@ from trans4pass.pipeline.launch import launch
 from trans4pass.pipeline.run import train
 from trans4pass.training import checkpoint
 
-from .conftest import ROOT, assert_same_weights
+from .conftest import assert_same_weights
 
 Run = Callable[..., int]
 STAGE = {"stage": {}, "inputs": {}, "seed": 0}
@@ -41,9 +41,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def stopped_at_the_end(finished: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that ended with its last stage, before it dropped the older checkpoints."""
     folder = tmp_path_factory.mktemp("runs") / "stopped"
-    with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "drop_previous", lambda folder: None)
-        assert launch(train, compose("train", [*tiny, f"run_dir={folder}"])) == 0
+        assert launch(train, composed("train", *tiny, f"run_dir={folder}")) == 0
     assert_same_weights(finished, folder)
     return folder
 
@@ -213,12 +213,11 @@ def test_a_damaged_checkpoint_that_is_needed_is_had_again_from_the_one_before(
 
 
 def test_a_damaged_checkpoint_that_is_needed_and_alone_is_refused_with_the_fix(
-    stopped: Path, run_here: Run, shown: Callable[[], str]
+    run: Path, run_here: Run, shown: Callable[[], str]
 ) -> None:
-    cut(stopped / "mpa" / "last.pt")
-    checkpoint.previous(stopped / "mpa" / "last.pt").unlink()
-    assert run_here(stopped, "resume=true") == 2
-    assert f"delete {stopped / 'mpa'} to do the stage again" in shown()
+    cut(run / "mpa" / "last.pt")
+    assert run_here(run, "resume=true") == 2
+    assert f"delete {run / 'mpa'} to do the stage again" in shown()
 
 
 @pytest.mark.parametrize("damage", [cut, empty])
