@@ -83,10 +83,12 @@ class Sum(nn.Module):
         return HeadOutput(features, self.pred(features), {})
 
 
-def tiny_segmentor(classes: int) -> Segmentor:
-    """A whole segmentor with ECRM in about 3,000 weights, for methods that need more than `Pixelwise` has."""
+def tiny_segmentor(classes: int, ecrm: bool = True) -> Segmentor:
+    """A whole segmentor in about 3,000 weights, for methods that need more than `Pixelwise` has."""
     torch.manual_seed(0)
     encoder = Strides()
+    if not ecrm:
+        return Segmentor(encoder, Sum(encoder.channels, classes))
     context = ECRM(encoder.channels, classes, width=8, attention_width=4, bank_size=8)
     return Segmentor(encoder, Sum(context.channels, classes), context)
 

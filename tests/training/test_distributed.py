@@ -81,8 +81,11 @@ METHODS = {
 def make(name: str, folder: Path, accumulate: int = 1) -> Trainer:
     """A trainer whose step takes the plain gradient from the weights; batch statistics and random layers are off."""
     torch.manual_seed(0)
-    extra = {"ecrm": True, "edges": True} if "ecrm" in name else {}
-    network = create_model("trans4pass_micro", K, embed_dim=16, drop_path=0.0, **extra)
+    if name in ("cross-entropy", "edges and ecrm"):  # whose parameters have to be found by DDP; others are about losses
+        extra = {"ecrm": True, "edges": True} if "ecrm" in name else {}
+        network = create_model("trans4pass_micro", K, embed_dim=16, drop_path=0.0, **extra)
+    else:
+        network = tiny_segmentor(K, ecrm=False)
     method: Method = METHODS[name](network).double()
     for module in method.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
