@@ -18,7 +18,7 @@ from PIL import Image
 from tests.pipeline.conftest import ROOT, call
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.pipeline.launch import resolved
-from trans4pass.pipeline.own_data import as_typed, borders_meet, filled, fitted, plain_folder, side
+from trans4pass.pipeline.own_data import Choice, as_typed, borders_meet, filled, fitted, in_words, plain_folder, side
 
 NAMES = ("cityscapes", "densepass", "folder")
 SIZE, WIDE = (128, 64), (320, 64)
@@ -256,7 +256,7 @@ def test_damaged_images_are_left_out_where_training_skips_them(
     (tmp_path / "panos" / "a.png").write_bytes(b"no picture")
     broken = tmp_path / "panos" / "b.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(DataError, match=r"cannot decode .*a\.png"):
+    with pytest.raises(DataError, match=r"cannot decode .*a\.png.*on_bad_sample=skip"):
         choose(*folders)
     config = choose(*folders, "on_bad_sample=skip")
     assert config["panorama_size"] == [320, 64] and config["borders_meet"]
@@ -303,9 +303,30 @@ def test_a_name_that_is_read_as_a_number_is_told(choose: Callable[..., dict[str,
         choose("source=/nowhere", "panoramas=2024_05")
 
 
-def test_a_word_that_is_neither_folder_nor_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"panoramas=nowhere is neither a folder.*cityscapes, densepass"):
-        list(side("panoramas", "nowhere", "target", "train", False, NAMES))
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("nowhere", "data set. Give the path of a folder (looked for HERE/nowhere), or one of cityscapes, densepass"),
+        ("HERE/others", "data set. Give"),
+        ("cityscape", "did you mean cityscapes?"),
+        ("HERE/pins/", "did you mean HERE/pinholes?"),
+        ("pins", "did you mean pinholes?"),
+    ],
+)
+def test_a_word_that_is_neither_folder_nor_data_set_is_refused(
+    word: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pinholes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    word, said = (text.replace("HERE", str(tmp_path)) for text in (word, said))
+    with pytest.raises(ConfigError, match=f"panoramas={re.escape(word)} is neither a folder.*{re.escape(said)}"):
+        list(side("panoramas", word, "target", "train", False, NAMES))
+
+
+def test_choices_are_said_as_a_shell_takes_them() -> None:
+    lines = in_words([Choice("root", "../my panos", "found"), Choice("crop", [64, 64], "")]).splitlines()
+    assert lines[1:] == ["  'root=\"../my panos\"'  found", "  crop=[64,64]"]
+    assert as_typed("../panos") == "../panos" and as_typed(".") == "."
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ Layouts, label space and sizes become settings as if they were typed, so that a 
 
 import logging
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,7 +46,7 @@ LABELS = {
 }  # fmt: skip
 ANY = LabelSpace("any", ("any",), np.zeros((1, 3), np.uint8), {})  # to see what data sets are labelled in
 IMAGES = ("images", "image", "img", "photos", "rgb")  # what folders of images and of their labels are called
-ANNOTATIONS = ("annotations", "labels", "masks", "label", "mask", "semantic", "gt")
+ANNOTATIONS = ("labels", "annotations", "masks", "label", "mask", "semantic", "gt")
 
 EXPERIMENT = "mine"
 # What is chosen besides data sets; an experiment that goes on from `mine` may set it, too.
@@ -67,6 +69,10 @@ class Choice(NamedTuple):
     @property
     def typed(self) -> str:
         return f"{self.key}={as_typed(self.value)}"
+
+    @property
+    def in_a_shell(self) -> str:
+        return shlex.quote(self.typed) if '"' in self.typed else self.typed
 
 
 def filled(config: DictConfig) -> DictConfig:
@@ -114,14 +120,15 @@ def as_typed(value: Any) -> str:
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower().replace(" ", "")
     meant_otherwise = value.lower() in ("null", "true", "false", "nan", "inf")
-    if re.fullmatch(r"[A-Za-z_/][\w./-]*", value, re.ASCII) and not meant_otherwise:
+    if re.fullmatch(r"\.|(\.\.?/)*[A-Za-z_/][\w./-]*", value, re.ASCII) and not meant_otherwise:
         return value
     return QuotedString(value, Quote.double).with_quotes()
 
 
 def in_words(choices: Sequence[Choice]) -> str:
-    width = max(len(choice.typed) for choice in choices if len(choice.typed) < 60)
-    lines = (f"  {choice.typed:<{width}}  {choice.why}" for choice in choices)
+    words = [choice.in_a_shell for choice in choices]
+    width = max((len(word) for word in words if len(word) < 60), default=0)
+    lines = (f"  {word:<{width}}  {choice.why}".rstrip() for word, choice in zip(words, choices))
     return "\n".join(("chosen (type a setting to have another value):", *lines))
 
 
@@ -156,9 +163,11 @@ def side(
         return
     root = Path(word)
     if not root.is_dir():
+        known = {**{name: name for name in names}, **{path.name: str(path) for path in root.parent.glob("*/")}}
+        near = [known[name] for name in get_close_matches(root.name, known, 1)]
         raise ConfigError(
-            f"{key}={word} is neither a folder nor a data set: give the path of a folder, or one of "
-            f"{', '.join(sorted(names))}"
+            f"{key}={word} is neither a folder nor a data set{f'; did you mean {near[0]}?' if near else '.'} Give the "
+            f"path of a folder (looked for {root.absolute()}), or one of {', '.join(sorted(names))}"
         )
     order = sorted(LAYOUTS, key=lambda layout: layout == "stanford_panorama" and key == "source")
     layout = next((one for one in order if any(root.glob(LAYOUTS[one].format(split=split)))), None)
@@ -300,7 +309,8 @@ def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
     size = fitted(width, height)
     if "panorama_size" in typed:
         size = [*converted(Size, plain(config.panorama_size), "panorama_size")]
-    yield Choice("panorama_size", size, f"panoramas are {width}x{height}{note}")
+    stretched = ", and all are brought to this" if note else ""
+    yield Choice("panorama_size", size, f"panoramas are {width}x{height}{note}{stretched}")
     yield Choice("data.target.eval_size", size, "")
     side = max(STRIDE, min(CROP, short, size[1]) // STRIDE * STRIDE)
     yield Choice("crop", [side, side], "")
@@ -372,7 +382,7 @@ def of_each(read: Callable[[Path], T], images: Sequence[Path], skip: bool) -> li
             found.append(read(image))
         except DataError as error:
             if not skip:
-                raise
+                raise DataError(f"{error}, or leave it out with on_bad_sample=skip") from error
             log.warning("left out of what is chosen from: %s", error)
             errors.append(error)
     if not found:
