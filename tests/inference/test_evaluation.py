@@ -6,6 +6,7 @@ import operator
 import re
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from trans4pass.inference.export import export
 from trans4pass.inference.images import predict_images
 from trans4pass.inference.metrics import BoundaryIoU, Regions, Scores, SphereConfusion
 from trans4pass.inference.stability import SeamConsistency, Tilts
+from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.models import make_circular
 from trans4pass.pipeline.launch import launch, resolved
@@ -42,13 +44,18 @@ ROOT = Path(__file__).parents[2]
 SIZE = (64, 32)
 
 
-def save_checkpoint(path: Path, labels: str, **options: Any) -> Path:
+@cache
+def made_once(labels: str, **options: Any) -> dict[str, Any]:
     space = LabelSpace.from_yaml(ROOT / "configs" / "labels" / f"{labels}.yaml")
     noise = torch.randint(0, 256, (1, 3, *SIZE[::-1]), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     network = various_network(space.num_classes, noise, **options)
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     model = {"_target_": "trans4pass.create_model", "name": "trans4pass_micro", "embed_dim": 16, **options}
-    checkpoint.save({"method": state, "model": model, "labels": space.to_dict()}, path)
+    return {"method": state, "model": model, "labels": space.to_dict()}
+
+
+def save_checkpoint(path: Path, labels: str, **options: Any) -> Path:
+    checkpoint.save(made_once(labels, **options), path)
     return path
 
 
@@ -233,11 +240,12 @@ def pixelwise(monkeypatch: pytest.MonkeyPatch) -> Predictor:
 
 
 def test_what_was_asked_is_noted_and_told(pixelwise: Predictor, data: Path, capsys: pytest.CaptureFixture) -> None:
-    path, folder = data / "last.pt", data / "eval_densepass_val_wrap_windows"
-    path.touch()
-    asked = ["views=windows", "window=[64,32]", "overlap=0.5", "fov=80", "precision=bf16", "wrap=true", "horizon=0.6"]
-    own = ["size=null", "data.eval_size=[32,16]", "labels=outdoor13", "save_predictions=true", "output=null"]
-    assert evaluate(data, path, *asked, *own, "seam=true", "rotations=[5]", "horizon=0.5") == 0
+    """Paths in lines of their own length, whatever they hold."""
+    path, folder = data / f"[red]{'a' * 150}.pt", data / ("b" * 150)
+    asked = ["views=windows", "window=[64,32]", "overlap=0.5", "fov=80", "precision=bf16", "wrap=true"]
+    own = ["size=null", "data.eval_size=[32,16]", "labels=outdoor13", "save_predictions=true", f"output={folder}"]
+    own.append(f"checkpoint='{path}'")
+    assert evaluate(data, data, *asked, *own, "seam=true", "rotations=[5]") == 0
     noted = json.loads((folder / "metrics.json").read_text())
     assert noted["settings"] == {
         "checkpoint": str(path), "split": "val", "precision": "bf16", "scales": [1.0, 0.5], "flip": True,
@@ -252,8 +260,8 @@ def test_what_was_asked_is_noted_and_told(pixelwise: Predictor, data: Path, caps
     assert lines[-2:] == [
         f"wrote {folder / 'metrics.json'}", f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}"
     ]  # fmt: skip
-    assert evaluate(data, path, "size=null", "data.eval_size=null", "output=null") == 0
-    noted = json.loads((data / "eval_densepass_val" / "metrics.json").read_text())
+    assert evaluate(data, data, "size=null", "data.eval_size=null") == 0
+    noted = json.loads((data / "out" / "metrics.json").read_text())
     assert (noted["settings"]["size"], noted["settings"]["wrap"]) == (None, False)
     shown = capsys.readouterr().out
     assert "2 images at their own size\n" in shown and "predictions" not in shown
@@ -284,6 +292,15 @@ def test_results_lie_beside_the_checkpoint_named_after_what_was_asked(
         assert (data / name / "metrics.json").is_file()
 
 
+def test_a_signal_stops_it(pixelwise: Predictor, data: Path) -> None:
+    given = ("data=densepass", f"data_root={data}", "checkpoint=a", "size=[64,32]", "num_workers=0")
+    config, interrupts = resolved(composed("eval", *given)), Interrupts()
+    del config["device"]
+    interrupts.number = 15
+    with pytest.raises(Interrupted):
+        evaluate_checkpoint(config, CPU, interrupts)
+
+
 def pinholes(data_root: Path) -> None:
     """An image of the toy world that is no panorama."""
     for kind, mode in (("leftImg8bit", "RGB"), ("gtFine", "L")):
@@ -300,11 +317,19 @@ def pinholes(data_root: Path) -> None:
         (["data=toy_pinhole", "seam=true"], "seam=true and rotations=[] turn full panoramas"),
         (["data=toy_pinhole", "rotations=[5]"], "seam=false and rotations=[5.0] turn full panoramas"),
         (["size=null", "data.eval_size=null", "rotations=[5]", "horizon=0.3"], "cannot be"),
+        (["size=[64,64]", "rotations=[5]"], "cannot be"),
     ],
 )
 def test_what_cannot_be_measured_is_named(
-    asked: list[str], words: str, pixelwise: Predictor, data: Path, capsys: pytest.CaptureFixture
+    asked: list[str],
+    words: str,
+    pixelwise: Predictor,
+    data: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Before anything is predicted."""
+    monkeypatch.setattr(pixelwise, "network", None)
     pinholes(data)
     assert evaluate(data, data / "last.pt", *asked) == 2
     assert words in " ".join(capsys.readouterr().out.split())
