@@ -141,6 +141,15 @@ def test_unlisted_value_names_value_file_space_and_fix():
         assert word in str(error.value)
 
 
+def test_an_encoding_that_has_all_values_is_named():
+    space = LabelSpace.from_dict(SMALL)
+    known = next(iter(space.encodings["raw"].values()))[0]
+    with pytest.raises(DataError, match=r"All its values are in the encoding raw: is it that\?$"):
+        space.decode(np.array([known, known], np.uint8), "small", "f")
+    with pytest.raises(DataError, match=r"was written for$"):
+        space.decode(np.array([known, 99], np.uint8), "small", "f")
+
+
 @pytest.mark.parametrize(("count", "shown"), [(5, "10, 11, 12, 13, 14 in f"), (6, "10, 11, 12, 13, 14 ... in f")])
 def test_the_first_five_unlisted_values_are_named(count, shown):
     with pytest.raises(DataError) as error:

@@ -107,10 +107,12 @@ class LabelSpace:
         if ids.min(initial=0) == UNLISTED:
             values = np.unique(raw[ids == UNLISTED])
             shown = ", ".join(map(str, values[:5])) + (" ..." if len(values) > 5 else "")
+            fitting = [name for name, table in self._tables.items() if table[raw].min() != UNLISTED]
+            hint = f". All its values are in the encoding {' and in '.join(fitting)}: is it that?" if fitting else ""
             raise DataError(
                 f"label value {shown} in {source} is not in labels/{self.name} (encoding {encoding!r}); if it is "
                 f"right, list it under a class or under `{IGNORED_KEY}` in configs/labels/{self.name}.yaml, "
-                "else choose the labels that this file was written for"
+                f"else choose the labels that this file was written for{hint}"
             )
         return ids.astype(np.uint8)
 
