@@ -51,7 +51,7 @@ def with_others(first: int, **others: Any) -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("target", "settings", "given", "positional"),
+    ("target", "settings", "bound", "positional"),
     [
         (Plain, {}, (), 0),
         (Base, {"width": 3, "rate": 1}, (), 0),
