@@ -533,9 +533,9 @@ def test_gains_are_measured_from_the_checkpoint_that_is_given(
 ) -> None:
     before = json.loads((finished / "summary.json").read_text())["stages"]["source"]["target"]
     off = [f"stages.{name}.enabled=false" for name in ("source", "pseudo_labels", "mpa")]
-    given = tmp_path / "given.pt"
-    shutil.copy(finished / "source" / "last.pt", given)
-    assert run_here(tmp_path / "r", *off, f"stages.warmup.init={given}") == 0
+    start = tmp_path / "given.pt"
+    shutil.copy(finished / "source" / "last.pt", start)
+    assert run_here(tmp_path / "r", *off, f"stages.warmup.init={start}") == 0
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert summary["stages"]["warmup"]["initial"]["target"] == pytest.approx(before)
     assert summary["gain"] == pytest.approx(summary["stages"]["warmup"]["target"] - before)
@@ -543,8 +543,8 @@ def test_gains_are_measured_from_the_checkpoint_that_is_given(
     assert "before warmup" in shown
     assert summary["stages"]["warmup"]["classes_in_mean"]["target"].endswith("of 11")
     assert "target over" in shown
-    shutil.copy(finished / "mpa" / "last.pt", given)  # another file under the same name
-    assert run_here(tmp_path / "r", *off, f"stages.warmup.init={given}", "resume=true") == 2
+    shutil.copy(finished / "mpa" / "last.pt", start)  # another file under the same name
+    assert run_here(tmp_path / "r", *off, f"stages.warmup.init={start}", "resume=true") == 2
     assert "inputs.init" in capsys.readouterr().out
 
 

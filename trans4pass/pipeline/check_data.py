@@ -65,9 +65,8 @@ def counts_table(summaries: Mapping[str, check.Summary], published: Mapping[str,
     for split, summary in summaries.items():
         sizes = [f"{w}x{h}: {n}" for (w, h), n in summary.sizes.most_common(3)]
         sizes += [f"{len(summary.sizes) - 3} more sizes"] if len(summary.sizes) > 3 else []
-        count = (
-            beside(summary.images, published.get(split)) if summary.sizes else ("-", str(published.get(split) or "-"))
-        )
+        wanted = published.get(split)
+        count = beside(summary.images, wanted) if summary.sizes else ("-", str(wanted or "-"))
         table.add_row(split, *count, str(summary.labelled or "-"), ", ".join(sizes) or "-")
     if published.get(TOTAL):
         images = sum(summary.images for summary in summaries.values())
