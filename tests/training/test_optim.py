@@ -120,11 +120,11 @@ def test_bad_settings_are_refused(settings: dict, words: str) -> None:
 
 
 def test_each_trainable_parameter_needs_exactly_one_optimiser() -> None:
-    with pytest.raises(ConfigError, match=r"discriminator\.weight"):
+    with pytest.raises(ConfigError, match=r"^optim: no optimiser trains discriminator\.weight"):
         build_optimizers(Method(), {"network": SGD}, "optim")
     shared = Method()
     shared.discriminator = shared.network.head
-    with pytest.raises(ConfigError, match="also trained by"):
+    with pytest.raises(ConfigError, match=r"^optim: a parameter of 'discriminator' is also trained by 'network'"):
         build_optimizers(shared, {"network": SGD, "discriminator": SGD}, "optim")
     with pytest.raises(ConfigError, match="lrr"):
         build_optimizers(Method(), {"network": SGD, "discriminator": SGD, "lrr": 1}, "optim")
