@@ -43,7 +43,14 @@ class ValidationSets:
         classes_in_mean: by side, how many classes the mean runs over, in words.
     """
 
-    def __init__(self, run: RunContext, stage: str, precision: Precision, data: StageData, judge: str | None):
+    def __init__(
+        self,
+        run: RunContext,
+        stage: str,
+        precision: Precision,
+        data: StageData | None = None,
+        judge: str | None = None,
+    ):
         self.run, self.stage, self.data, self.judge = run, stage, data, judge
         self.precision: Precision = precision
         self.classes_in_mean: dict[str, str] = {}
@@ -62,7 +69,7 @@ class ValidationSets:
             log.info("%s step %d  mIoU %s", self.stage, step, self.in_words(scores))
         if final and dist.is_main():
             write_json(self.run.folder / self.stage / SCORES, sheets)
-            pictures |= self._training_pictures(predictor)
+            pictures |= {} if self.data is None else self._training_pictures(predictor, self.data)
         return Evaluation(scores, pictures)
 
     @any_size()
@@ -92,12 +99,12 @@ class ValidationSets:
         self.classes_in_mean[side] = f"{scores.classes_in_mean} of {len(scores.iou)}"
         return scores.miou, {} if sheet is None else sheet.result(confusion)
 
-    def _training_pictures(self, predictor: Predictor) -> dict[str, Tensor]:
+    def _training_pictures(self, predictor: Predictor, data: StageData) -> dict[str, Tensor]:
         """What was trained on: image, label (truth or pseudo-label), prediction."""
         pictures = {}
-        for name, domain in self.data.domains.items():
+        for name, domain in data.domains.items():
             gallery = Gallery(self.run.labels, PICTURES)
-            for batch in self.data.samples(domain, PICTURES):
+            for batch in data.samples(domain, PICTURES):
                 prediction = predictor(batch["image"]).argmax(1)[0].cpu()
                 gallery.add(batch["name"][0], batch["image"][0], batch["label"][0], prediction)
             kind = {TRUTH: "truth", NO_LABELS: "no label"}.get(domain.settings.labels, "pseudo-label")

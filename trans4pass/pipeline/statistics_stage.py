@@ -10,12 +10,10 @@ from trans4pass import dist
 from trans4pass.console import track
 from trans4pass.data import eval_loader
 from trans4pass.errors import ConfigError
-from trans4pass.inference import Predictor, evaluate
 from trans4pass.inference.adapt import adapt_batchnorms
-from trans4pass.storage import write_json
 from trans4pass.training import checkpoint
 
-from .score_sheet import SCORES, ScoreSheet
+from .evaluator import ValidationSets
 from .stage import ImageStage, ImageStageSettings
 
 log = logging.getLogger(__name__)
@@ -49,18 +47,12 @@ class StatisticsStage(ImageStage):
         batches = run.interrupts.between(track(loader, len(loader), self.name), dist.largest_share(len(self.dataset)))
         count = adapt_batchnorms(network, (batch["image"].to(run.device) for batch in batches))
         log.info("%s: %d BatchNorms have the statistics of %d images", self.name, count, len(self.dataset))
-        predictor = Predictor(network, run.device, precision=self.settings.precision)
-        scores, in_mean, sheets = {}, {}, {}
-        for side, dataset in run.validation.items():
-            title, sheet = f"{self.name}: evaluate {side}", ScoreSheet(dataset, run.device)
-            confusion = evaluate(predictor, dataset, run.labels, run.num_workers, title, run.interrupts, sheet.add)
-            found, sheets[side] = confusion.scores(), sheet.result(confusion)
-            scores[side], in_mean[side] = found.miou, f"{found.classes_in_mean} of {len(found.iou)}"
+        evaluator = ValidationSets(run, self.name, self.settings.precision)
+        scores = evaluator.evaluate(network, 0, final=True).scores
         if dist.is_main():
-            write_json(self.folder / SCORES, sheets)
             state = {f"network.{key}": value for key, value in network.state_dict().items()}
             meta = {**run.meta(model), "stage": self.name}
             checkpoint.save({"method": state, "deployed": "network", "step": 0, **meta}, self.last_path)
         seconds = round(time.perf_counter() - started, 1)
         return {"initial": {}, "last": scores, "best": scores, "judge": None, "steps": 0, "skipped": 0,
-                "seconds": seconds, "seconds_per_step": None, "classes_in_mean": in_mean}  # fmt: skip
+                "seconds": seconds, "seconds_per_step": None, "classes_in_mean": evaluator.classes_in_mean}  # fmt: skip
