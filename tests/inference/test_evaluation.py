@@ -242,10 +242,10 @@ def pixelwise(monkeypatch: pytest.MonkeyPatch) -> Predictor:
 def test_what_was_asked_is_noted_and_told(pixelwise: Predictor, data: Path, capsys: pytest.CaptureFixture) -> None:
     """Paths in lines of their own length, whatever they hold."""
     path, folder = data / f"[red]{'a' * 150}.pt", data / ("b" * 150)
-    asked = ["views=windows", "window=[64,32]", "overlap=0.5", "fov=80", "precision=bf16", "wrap=true"]
+    asked = ["views=windows", "window=[64,32]", "overlap=0.5", "fov=80", "precision=bf16", "wrap=true", "flip=true"]
     own = ["size=null", "data.eval_size=[32,16]", "labels=outdoor13", "save_predictions=true", f"output={folder}"]
     own.append(f"checkpoint='{path}'")
-    assert evaluate(data, data, *asked, *own, "seam=true", "rotations=[5]") == 0
+    assert evaluate(data, data, *asked, *own, "seam=true", "rotations=[5]", "scales=[1.0,0.5]") == 0
     noted = json.loads((folder / "metrics.json").read_text())
     assert noted["settings"] == {
         "checkpoint": str(path), "split": "val", "precision": "bf16", "scales": [1.0, 0.5], "flip": True,

@@ -7,9 +7,9 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from tests.composing import composed
 from tests.small import various_network
 from trans4pass.errors import ConfigError
 from trans4pass.inference import open_checkpoint
@@ -19,7 +19,7 @@ from trans4pass.pipeline.train_stage import TrainStage
 from trans4pass.storage import read_json
 from trans4pass.training import checkpoint
 
-from .conftest import ROOT, assert_same_weights, stages_of
+from .conftest import assert_same_weights, stages_of
 
 PLACES = "[160,32]"
 CHOICE = "experiment=pin2pan_toy_"
@@ -47,8 +47,7 @@ RECIPES = {"teacher": "teacher", "source_free": "source_free", "few_labels": "fe
 
 
 def run(folder: Path, *overrides: str) -> int:
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return launch(train, compose("train", [*overrides, f"run_dir={folder}"]))
+    return launch(train, composed("train", *overrides, f"run_dir={folder}"))
 
 
 @pytest.fixture(scope="module")
