@@ -99,6 +99,12 @@ def test_no_color_is_heeded(colours: bool, monkeypatch: pytest.MonkeyPatch) -> N
     assert ("\x1b[31m" in captured.get()) == colours
 
 
+def test_brackets_in_a_path_are_printed() -> None:
+    with console.console.capture() as shown:
+        console.console.print("wrote runs/[red]a/b.png")
+    assert shown.get() == "wrote runs/[red]a/b.png\n"
+
+
 def test_memory_is_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(ru_maxrss=3 * 2**20)  # Linux counts kilobytes, macOS bytes
     monkeypatch.setattr(console, "resource", SimpleNamespace(getrusage=lambda who: usage, RUSAGE_SELF=0))

@@ -28,8 +28,8 @@ from trans4pass import dist
 from trans4pass.storage import writing
 
 T = TypeVar("T")
-# Piped output is for files: no wrapping at a terminal's 80 columns.
-console = Console() if sys.stdout.isatty() else Console(width=160)
+# Piped output is for files: no wrapping at a terminal's 80 columns. What is in brackets is part of a path, not a style.
+console = Console(markup=False) if sys.stdout.isatty() else Console(markup=False, width=160)
 log = logging.getLogger("trans4pass")
 SILENCE = 10.0  # seconds of work after which a log without a progress bar says how far it is
 EARLY = 1000  # records that are kept until a run's folder is known

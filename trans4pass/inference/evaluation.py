@@ -116,7 +116,7 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
         write_json(folder / "metrics.json", result)
         at = "their own size" if size is None else f"{size[0]}x{size[1]}"
         title = f"{settings.checkpoint} on {dataset.name} {settings.split}, {len(dataset)} images at {at}"
-        console.print(title, soft_wrap=True, markup=False, highlight=False)
+        console.print(title, soft_wrap=True, highlight=False)
         console.print(scores_table(scores, by_region, further, labels))
         console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
         if settings.save_predictions:

@@ -37,7 +37,7 @@ def check_data(config: Mapping[str, Any], device: torch.device, interrupts: Inte
     if any(summary.counts.any() for summary in summaries.values()):
         console.print(frequency_table(summaries, labels))
         if hint := unused_classes(summaries, labels):
-            console.print(hint, style="yellow", markup=False)
+            console.print(hint, style="yellow")
         if config["plot"] is not None:
             path = Path(config["plot"])
             write_picture(path, frequency_picture(summaries, labels))
@@ -154,7 +154,7 @@ def print_faults(summaries: Mapping[str, check.Summary], limit: int) -> bool:
             more = f", the first {limit} of them" if len(texts) > limit else ""
             console.print(f"{split}: {kind}: {len(texts)}{more}", style="bold red")
             for text in texts[:limit]:
-                console.print(f"  {text}", markup=False, soft_wrap=True)
+                console.print(f"  {text}", soft_wrap=True)
     faults = sum(len(summary.faults) for summary in summaries.values())
     text = f"{faults} fault{'s' * (faults > 1)}" if faults else "no faults"
     console.print(text, style="bold red" if faults else "bold green")

@@ -47,7 +47,7 @@ def show_outcome(
         lines = [f"next: {next_command(run, found.places[0], found.size)}"]
         if others := found.places[1:]:
             lines.append(f"and so for {len(others)} more, which lie beside what is no panorama: input={others[0]}, ...")
-        console.print(*lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
+        console.print(*lines, sep="\n", highlight=False, soft_wrap=True)
 
 
 def next_command(run: RunContext, images: Path, size: Sequence[int] | None) -> str:
