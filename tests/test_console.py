@@ -95,7 +95,7 @@ def test_no_color_is_heeded(colours: bool, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("NO_COLOR", "1")
     fresh = runpy.run_path(console.__file__)["console"]
     with fresh.capture() as captured:
-        fresh.print("[red]stop[/red]")
+        fresh.print("stop", style="red")
     assert ("\x1b[31m" in captured.get()) == colours
 
 
