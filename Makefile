@@ -12,7 +12,8 @@ setup: $(VENV)/.ready  ## make the virtual environment and install the tested ve
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+# compat: beside a clone called trans4pass, Python would take its folder for the package
+	$(BIN)/python -m pip install --constraint constraints.txt --config-settings editable_mode=compat --editable ".[dev]"
 	@touch $@
 
 setup-mmcv: setup  ## also build mmcv's operators, for deform_backend=mmcv (about 12 minutes)
