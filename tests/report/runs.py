@@ -21,7 +21,8 @@ def write_run_with_everything(
 ) -> None:
     """Stages `first`, `labels` and `adapted`; the pictures (H,W,3) `photo` and (H,W) label maps twice."""
     stage = {"source": 60.0, "target": 50.0, "seconds": 60, "seconds_per_step": 0.25, "steps": 9, "best": {}}
-    stages = {"first": {**stage, "target": 40.0}, "labels": {"seconds": 1.0, "kept": 0.5}, "adapted": stage}
+    adapted = {**stage, "best": {"step": 5, "target": 51.0}, "judge": "target"}
+    stages = {"first": {**stage, "target": 40.0}, "labels": {"seconds": 1.0, "kept": 0.5}, "adapted": adapted}
     model = {"config": {}, "parameters": 3_000_000, "gmacs": 1.5, "size": [8, 4]}
     facts = {"name": name, "seed": 0, "sides": ["source", "target"], "goal": "target", "gain": 10.0, "final": "adapted"}
     write(folder / "summary.json", {**facts, "stages": stages, "model": model})

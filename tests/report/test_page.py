@@ -13,7 +13,7 @@ from tests.report.runs import LABELS, write_run_with_everything
 from tests.report.test_compare import write_run
 from trans4pass.errors import ConfigError, DamagedFile
 from trans4pass.interrupts import Interrupts
-from trans4pass.report.charts import bars, lines, matrix, ticks
+from trans4pass.report.charts import bars, labelled, lines, matrix, ticks
 from trans4pass.report.page import report_page, report_runs, write_report
 from trans4pass.report.predicted import write_viewer
 from trans4pass.report.run_folder import read_run
@@ -45,8 +45,23 @@ def test_a_run_is_shown_whole(run: Path) -> None:
     assert "<title>tree, coverage: 25.0</title>" in page
     assert "<title>road and tree: 50%</title>" in page
     assert "git checkout abc123\npython tools/train.py experiment=mine" in page
-    assert "50% of pixels kept" in page
+    assert "<td>labels: 50% of pixels kept</td><td></td>" in page
+    assert "<td>51.00 @5</td>" in page and "on the target&#x27;s validation labels" in page
     assert "note: &lt;&amp;&gt;" in page and "<&>" not in page
+
+
+def test_without_target_scores_it_leads_with_what_changed(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text()) | {"goal": None, "gain": None, "sides": ["source"]}
+    for stage in summary["stages"].values():
+        stage.pop("target", None)
+    summary["stages"]["first"] |= {"confidence": 0.75}
+    summary["stages"]["adapted"] |= {"changed": 0.25, "confidence": 0.875}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = report_page([read_run(run)])
+    assert '<dl class="facts"><div><dt>changed</dt><dd>25.0%</dd></div><div><dt>confidence</dt><dd>87.5%' in page
+    assert "<th>stage</th><th>changed</th><th>confidence</th><th>source, last</th>" in page
+    assert "<td>first</td><td></td><td>75.0%</td><td>60.00</td>" in page
+    assert "on images without labels" in page
 
 
 def test_nothing_on_the_page_is_elsewhere(run: Path) -> None:
@@ -91,8 +106,9 @@ def test_pictures_are_scaled_and_the_labels_stay_labels() -> None:
     wide = Image.new("RGB", (2 * LARGEST, LARGEST))
     ids = np.zeros((LARGEST, 2 * LARGEST), np.uint8)
     ids[:, LARGEST:] = 255
-    seen = Seen("a", wide, [Map("truth", ids, truth=True)], Span.of(*wide.size))
+    seen = Seen("a_", wide, [Map("truth", ids, truth=True)], Span.of(*wide.size))
     (picture,) = group([seen], LABELS)["panoramas"]
+    assert picture["name"] == "a"  # DensePASS's files end in _
     assert picture["camera"] == {"top": 90.0, "bottom": -90.0, "fov": 360.0}
     assert len(picture["photo"]) + len(picture["maps"][0]["labels"]) < 100_000
     page = viewer_page([seen], LABELS, "</script><b>")
@@ -128,6 +144,19 @@ def test_a_curve_goes_where_its_points_are() -> None:
 )
 def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 0.5, 1], ["0", "0.5", "1"]),
+        ([0, 0.00005, 0.0001, 0.00015], ["0", "5e-5", "1e-4", "1.5e-4"]),
+        ([0, 500_000, 1_000_000], ["0", "5e5", "1e6"]),
+    ],
+)
+def test_an_axis_has_one_notation_that_fits(values: list[float], expected: list[str]) -> None:
+    assert labelled(values) == expected
+    assert f">{expected[1]}<" in lines("a", {"x": [(0, values[0]), (9, values[-1])]})
 
 
 def test_bars_are_as_long_as_their_numbers_and_the_unknown_has_none() -> None:

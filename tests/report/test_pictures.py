@@ -1,5 +1,6 @@
 """panoramas.png: images beside what stages made of them, on one screen, whatever their sizes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ def test_a_map_that_some_images_lack_is_left_out() -> None:
     both = comparison([*seen(1, (200, 100), "first", "truth"), *seen(1, (200, 100), "first")], LABELS, {})
     one = comparison(seen(2, (200, 100), "first"), LABELS, {})
     assert both.size == one.size
+
+
+def test_a_name_is_shown_without_its_last_underscore() -> None:
+    (one,) = seen(1, (200, 100), "first")
+    plain, longer, other = (comparison([replace(one, name=name)], LABELS, {}) for name in ("a", "a_", "ab"))
+    assert plain == longer != other
 
 
 def test_a_legend_takes_as_many_lines_as_it_needs() -> None:

@@ -9,6 +9,7 @@ WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 24  # around a plot
 COLOURS = 6  # that the style sheet has
 TICKS = 4  # about as many on an axis
+DIGITS = 6  # that fit in LEFT
 BAR, BETWEEN = 11, 6  # heights
 LONGEST = 22  # characters of a name beside a bar or a matrix
 
@@ -30,10 +31,12 @@ def lines(title: str, series: Mapping[str, Points]) -> str:
         return TOP + (y1 - value) / (y1 - y0 or 1) * (HEIGHT - TOP - BOTTOM)
 
     parts = []
-    for value in up:
+    for value, words in zip(up, labelled(up), strict=True):
         parts.append(f'<path class="grid" d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(text(LEFT - 6, y(value) + 4, f"{value:g}", "end"))
-    parts += [text(x(value), HEIGHT - 6, f"{value:g}", "middle") for value in across]
+        parts.append(text(LEFT - 6, y(value) + 4, words, "end"))
+    parts += [
+        text(x(value), HEIGHT - 6, words, "middle") for value, words in zip(across, labelled(across), strict=True)
+    ]
     for number, points in enumerate(curves.values()):
         path = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in points)
         dashes = ' stroke-dasharray="5 3"' if number >= COLOURS else ""
@@ -119,6 +122,18 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def labelled(values: Sequence[float]) -> list[str]:
+    """An axis's numbers in one notation: as 1.5e-4 all of them where one would not fit beside a plot otherwise."""
+    plain = [f"{value:g}" for value in values]
+    if all(len(one) <= DIGITS and "e" not in one for one in plain):
+        return plain
+    parts = [f"{value:e}".split("e") for value in values]
+    return [
+        "0" if not value else f"{float(mantissa):g}e{int(power)}"
+        for value, (mantissa, power) in zip(values, parts, strict=True)
+    ]
 
 
 def colour(number: int) -> str:

@@ -21,7 +21,7 @@ from trans4pass.storage import write_text
 from .charts import Points, bars, lines, matrix
 from .compare import differing
 from .run_folder import RunFolder, read_run
-from .summary import first_score, number
+from .summary import called, first_score, measured, notes, number, scores_of, share
 from .viewer import Map, Seen, Span, group, page
 
 RATES, MIOU = "lr/", "miou/"  # in front of what the trackers call learning rates and scores
@@ -109,6 +109,8 @@ def headline(run: RunFolder) -> str:
     summary, side = run.summary, run.summary.get("goal")
     final = summary["stages"][summary["final"]]
     facts = {}
+    if side is None:  # nothing better is known of the images that the run is for
+        facts |= {key: share(final[key]) for key in measured(summary) if key in final}
     if side in final:
         before = first_score(summary["stages"], side)
         gain = "" if summary["gain"] is None else f" ({summary['gain']:+.1f})"
@@ -124,18 +126,15 @@ def headline(run: RunFolder) -> str:
 
 def stages_table(run: RunFolder) -> str:
     summary, rows = run.summary, []
-    sides = summary.get("sides", ["source", "target"])
+    sides, unlabelled = summary.get("sides", ["source", "target"]), measured(run.summary)
     for name, stage in summary["stages"].items():
-        best, kept = stage.get("best") or {}, f"{stage['kept']:.0%} of pixels kept" if "kept" in stage else ""
-        cells = [text for side in sides for text in (number(stage.get(side)), number(best.get(side)))]
-        if kept:
-            cells[-1] = kept
+        cells = [*(share(stage.get(key)) for key in unlabelled), *scores_of(stage, sides)]
         pace = stage.get("seconds_per_step")
         steps = str(stage.get("steps") or "")
-        rows.append((name, *cells, steps, f"{stage['seconds'] / 60:.1f}", f"{pace:.2f}" if pace else ""))
-    scores = [heading for side in sides for heading in (f"{side}, last", f"{side}, best")]
-    note = '<p class="soft">mIoU in percent. “best” was picked on validation labels, “last” on none.</p>'
-    return table(("stage", *scores, "steps", "minutes", "s/step"), rows) + note
+        rows.append((called(name, stage), *cells, steps, f"{stage['seconds'] / 60:.1f}", f"{pace:.2f}" if pace else ""))
+    scores = [heading for side in sides for heading in (f"{side}, last", f"{side}, best*")]
+    note = f'<p class="soft">{escape("; ".join(("mIoU in percent", *notes(summary))))}</p>'
+    return table(("stage", *unlabelled, *scores, "steps", "minutes", "s/step"), rows) + note
 
 
 def differences(runs: Runs) -> str:

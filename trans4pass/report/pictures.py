@@ -37,7 +37,7 @@ def comparison(seen: Sequence[Seen], labels: LabelSpace, roles: Mapping[str, str
         pictures = [one.photo, *(Image.fromarray(labels.colorize(maps[name].ids)) for name in names)]
         for column, picture in enumerate(pictures):
             page.paste(within(picture, width, height, smooth=not column), (GAP + column * (width + GAP), top))
-        words = f"{one.name}  {one.note}"
+        words = f"{one.title}  {one.note}"
         pen.text((GAP, top + height + 1), shortened(words, page_width - 2 * GAP, font), "#555555", font)
         top += height + LINE + GAP
     page.paste(legend, (0, top))

@@ -45,42 +45,57 @@ def summarise(
 def table(summary: Mapping[str, Any]) -> Table:
     """The run's figures for the console."""
     shown = Table(title=f"{summary['name']}, seed {summary['seed']}: mIoU in %")
-    stages, sides, side, judges = summary["stages"], summary["sides"], summary["goal"], set()
+    stages, sides, side = summary["stages"], summary["sides"], summary["goal"]
     base = first_score(stages, side)
-    unlabelled = [key for key in (CHANGED, CONFIDENCE) if any(key in values for values in stages.values())]
+    unlabelled = measured(summary)
     scores = [f"{one}\n{which}" for one in sides for which in ("last", "best*")]
     gains = ["gain"] if base is not None else []
     shown.add_column("stage", overflow="fold")
     for column in (*scores, *gains, *unlabelled, "minutes"):
         shown.add_column(column, justify="right", no_wrap=True)
     for stage, values in stages.items():
-        best, initial = values.get("best") or {}, values.get("initial")
+        initial = values.get("initial")
         if initial:
             shown.add_row(f"before {stage}", *(text for one in sides for text in (number(initial.get(one)), "")))
-        cells = []
-        for one in sides:
-            step = f" @{best['step']}" if best and one == values.get("judge") else ""
-            cells += [number(values.get(one)), number(best.get(one)) + step]
-        judges |= {values.get("judge")} if best else set()
+        cells = scores_of(values, sides)
         if base is not None:
             cells.append(f"{values[side] - base:+.2f}" if side in values else "")
-        cells += [f"{values[key]:.1%}" if key in values else "" for key in unlabelled]
-        kept = f": {values['kept']:.0%} of pixels kept" if "kept" in values else ""
-        shown.add_row(f"{stage}{kept}", *cells, f"{values['seconds'] / 60:.1f}")
-    shown.caption = "; ".join(notes(summary, sorted(filter(None, judges)), bool(unlabelled)))
+        cells += [share(values.get(key)) for key in unlabelled]
+        shown.add_row(called(stage, values), *cells, f"{values['seconds'] / 60:.1f}")
+    shown.caption = "; ".join(notes(summary))
     return shown
 
 
-def notes(summary: Mapping[str, Any], judges: Sequence[str], unlabelled: bool) -> Iterator[str]:
-    """What the table's figures are, in words."""
-    if summary["goal"] is not None:
+def called(stage: str, values: Mapping[str, Any]) -> str:
+    """A stage's name, of one that labels with what it kept."""
+    return f"{stage}: {values['kept']:.0%} of pixels kept" if "kept" in values else stage
+
+
+def scores_of(values: Mapping[str, Any], sides: Sequence[str]) -> list[str]:
+    """A stage's mIoU by side, after the last step and where it was best, with that step on the side that says so."""
+    best, cells = values.get("best") or {}, []
+    for side in sides:
+        step = f" @{best['step']}" if best and side == values.get("judge") else ""
+        cells += [number(values.get(side)), number(best.get(side)) + step]
+    return cells
+
+
+def measured(summary: Mapping[str, Any]) -> list[str]:
+    """The figures that there are of images without labels."""
+    return [key for key in (CHANGED, CONFIDENCE) if any(key in values for values in summary["stages"].values())]
+
+
+def notes(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What a table's figures are, in words."""
+    judges = sorted({one["judge"] for one in summary["stages"].values() if one.get("best") and one.get("judge")})
+    if summary.get("goal") is not None:
         yield f"gain over source-only, in points on {summary['goal']}"
     means = {side: count for values in summary["stages"].values() for side, count in values.get(MEANS, {}).items()}
     if means:
         yield f"mIoU on the validation sets{''.join(f', {side} over {count} classes' for side, count in means.items())}"
     if judges:
         yield f"* best, with its step, was selected on the {' or '.join(judges)}'s validation labels, last on none"
-    if unlabelled:
+    if measured(summary):
         yield "on images without labels: share of pixels changed since the stage before, mean confidence"
 
 
@@ -98,3 +113,7 @@ def first_score(stages: Mapping[str, Mapping[str, Any]], side: str | None) -> fl
 
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -62,6 +62,11 @@ class Seen:
     span: Span | None
     note: str = ""
 
+    @property
+    def title(self) -> str:
+        """The name as it is shown: without what the file names of some data sets end in."""
+        return self.name.removesuffix("_")
+
 
 def viewer_page(seen: Sequence[Seen], labels: LabelSpace, title: str) -> str:
     """A page with a viewer of some pictures, whose maps hold classes of `labels`."""
@@ -97,7 +102,7 @@ def _picture(seen: Seen) -> dict[str, Any]:
         maps.append({"name": one.name, "truth": one.truth, "labels": data_uri(ids, "PNG", optimize=True)})
     camera = None if seen.span is None else asdict(seen.span)
     uri = data_uri(photo, "JPEG", quality=QUALITY, subsampling=0)
-    return {"name": seen.name, "note": seen.note, "camera": camera, "photo": uri, "maps": maps}
+    return {"name": seen.title, "note": seen.note, "camera": camera, "photo": uri, "maps": maps}
 
 
 def shrunk(photo: Image.Image) -> Image.Image:
