@@ -79,7 +79,7 @@ def test_runs_without_target_scores_are_compared_all_the_same(tmp_path: Path, ca
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "weight=0.5 0 60.0 60.0 62.5 87.5 3.00 M" in shown
     assert "mpa 60.0 12.5 87.5 1.0" in shown
-    assert "gain" not in shown
+    assert "gain" not in shown and "1 run, seed 0:" in shown
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -91,7 +91,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     del summary["stages"]["mpa"]
     (tmp_path / "b" / "summary.json").write_text(json.dumps(summary))
     assert compare(tmp_path / "a", tmp_path / "b") == 2
-    assert "different stages" in capsys.readouterr().out
+    shown = "".join(capsys.readouterr().out.split())
+    assert "notallhavempa:" in shown and f"tools/report.pyruns=[{tmp_path}/a,{tmp_path}/b]" in shown
 
 
 @pytest.mark.parametrize(

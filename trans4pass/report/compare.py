@@ -59,8 +59,12 @@ def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: In
     found = [Path(path) for run in patterns for path in matching(str(run))]
     runs = list(dict.fromkeys(path.resolve() for path in found))  # a pattern and a name may mean one run
     summaries, configs = zip(*(read_figures(run) for run in runs))
-    if any(summary["stages"].keys() != summaries[0]["stages"].keys() for summary in summaries):
-        raise ConfigError("the runs have different stages: compare runs of one experiment")
+    every = list(dict.fromkeys(stage for summary in summaries for stage in summary["stages"]))
+    if some := [stage for stage in every if any(stage not in summary["stages"] for summary in summaries)]:
+        raise ConfigError(
+            f"the runs have different stages, not all have {', '.join(some)}: compare runs of one experiment, or see "
+            f"these side by side with tools/report.py runs=[{','.join(dict.fromkeys(map(str, found)))}]"
+        )
     groups: dict[str, list[Summary]] = {}
     for words, summary in zip(distinguish(configs), summaries, strict=True):
         groups.setdefault(words, []).append(summary)
@@ -132,7 +136,8 @@ def compare_seeds(summaries: Sequence[Summary]) -> Grid:
         rows.append((stage, *cells, spread([row["seconds"] / 60 for row in figures])))
         scores = {f"mIoU, {side}": [row[side] for row in figures if side in row] for side in sides}
         bars.append(scores or {UNLABELLED[key]: [100 * row[key] for row in figures if key in row] for key in measured})
-    title = f"{len(summaries)} runs, seeds {seeds(summaries)}: mean (lowest to highest), mIoU in %"
+    ran = "1 run, seed" if len(summaries) == 1 else f"{len(summaries)} runs, seeds"
+    title = f"{ran} {seeds(summaries)}: mean (lowest to highest), mIoU in %"
     head = ("stage", *sides, *gain, *(UNLABELLED[key] for key in measured), "minutes")
     return Grid(title, head, rows, bars, UNLABELLED_CAPTION if measured else "")
 
