@@ -1,6 +1,7 @@
 """What a run leaves for its report: scores of its last evaluation, chosen pictures, pseudo-labels' quality."""
 
 import json
+import logging
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
 
 from tests.pipeline.conftest import composed
+from trans4pass.console import Loudness, setup_logging
 from trans4pass.data import SegmentationDataset
 from trans4pass.errors import DataError
 from trans4pass.inference import Predictor, open_checkpoint
@@ -20,6 +23,7 @@ from trans4pass.labels import IGNORE, LabelSpace
 from trans4pass.pipeline import RunContext
 from trans4pass.pipeline.evidence import choose, look, note, pictured, places
 from trans4pass.pipeline.folder import refuse_or_clear
+from trans4pass.pipeline.outcome import tell
 from trans4pass.pipeline.run import make_stages, run_settings
 from trans4pass.pipeline.score_sheet import ScoreSheet
 from trans4pass.pipeline.stage import Stage
@@ -42,6 +46,30 @@ def test_a_finished_run_has_a_report_and_what_it_is_made_of(finished: Path) -> N
     assert panoramas[0]["span"] == {"top": 36.0, "bottom": -36.0, "fov": 360.0}
     similarity = torch.tensor(evidence["prototypes"], dtype=torch.float64)  # null is no number
     assert similarity.shape == (11, 11)
+
+
+def test_a_run_ends_in_its_log_as_on_the_console(finished: Path) -> None:
+    end = (finished / "run.log").read_text().partition("gain over source-only")
+    assert "mIoU in %" in end[0] and end[1]
+    for words in ("wrote ", "report: open ", "report.html in a browser", "next: python tools/predict.py "):
+        assert end[2].count(words) >= 1, words
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_a_run_ends_with_is_printed_once_and_logged(
+    quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(Loudness, "quiet", quiet)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    table = Table("stage")
+    table.add_row("[red] 50%")
+    setup_logging(tmp_path)
+    tell(table)
+    tell(f"wrote {'long/' * 50}[a].png")
+    setup_logging()  # closes the file
+    for text in (capsys.readouterr().out, (tmp_path / "run.log").read_text()):
+        assert text.count("│ [red] 50% │") == 1
+        assert text.count(f"wrote {'long/' * 50}[a].png\n") == 1
 
 
 def test_a_stages_scores_are_those_of_its_summary(finished: Path) -> None:

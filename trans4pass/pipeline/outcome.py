@@ -1,11 +1,16 @@
 """What a finished run leaves to be looked at: the table, summary.json, a picture, the report."""
 
+import io
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trans4pass.console import console
+from rich.console import Console
+from rich.table import Table
+
+from trans4pass.console import LogFile, console
 from trans4pass.inference import build_network, write_picture
 from trans4pass.models import input_size
 from trans4pass.models.complexity import complexity
@@ -18,6 +23,8 @@ from .context import RunContext
 from .evidence import look, write_evidence
 from .own_data import as_typed
 from .stage import Stage
+
+log = logging.getLogger(__name__)
 
 WIDEST = 100  # columns of the table
 
@@ -34,20 +41,33 @@ def show_outcome(
     found = look(run, trained, final)
     summary = summarise(run.settings.name, run.settings.seed, results, final, model, found.unlabelled)
     write_json(run.folder / "summary.json", summary)
-    console.print(table(summary), width=min(console.width, WIDEST))
+    tell(table(summary))
     written = [run.folder / "summary.json", run.folder / "run.log"]
     if found.seen:
         roles = {} if next(iter(trained)) == final else {next(iter(trained)): "before", final: "after"}
         write_picture(run.folder / "panoramas.png", comparison(found.seen, run.labels, roles))
         written.insert(0, run.folder / "panoramas.png")
     write_evidence(run, trained[final], found.seen)
-    written.insert(0, write_report([run.folder], run.folder / "report.html"))
-    console.print(*(f"wrote {path}" for path in written), sep="\n", soft_wrap=True)
+    for path in written:
+        tell(f"wrote {path}")
+    tell(f"report: open {write_report([run.folder], run.folder / 'report.html')} in a browser")
     if found.places:
-        lines = [f"next: {next_command(run, found.places[0], found.size)}"]
+        tell(f"next: {next_command(run, found.places[0], found.size)}")
         if others := found.places[1:]:
-            lines.append(f"and so for {len(others)} more, which lie beside what is no panorama: input={others[0]}, ...")
-        console.print(*lines, sep="\n", highlight=False, soft_wrap=True)
+            tell(f"and so for {len(others)} more, which lie beside what is no panorama: input={others[0]}, ...")
+
+
+def tell(shown: Table | str) -> None:
+    """Print what a run ends with, a quiet one too, and write it to run.log."""
+    console.print(shown, width=min(console.width, WIDEST), highlight=False, soft_wrap=isinstance(shown, str))
+    text = shown
+    if isinstance(shown, Table):
+        plain = Console(file=(file := io.StringIO()), width=WIDEST, markup=False)
+        plain.print(shown)
+        text = f"\n{file.getvalue().rstrip()}"
+    record = log.makeRecord(log.name, logging.INFO, __file__, 0, text, (), None)
+    for handler in [one for one in logging.getLogger().handlers if isinstance(one, LogFile)]:
+        handler.handle(record)
 
 
 def next_command(run: RunContext, images: Path, size: Sequence[int] | None) -> str:
