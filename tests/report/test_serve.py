@@ -128,9 +128,15 @@ def test_what_is_no_picture_is_refused_in_words_and_leaves_nothing(kind: str, cl
     assert not list(folder.iterdir())
 
 
+def test_a_picture_whose_type_the_browser_does_not_know_is_taken(client: TestClient) -> None:
+    (fallback,) = re.findall(r'file\.type \|\| "([^"]+)"', client.get("/").text)
+    assert upload(client, encoded(panorama(), "TIFF"), **{"Content-Type": fallback}).status_code == 200
+
+
 def test_other_types_and_larger_files_are_refused_unread(client: TestClient, folder: Path) -> None:
     assert upload(client, WHOLE, **{"Content-Type": "text/plain"}).status_code == 415
-    assert client.post("/panoramas", content=WHOLE).status_code == 415
+    refused = client.post("/panoramas", content=WHOLE)
+    assert refused.status_code == 415 and "with its type (image/png," in refused.json()["detail"]
     pieces = iter([bytes(2**19)] * 3)  # of a length that is not said before
     assert client.post("/panoramas", content=pieces, headers=PNG).status_code == 413
     assert not list(folder.iterdir())

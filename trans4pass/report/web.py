@@ -98,7 +98,9 @@ async def body(request: Request, megabytes: int) -> bytes:
     """What was uploaded; HTTPException for what says that it is no picture, and at the first byte too many."""
     # A browser lets no other site send this type without asking here first, which is not answered.
     if not request.headers.get("content-type", "").startswith("image/"):
-        raise HTTPException(415, "this is no picture: PNG, JPEG, BMP, TIFF and WebP are taken")
+        raise HTTPException(
+            415, "not an image: send an image with its type (image/png, image/jpeg, image/bmp, image/tiff, image/webp)"
+        )
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
