@@ -286,7 +286,7 @@ def test_damaged_file_is_named(densepass_root, cityscapes19, file, damage):
     dataset = DensePASS(densepass_root, "val", cityscapes19)
     path = densepass_root / file
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=f"cannot decode {path} .*copy it anew"):
+    with pytest.raises(DataError, match=f"{path} .*copy it anew"):
         dataset[0]
 
 

@@ -62,8 +62,11 @@ def test_a_network_without_batchnorm_is_refused() -> None:
         adapt_batchnorms(Pixelwise(), BATCHES)  # pyright: ignore[reportArgumentType]
 
 
-def test_what_is_written_is_the_checkpoint_with_other_statistics(folder: Path) -> None:
+def test_what_is_written_is_the_checkpoint_with_other_statistics(folder: Path, capsys: pytest.CaptureFixture) -> None:
     run(folder, align=0.5)
+    count = len(batchnorms(opened(folder / "last.pt")))
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"{count} BatchNorm layers re-estimated on 3 images, align=0.5" and told[-2].startswith("wrote ")
     before, after = opened(folder / "last.pt"), opened(folder / "adapted.safetensors")
     assert before.alignment is None and after.alignment.strength == 0.5
     assert after.alignment.mean.flatten().tolist() == pytest.approx(STATISTICS["mean"])

@@ -71,6 +71,11 @@ def test_colours_and_overlay(run: Path) -> None:
     assert np.abs(np.asarray(result.overlay()) - (PICTURE / 2 + colours / 2)).max() <= 1
 
 
+def test_a_prediction_is_shown_in_a_line(run: Path) -> None:
+    result = load_model(run, device="cpu").predict(PICTURE)
+    assert repr(result) == f"Prediction(64x32, 3 classes, mean confidence {result.confidence.mean():.2f})"
+
+
 def test_views_size_and_wrap_reach_the_network(run: Path) -> None:
     views = TTA((1.0, 1.5), flip=True)
     expected = Predictor(NETWORK, torch.device("cpu"), views)(IMAGE[None]).argmax(1)[0]
@@ -108,7 +113,7 @@ def test_published_weights_need_their_classes(tmp_path: Path) -> None:
         (np.zeros((32, 64, 3), np.int64), "int64"),
         (7, "not int"),
         (Image.fromarray(np.zeros((32, 64), np.uint16)), "mode I"),
-        ("nowhere.png", "nowhere.png"),
+        ("nowhere.png", "^there is no file nowhere.png$"),
     ],
 )
 def test_what_is_no_picture_is_named(image: Any, said: str, run: Path) -> None:
@@ -124,5 +129,8 @@ def test_folders_without_a_model_say_what_is_there(run: Path) -> None:
         load_model(run.parent)
     with pytest.raises(WeightsError, match=r"nowhere\.pt"):
         load_model(run / "nowhere.pt")
+    (run / "zy.log").touch()
+    with pytest.raises(WeightsError, match=r"no run, export or weights file .*/zy; nearest in .*/run: zz, mpa$"):
+        load_model(run / "zy")
     with pytest.raises(ConfigError, match="fp8"):
         load_model(run / "mpa", precision="fp8")  # pyright: ignore[reportArgumentType]

@@ -277,19 +277,22 @@ def test_only_a_size_that_nobody_typed_is_pointed_out(
 
 
 def test_results_lie_beside_the_checkpoint_named_after_what_was_asked(
-    pixelwise: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch
+    pixelwise: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """A file, a folder, or a name on the hub."""
     monkeypatch.chdir(data)
+    (data / "toy").symlink_to(data)
     (data / "run").mkdir()
     (data / "run" / "last.pt").touch()
     for checkpoint_path, asked, name in (
         ("run/last.pt", [], "run/eval_densepass_val"),
         ("run", ["wrap=true"], "run/eval_densepass_val_wrap"),
+        ("run", ["data=toy_panorama"], "run/eval_toy_panorama_val"),
         ("somebody/model", ["views=perspective"], "eval_densepass_val_perspective"),
     ):
         assert evaluate(data, Path(checkpoint_path), *asked, "output=null") == 0
         assert (data / name / "metrics.json").is_file()
+        assert f" on {name.partition('eval_')[2].partition('_val')[0]} val, " in capsys.readouterr().out
 
 
 def test_a_signal_stops_it(pixelwise: Predictor, data: Path) -> None:
@@ -344,7 +347,8 @@ def test_measures_that_take_longer_are_asked_for(data: Path, capsys: pytest.Capt
     assert 0 <= metrics["boundary_IoU"]["mean"] < 100
     assert 0 < metrics["seam_consistency"]["seam"] <= 100
     shown = capsys.readouterr().out
-    assert "mIoU tilted by, pitch 30" in shown and "same class after half a turn, seam" in shown
+    assert all(row in shown for row in ("mIoU at 30° pitch", "mIoU at 5° roll", "mIoU tilted, spread"))
+    assert "same class after half a turn, seam" in shown
     assert evaluate(data, path, "rotations=[5,95]") == 2
     # Shapes that cannot be panoramas are named before anything is predicted, and have no solid angles.
     assert evaluate(data, path, "rotations=[5]", "horizon=0.3") == 2

@@ -28,6 +28,7 @@ from trans4pass.labels import LabelSpace
 from trans4pass.models import Segmentor, make_circular
 from trans4pass.settings import parse
 from trans4pass.storage import write_json
+from trans4pass.toy_world import MARKER
 from trans4pass.training import checkpoint
 
 SPACE = label_space(["road", "sky", "car"])
@@ -40,7 +41,7 @@ SUMMARY = {
     },
 }  # fmt: skip
 CONFIG = {
-    "data": {"source": {"dataset": {"_target_": "trans4pass.data.Cityscapes", "root": "/home/someone/secret"}}},
+    "data": {"source": {"dataset": {"_target_": "trans4pass.data.Cityscapes", "root": "/home/secret/cityscapes"}}},
     "model": {"name": "trans4pass_micro", "weights": "nvidia/mit-b0"},
     "stages": {
         "source": {
@@ -135,11 +136,23 @@ def test_the_model_card_says_what_the_run_was(run: Path, tmp_path: Path) -> None
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "trans4pass"
     for line in (
         "# my_run", "| source | 70.12 | 46.50 |", "| mpa | 68.00 | 55.25 |", "road, sky, car", "seed 7",
-        "of step 150, picked by validation labels: target 56.79", "| source | Cityscapes |",
+        "of step 150, picked by validation labels: target 56.79", "| source | Cityscapes (cityscapes) |",
         "| source | 400 | source 8 | network 5e-05 | supervised 1 |", "huggingface.co/nvidia/mit-b0",
     ):  # fmt: skip
         assert line in card, line
     assert "secret" not in card and "other.pth" not in card and "none 0" not in card
+
+
+def test_the_toy_world_is_never_called_a_real_data_set(tmp_path: Path) -> None:
+    dataset = {"_target_": "trans4pass.data.DensePASS", "root": str(tmp_path / "toy/DensePASS")}
+    prepared = {"_target_": "trans4pass.toy_world.ensure", "root": str(tmp_path / "toy")}
+    toy = "rendered toy world (trans4pass.toy_world), laid out as DensePASS"
+    assert model_card.data_set(dataset, prepared) == toy
+    assert model_card.data_set(dataset, {**prepared, "root": str(tmp_path / "other")}) == "DensePASS (DensePASS)"
+    assert model_card.data_set(dataset, {"_target_": "mine.ensure", "root": "a"}) == "DensePASS (DensePASS)"
+    write_json(tmp_path / "toy" / MARKER, {})
+    assert model_card.data_set(dataset, {}) == toy
+    assert model_card.data_set({"_target_": "mine.Streets"}, {}) == "Streets"
 
 
 def test_the_licence_of_timms_weights_is_on_the_card() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags
+from PIL import ExifTags, UnidentifiedImageError
 from PIL import Image as PILImage
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
@@ -164,10 +164,13 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} is not an image that can be read ({', '.join(IMAGE_SUFFIXES)}); if it should be one, copy it anew"
+        ) from error
     except Exception as error:  # PIL's decoders let nearly every type through for a damaged file
         raise DataError(
-            f"cannot decode {path} ({error or type(error).__name__}); the file is truncated, damaged or no picture, so "
-            "copy it anew"
+            f"cannot decode {path} ({error or type(error).__name__}); the file is truncated or damaged, so copy it anew"
         ) from error
 
 

@@ -52,8 +52,8 @@ def adapt(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         count = adapt_batchnorms(network, (batch["image"].to(device) for batch in batches))
     if dist.is_main():
         write_described(Path(settings.output), described, network.cpu())
-        facts = f"{count} BatchNorms of {len(dataset)} images, align={described.model.get('align', 0)}"
-        console.print(f"{facts}: {settings.output}", soft_wrap=True)
+        align = described.model.get("align", 0)
+        console.print(f"{count} BatchNorm layers re-estimated on {len(dataset)} images, align={align}")
 
 
 def batchnorms(network: nn.Module) -> list[_BatchNorm]:

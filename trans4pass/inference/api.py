@@ -44,6 +44,10 @@ class Prediction:
     image: np.ndarray
     palette: np.ndarray
 
+    def __repr__(self) -> str:
+        size, mean = "x".join(map(str, self.labels.shape[::-1])), self.confidence.mean()
+        return f"Prediction({size}, {len(self.classes)} classes, mean confidence {mean:.2f})"
+
     def colour(self) -> Image.Image:
         """The labels in the classes' colours."""
         return Image.fromarray(self.palette[self.labels])
@@ -150,6 +154,8 @@ def label_space(space: str | PathLike[str] | LabelSpace) -> LabelSpace:
 def as_picture(image: Picture) -> Tensor:
     """Any picture as uint8 (3,H,W) on the CPU; DataError where it is none."""
     if isinstance(image, str | PathLike):
+        if not Path(image).is_file():
+            raise DataError(f"there is no file {image}")
         return read_image(Path(image))
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 WORDS = {  # for the table, of what metrics.json has besides scores and regions
     "solid_angle": "by solid angle", "boundary_IoU": "boundary IoU", "seam_consistency": "same class after half a turn",
-    "rotations": "mIoU tilted by",
+    "rotations": "mIoU tilted",
 }  # fmt: skip
 
 RECORDED = (  # settings that metrics.json repeats
@@ -85,7 +85,8 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     if settings.rotations:  # of shapes that cannot be, now and not at the image that has one
         for width, height in {tuple(size)} if size else {image_size(item.image) for item in dataset.items}:
             Panorama.of(height, width, settings.horizon)
-    name = f"eval_{dataset.name}_{settings.split}" + ("_wrap" if settings.wrap else "")
+    called = settings.data.get("name", dataset.name)
+    name = f"eval_{called}_{settings.split}" + ("_wrap" if settings.wrap else "")
     name += "" if settings.views == "whole" else f"_{settings.views}"
     source = Path(settings.checkpoint)  # a file, a folder, or a name on the hub
     beside = source if source.is_dir() else source.parent if source.is_file() else Path()
@@ -115,7 +116,7 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     if dist.is_main():
         write_json(folder / "metrics.json", result)
         at = "their own size" if size is None else f"{size[0]}x{size[1]}"
-        title = f"{settings.checkpoint} on {dataset.name} {settings.split}, {len(dataset)} images at {at}"
+        title = f"{settings.checkpoint} on {called} {settings.split}, {len(dataset)} images at {at}"
         console.print(title, soft_wrap=True, highlight=False)
         console.print(scores_table(scores, by_region, further, labels))
         console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
@@ -229,5 +230,7 @@ def scores_table(
     for measure, values in further.items():
         table.add_section()
         for name, value in values.items():
-            table.add_row(f"{WORDS[measure]}, {name}", "none" if math.isnan(value) else f"{value:.2f}")
+            turn, _, angle = name.partition(" ") if measure == "rotations" else ("", "", "")
+            row = f"mIoU at {angle}° {turn}" if angle else f"{WORDS[measure]}, {name}"
+            table.add_row(row, "none" if math.isnan(value) else f"{value:.2f}")
     return table

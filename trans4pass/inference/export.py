@@ -20,7 +20,7 @@ from trans4pass.storage import replacing, write_json, write_text
 
 from .graph import OPSET, Result, check_opset, export_graph
 from .model_card import model_card
-from .open import WEIGHTS_FILE, Described, find_checkpoint, read_checkpoint
+from .open import WEIGHTS_FILE, Described, find_model, read_checkpoint
 
 Format = Literal["safetensors", "hub", "onnx", "torch_export"]
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}  # of the output; hub's is a folder
@@ -72,7 +72,7 @@ def read_described(
         raise ConfigError(f"output={target} must end in {suffix}")
     if suffix is None and (target.suffix in SUFFIXES.values() or target.is_file()):
         raise ConfigError(f"output={target} must be a folder")
-    path = find_checkpoint(source)
+    path = find_model(source)
     described = read_checkpoint(path, plugins)
     if not isinstance(described, Described):
         raise WeightsError(f"{path} does not describe its model: give the last.pt or best.pt of a run, or an export")

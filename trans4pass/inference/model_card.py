@@ -12,6 +12,7 @@ from trans4pass.storage import recall_json
 
 from .open import Described
 
+TOY_WORLD = "toy_world.json"  # lies where the renderer has written
 CARD = """---
 library_name: trans4pass
 pipeline_tag: image-segmentation
@@ -72,13 +73,22 @@ def sections(summary: Mapping[str, Any], config: Mapping[str, Any], stage: str, 
         return
     yield "\n## Data\n\n" + row("side", "data set") + row("---", "---")
     for side, data in config["data"].items():
-        yield row(side, data["dataset"]["_target_"].rpartition(".")[2])
+        yield row(side, data_set(data["dataset"], config.get("prepare_data") or {}))
     yield "\n## Training\n\n" + row("stage", "steps", "images per step", "learning rates", "terms (weights)")
     yield row(*["---"] * 5)
     for name, settings in config["stages"].items():
         if settings.get("enabled", True) and "method" in settings:
             yield row(name, *training(settings, summary["stages"].get(name, {})))
     yield "\n"
+
+
+def data_set(dataset: Mapping[str, Any], prepared: Mapping[str, Any]) -> str:
+    """What a run's data is called: the toy world, whose layouts are real data sets', by its own name."""
+    family, root = dataset["_target_"].rpartition(".")[2], Path(dataset.get("root") or "")
+    renders = str(prepared.get("_target_")).startswith("trans4pass.toy_world")
+    if (renders and root.is_relative_to(prepared["root"])) or (root.parent / TOY_WORLD).is_file():
+        return f"rendered toy world (trans4pass.toy_world), laid out as {family}"
+    return f"{family} ({root.name})" if root.name else family
 
 
 def training(stage: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:

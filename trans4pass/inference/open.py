@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from .onnx_network import OnnxNetwork
 
 FACTORY = "trans4pass.create_model"
 WEIGHTS_FILE = "model.safetensors"  # of an exported folder, and of a repository on the hub
+SUFFIXES = (".pt", ".pth", ".safetensors", ".onnx", ".bin")  # of files that hold models
 TRAINING = (*STARTS, "freeze")  # a model's settings that only matter while it is trained
 # What the first release called the submodules of its methods.
 FIRST_RELEASE = {"discriminator.": "terms.adversarial.discriminator.", "bank.": "terms.prototypes.bank."}
@@ -120,6 +122,19 @@ def find_checkpoint(source: str | PathLike[str]) -> Path:
     return path / summary["final"] / "last.pt"
 
 
+def find_model(source: str | PathLike[str]) -> Path:
+    """`find_checkpoint` for a model that is used: WeightsError, with what is there instead, where its file is not."""
+    path = find_checkpoint(source)
+    if path.is_file():
+        return path
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    there = [other.name for other in beside if other.is_dir() or other.suffix in SUFFIXES]
+    near = ", ".join(get_close_matches(path.name, there, 3, 0))
+    raise WeightsError(
+        f"there is no run, export or weights file {path}" + (f"; nearest in {path.parent}: {near}" if near else "")
+    )
+
+
 def read_checkpoint(source: str | PathLike[str], plugins: Collection[str] = ()) -> Described | Weights:
     """What a file holds that describes itself; a network's tensors from files in all other formats.
 
@@ -200,7 +215,7 @@ def open_checkpoint(
         WeightsError: the file is no checkpoint, is damaged, fits no model, or holds NaN or infinity.
         ConfigError: it does not say what its classes are, and `model_labels` does not either; see `read_checkpoint`.
     """
-    path = find_checkpoint(source)
+    path = find_model(source)
     held = OnnxNetwork(path) if path.suffix == ".onnx" else read_checkpoint(path, plugins)
     named = None if model_labels is None else LabelSpace.from_dict(model_labels)
     if isinstance(held, Described | OnnxNetwork) and named is not None and named.classes != held.labels.classes:
