@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trans4pass.errors import ConfigError
+from trans4pass.errors import PLACE, ConfigError, DataError
 from trans4pass.settings import checked
 
 # In an installed package they lie inside it, in a checkout beside it.
@@ -71,6 +71,9 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
         return functools.partial(target, *args, **values)
     try:
         return target(*args, **values, **extra)
+    except DataError as error:
+        error.args = (str(error).replace(PLACE, where),)
+        raise
     except ValueError as error:
         if not target.__module__.startswith("torch.optim."):
             raise

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+PLACE = "<data set>"  # in an error's text: a data set's place in the configuration, which `build` knows
+
 
 def first_line(error: Exception) -> str:
     """The first line that an error of another library says, or its kind."""

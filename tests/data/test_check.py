@@ -120,7 +120,7 @@ def test_faults_beyond_the_limit_are_counted(cityscapes_root, tmp_path, capsys):
 
 def test_a_split_that_cannot_be_read_is_a_fault_and_the_others_are_read(cityscapes_root, tmp_path, capsys):
     clean, text = printed(tmp_path, capsys, "data=cityscapes", "labels=outdoor13")
-    assert not clean and "val: split that cannot be read: 1" in text and "64x40: 3" in text
+    assert not clean and "val: unreadable split" in text and "or data.dataset.root=..." in text and "64x40: 3" in text
 
 
 def test_a_split_without_labels_lacks_none(densepass_root, cityscapes19, tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_stanford_is_checked_with_its_own_labels(stanford_root, tmp_path, capsys
     assert clean and "wall" in text
     (stanford_root / "semantic_labels.json").unlink()
     clean, text = printed(tmp_path, capsys, f"data=stanford_{kind}", "labels=indoor13")
-    assert not clean and "train: split that cannot be read: 1" in text and "semantic_labels.json" in text
+    assert not clean and "train, val: unreadable split" in text and text.count("datasets_layout.md") == 1
 
 
 def test_synpass_labels_without_images_are_found_but_not_for_a_subset(synpass_root, tmp_path, capsys):

@@ -20,7 +20,7 @@ from .loaders import start_worker, starting_workers
 T = TypeVar("T")
 
 # Kinds of faults.
-SPLIT = "split that cannot be read"
+SPLIT = "unreadable split"
 NO_LABEL = "image without label"
 NO_IMAGE = "label without image"
 UNREADABLE = "unreadable file"

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from trans4pass.errors import DataError, UserError
+from trans4pass.errors import PLACE, DataError, UserError
 
 HELP = "datasets_layout.md shows the expected folders; `experiment=pin2pan_toy` needs no data at all"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -38,7 +38,7 @@ def find_images(dataset: str, root: str | Path, folder: str, pattern: str) -> li
     """
     root = Path(root)
     searched = root / folder
-    settings = f"set data_root=... or data.[<source or target>.]dataset.root=... (now {root}); {HELP}"
+    settings = f"set data_root=... or {PLACE}.root=... (now {root}); {HELP}"
     if not root.is_dir():
         raise DataError(f"{dataset}: there is no folder {root.absolute()}; {settings}")
     if not searched.is_dir():

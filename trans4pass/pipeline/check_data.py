@@ -145,16 +145,20 @@ def frequency_picture(summaries: Mapping[str, check.Summary], labels: LabelSpace
 
 
 def print_faults(summaries: Mapping[str, check.Summary], limit: int) -> bool:
-    """Print up to `limit` faults of each kind and split; True if there are none."""
+    """Print up to `limit` faults of each kind and split, once where splits have the same; True if there are none."""
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for split, summary in summaries.items():
         kinds: dict[str, list[str]] = {}
         for kind, text in summary.faults:
             kinds.setdefault(kind, []).append(text)
         for kind, texts in kinds.items():
-            more = f", the first {limit} of them" if len(texts) > limit else ""
-            console.print(f"{split}: {kind}: {len(texts)}{more}", style="bold red")
-            for text in texts[:limit]:
-                console.print(f"  {text}", soft_wrap=True)
+            alike.setdefault((kind, tuple(texts)), []).append(split)
+    for (kind, texts), splits in alike.items():
+        more = f", the first {limit} of them" if len(texts) > limit else ""
+        count = "" if kind == check.SPLIT else f": {len(texts)}{more}"
+        console.print(f"{', '.join(splits)}: {kind}{count}", style="bold red")
+        for text in texts[:limit]:
+            console.print(f"  {text}", soft_wrap=True)
     faults = sum(len(summary.faults) for summary in summaries.values())
     text = f"{faults} fault{'s' * (faults > 1)}" if faults else "no faults"
     console.print(text, style="bold red" if faults else "bold green")
