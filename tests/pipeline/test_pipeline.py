@@ -131,7 +131,10 @@ def test_settings_that_came_later_and_are_off_change_nothing(finished: Path, run
 def test_changed_settings_are_named(finished: Path, run_here: Run, capsys: pytest.CaptureFixture) -> None:
     assert run_here(finished, "resume=true", "stages.mpa.method.terms.adversarial.weight=0.5") == 2
     shown = capsys.readouterr().out
-    assert "method.terms.adversarial.weight: 0.0002 -> 0.5" in shown
+    assert "stages.mpa.method.terms.adversarial.weight: 0.0002 -> 0.5" in shown
+    assert run_here(finished, "resume=true", "data.source.dataset.root=/a", "data.target.eval_size=[64,32]") == 2
+    shown = capsys.readouterr().out
+    assert "  data.source.dataset.root: " in shown and "  data.target.eval_size: " in shown
     assert run_here(finished, "resume=true", "log_every=7") == 0  # changes nothing of the result
 
 
@@ -205,7 +208,10 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
         (["stages.source.steps=null"], ["stages.source", "steps", "epochs"]),
         (["precision=fp8"], ["fp8", "bf16"]),
         (["device=tpu9"], ["tpu9"]),
-        (["data.target.dataset.root=/nowhere"], ["/nowhere", "datasets_layout.md", "pin2pan_toy"]),
+        (
+            ["data.target.dataset.root=/nowhere"],
+            ["/nowhere", "or data.target.dataset.root=...", "datasets_layout.md", "pin2pan_toy"],
+        ),
         (
             [
                 "loss@stages.source.method.terms.supervised.loss=cross_entropy_dice",
@@ -575,7 +581,7 @@ def test_a_stage_starts_from_a_checkpoint_of_the_first_release(finished: Path, r
         assert run_here(tmp_path / name, *settings, f"stages.mpa.init={start}") == 0
     assert_same_weights(tmp_path / "new", tmp_path / "old")
     for part in ("terms.adversarial", "terms.prototypes"):
-        assert f"{part} comes along from" in " ".join(log_of(tmp_path / "old").split())
+        assert f"{part} is loaded from" in " ".join(log_of(tmp_path / "old").split())
 
 
 PLUGIN = """

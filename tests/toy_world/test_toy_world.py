@@ -215,7 +215,7 @@ def test_a_world_of_other_settings_is_refused_by_name(rendered):
     changes = r"\(target_val: 2 there, 3 asked for; appearance: 1\.0 there, 0\.5 asked for\)"
     with pytest.raises(ConfigError, match=changes) as error:
         ensure(rendered, **{**TINY, "target_val": 3, "appearance": 0.5})
-    assert "another root, or delete" in str(error.value)
+    assert "another root (prepare_data.root=..." in str(error.value)
     assert set(contents(rendered)) == FILES
 
 

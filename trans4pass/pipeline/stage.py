@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ class Stage(ABC):
         data = {side: without_cache(config["dataset"]) for side, config in self.run.settings.data.items()}
         return {**shared, "data": data, "stage": settings, "inputs": self.inputs()}
 
+    def as_typed(self, key: str) -> str:
+        """A dotted key of `identity` as it is called on the command line, where it is a setting."""
+        key = re.sub(r"^stage\.", f"{self.where}.", key)
+        return re.sub(r"^eval_size\.([^.]+)", r"data.\1.eval_size", re.sub(r"^(data\.[^.]+)\.", r"\1.dataset.", key))
+
     @property
     def digest(self) -> str:
         text = json.dumps(self.identity(), sort_keys=True)
@@ -188,10 +194,10 @@ class Stage(ABC):
         # A setting that the stage was begun without, and that is off, changes nothing.
         changed = [key for key in changed if key in old or new[key] not in (None, False)]
         if changed:
-            lines = "\n".join(f"  {key}: {old.get(key)} -> {new.get(key)}" for key in changed[:12])
+            lines = "\n".join(f"  {self.as_typed(key)}: {old.get(key)} -> {new.get(key)}" for key in changed[:12])
             raise ConfigError(
-                f"stage {self.name} in {self.folder} was begun with other settings:\n{lines}\nTake them back, give the "
-                f"run another name=..., or delete {self.folder} and the stages after it to do them again"
+                f"stage {self.name} in {self.folder} was begun with other settings:\n{lines}\nUndo these changes, give "
+                f"the run another name=..., or delete {self.folder} and the stages after it to do them again"
             )
 
 

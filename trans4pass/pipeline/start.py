@@ -54,7 +54,7 @@ class Start(NamedTuple):
             trained = {key: state[key] for key, _ in module.named_parameters()}
             check_finite(trained, self.weights.path, self.allow_nonfinite)
             module.load_state_dict(state)
-            log.info("%s comes along from %s", name, self.weights.path)
+            log.info("%s is loaded from %s", name, self.weights.path)
 
 
 def point_out_random(model: str) -> None:

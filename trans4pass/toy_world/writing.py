@@ -217,8 +217,8 @@ def _is_finished(root: Path, world: ToyWorld) -> bool:
     changed = [f"{key}: {old.get(key)} there, {new[key]} asked for" for key in new if old.get(key) != new[key]]
     if changed:
         raise ConfigError(
-            f"{root} holds a toy world with other settings ({'; '.join(changed)}); use another root, or delete that "
-            "folder"
+            f"{root} holds a toy world with other settings ({'; '.join(changed)}); give it another root "
+            "(prepare_data.root=... in training, root=... of tools/make_toy_world.py), or delete that folder"
         )
     return True
 
