@@ -309,8 +309,9 @@ def test_a_name_that_is_read_as_a_number_is_told(choose: Callable[..., dict[str,
         ("nowhere", "data set. Give the path of a folder (looked for HERE/nowhere), or one of cityscapes, densepass"),
         ("HERE/others", "data set. Give"),
         ("cityscape", "did you mean cityscapes?"),
-        ("HERE/pins/", "did you mean HERE/pinholes?"),
-        ("pins", "did you mean pinholes?"),
+        ("HERE/pinhole/", "did you mean HERE/pinholes?"),
+        ("pinhols", "did you mean pinholes?"),
+        ("HERE/pins", "data set. Give"),
     ],
 )
 def test_a_word_that_is_neither_folder_nor_data_set_is_refused(

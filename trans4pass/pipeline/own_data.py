@@ -164,7 +164,7 @@ def side(
     root = Path(word)
     if not root.is_dir():
         known = {**{name: name for name in names}, **{path.name: str(path) for path in root.parent.glob("*/")}}
-        near = [known[name] for name in get_close_matches(root.name, known, 1)]
+        near = [known[name] for name in get_close_matches(root.name, known, 1, cutoff=0.75)]
         raise ConfigError(
             f"{key}={word} is neither a folder nor a data set{f'; did you mean {near[0]}?' if near else '.'} Give the "
             f"path of a folder (looked for {root.absolute()}), or one of {', '.join(sorted(names))}"
