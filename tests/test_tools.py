@@ -11,7 +11,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.pipeline.conftest import ROOT, call
-from trans4pass.pipeline.help import choices
+from trans4pass.cli import main as cli_main
+from trans4pass.pipeline.help import choices, settings
 from trans4pass.pipeline.launch import options_first
 
 
@@ -31,6 +32,24 @@ def test_hydras_options_may_stand_anywhere() -> None:
     assert options_first(["experiment=a", "--info"]) == ["--info", "all", "experiment=a"]
     assert options_first(["--info", "experiment=a"]) == ["--info", "all", "experiment=a"]
     assert options_first(["experiment=a", "--info", "config"]) == ["--info", "config", "experiment=a"]
+
+
+def test_help_has_the_settings_with_their_comments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And the files that can be chosen for them, one's own too; of the configuration's own workings nothing."""
+    lines = call("--help", tool="eval.py").stdout.splitlines()
+    assert any(
+        line.startswith("flip: false ") and line.endswith("# also average over mirrored images") for line in lines
+    )
+    assert "  labels@model_labels: cityscapes19, indoor13, indoor8, outdoor13, synpass22, toy11" in lines
+    assert max(map(len, lines)) < 150
+    assert not re.search("hydra|_cache|_teacher|stage:", "".join(lines))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "mine.yaml").touch()
+    assert "toy11, mine" in settings("predict", ["--config-dir", str(tmp_path)])
+    world = settings("make_toy_world", [])
+    assert 'world: {root: "$${root}"}' in world and re.search(
+        r"world\.<setting>:\n(.+\n)+fog: 0\.0 +# 0 or more", world
+    )
 
 
 def test_choices_fit_the_screen_and_have_ones_own(tmp_path: Path) -> None:
@@ -164,6 +183,34 @@ def test_a_path_that_cannot_be_read_is_told_with_the_quotes_that_it_needs(
     key, _, value = meant.replace("HOME", str(tmp_path)).partition("=")
     parsed = OverridesParser.create().parse_override(said)
     assert (parsed.key_or_group, str(parsed.value())) == (key, value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["input=a"],
+            r"checkpoint is missing: give checkpoint=<\.\.\.>, a run or .* published weights, or a name on the",
+        ),
+        (["checkpoint=a"], r"input is missing: give input=<\.\.\.>, an image, a folder"),
+    ],
+)
+def test_a_missing_setting_is_told_with_its_comment(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert typed("predict", arguments, monkeypatch) == 2
+    assert re.search(said, " ".join(capsys.readouterr().out.split()))
+
+
+def test_a_misspelt_tool_gets_one_line_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for word, said in {"trian": "trian; did you mean train? There", "xyz": "xyz. There are train, "}.items():
+        monkeypatch.setattr(sys, "argv", ["trans4pass", word])
+        with pytest.raises(SystemExit, match="2"):
+            cli_main()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"there is no tool {said}")
 
 
 def test_additions_that_something_takes_are_left_alone(

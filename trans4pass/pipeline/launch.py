@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trans4pass.build import CONFIGS, allow_plugins
 from trans4pass.console import Loudness, setup_logging
@@ -28,7 +28,7 @@ from trans4pass.models import MODELS
 from trans4pass.settings import closest, nested
 
 from .environment import choose_workers, processes
-from .help import choices
+from .help import choices, comment, settings
 from .own_data import as_typed, filled
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def main(name: str, tool: Tool) -> None:
 
     register_models()
     OmegaConf.register_new_resolver("choices", lambda: choices(sys.argv), replace=True)
+    OmegaConf.register_new_resolver("settings", lambda: settings(name, sys.argv), replace=True)
     sys.argv[1:] = options_first(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print and exit
     try:
@@ -227,6 +228,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, all interpolations filled in; ConfigError for what is missing."""
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key, about = str(error.full_key), ""
+        if HydraConfig.initialized():
+            about = comment(str(HydraConfig.get().job.config_name), key)
+        raise ConfigError(f"{key} is missing: give {key}=<...>{about and f', {about}'}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"configuration: {error}") from error
     return values
