@@ -317,7 +317,7 @@ def test_torch_hub_gives_the_same_functions() -> None:
     root = os.fspath(Path(__file__).parents[1])
     network = torch.hub.load(root, "create_model", "trans4pass_micro", 3, source="local")
     assert network.num_classes == 3
-    with pytest.raises(WeightsError, match=r"no weights file nowhere\.pt"):
+    with pytest.raises(WeightsError, match=r"weights file nowhere\.pt"):
         torch.hub.load(root, "load_model", "nowhere.pt", source="local")
 
 

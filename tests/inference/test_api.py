@@ -130,6 +130,7 @@ def test_folders_without_a_model_say_what_is_there(run: Path) -> None:
     with pytest.raises(WeightsError, match=r"nowhere\.pt"):
         load_model(run / "nowhere.pt")
     (run / "zy.log").touch()
+    (run / ".zy").mkdir()
     with pytest.raises(WeightsError, match=r"no run, export or weights file .*/zy; nearest in .*/run: zz, mpa$"):
         load_model(run / "zy")
     with pytest.raises(ConfigError, match="fp8"):

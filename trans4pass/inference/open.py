@@ -128,7 +128,7 @@ def find_model(source: str | PathLike[str]) -> Path:
     if path.is_file():
         return path
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    there = [other.name for other in beside if other.is_dir() or other.suffix in SUFFIXES]
+    there = [it.name for it in beside if it.name[0] != "." and (it.is_dir() or it.suffix in SUFFIXES)]
     near = ", ".join(get_close_matches(path.name, there, 3, 0))
     raise WeightsError(
         f"there is no run, export or weights file {path}" + (f"; nearest in {path.parent}: {near}" if near else "")
