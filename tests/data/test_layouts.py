@@ -362,7 +362,8 @@ def test_one_name_of_two_suffixes_is_refused(folder_root, cityscapes19):
 @pytest.mark.parametrize("path", sorted(LABELS.with_name("data").glob("[a-z]*.yaml")), ids=lambda path: path.stem)
 def test_shipped_data_sets_say_what_they_are(path):
     config = yaml.safe_load(path.read_text())
-    assert set(config) <= {"defaults", "dataset", "eval_size", "published"}
+    assert set(config) <= {"defaults", "dataset", "name", "eval_size", "published"}
+    assert config.get("name", path.stem) == path.stem
     assert path.read_text().startswith("# ") and "eval_size" in config
 
 
