@@ -11,9 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.columns import Columns
 from rich.console import Console
-from rich.table import Table
 
 from trans4pass import console
 from trans4pass.console import peak_memory, setup_logging, track
@@ -105,18 +103,6 @@ def test_brackets_in_a_path_are_printed() -> None:
     with console.console.capture() as shown:
         console.console.print("wrote runs/[red]a/b.png")
     assert shown.get() == "wrote runs/[red]a/b.png\n"
-
-
-@pytest.mark.parametrize(("columns", "width"), [("70", 70), ("", 160)])
-def test_piped_lines_are_as_wide_as_columns_says_and_end_with_their_words(
-    columns: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    fresh = runpy.run_path(console.__file__)["console"]
-    assert fresh.width == width and not fresh.is_terminal
-    fresh.print(Table("a", expand=True, box=None), Columns(["word"], width=60), "x" * 69, "", "end")
-    lines = capsys.readouterr().out.splitlines()
-    assert "word" in lines and not [line for line in lines if line.endswith(" ")]
 
 
 def test_memory_is_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:

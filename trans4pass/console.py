@@ -1,8 +1,6 @@
 """What a person sees of a run: the console, run.log, progress bars."""
 
 import logging
-import os
-import re
 import resource
 import sys
 import time
@@ -10,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -30,24 +28,8 @@ from trans4pass import dist
 from trans4pass.storage import writing
 
 T = TypeVar("T")
-
-
-class Trimmed:
-    """`sys.stdout`, as it is at each call, without the blanks that rich fills lines up with."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stdout, name)
-
-    def write(self, text: str) -> int:
-        return sys.stdout.write(re.sub(" +$", "", text, flags=re.MULTILINE))
-
-
 # Piped output is for files: no wrapping at a terminal's 80 columns. What is in brackets is part of a path, not a style.
-if sys.stdout.isatty():
-    console = Console(markup=False)
-else:
-    width = None if os.environ.get("COLUMNS", "").isdigit() else 160  # None: COLUMNS
-    console = Console(markup=False, width=width, file=cast(IO[str], Trimmed()))
+console = Console(markup=False) if sys.stdout.isatty() else Console(markup=False, width=160)
 log = logging.getLogger("trans4pass")
 SILENCE = 10.0  # seconds of work after which a log without a progress bar says how far it is
 EARLY = 1000  # records that are kept until a run's folder is known
