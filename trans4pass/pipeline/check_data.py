@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
+from rich.text import Text
 
 from trans4pass.build import CONFIGS, build
 from trans4pass.console import console, track
@@ -90,11 +91,11 @@ def unused_classes(summaries: Mapping[str, check.Summary], labels: LabelSpace) -
     )
 
 
-def beside(count: int, published: int | None) -> tuple[str, str]:
+def beside(count: int, published: int | None) -> tuple[str, str | Text]:
     """Both numbers as text; a difference is pointed out, and no fault: subsets are made on purpose, too."""
     if published is None:
         return str(count), "-"
-    return str(count), str(published) if count == published else f"[yellow]{published} (differs)[/yellow]"
+    return str(count), str(published) if count == published else Text(f"{published} (differs)", "yellow")
 
 
 def shares(summary: check.Summary) -> np.ndarray:
