@@ -8,12 +8,14 @@ BIN := $(VENV)/bin
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+# compat: beside a clone called trans4pass, Python would take its folder for the package.
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --config-settings editable_mode=compat --editable
+
 setup: $(VENV)/.ready  ## make the virtual environment and install the tested versions
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-# compat: beside a clone called trans4pass, Python would take its folder for the package
-	$(BIN)/python -m pip install --constraint constraints.txt --config-settings editable_mode=compat --editable ".[dev]"
+	$(INSTALL) ".[dev]"
 	@touch $@
 
 setup-mmcv: setup  ## also build mmcv's operators, for deform_backend=mmcv (about 12 minutes)
@@ -88,7 +90,7 @@ SAMPLE ?= 0
 SEED ?= 0
 
 mutation: setup  ## change the code in thousands of small ways and list those that no test notices (SAMPLE=600 SEED=0 JOBS=2)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
+	$(INSTALL) ".[mutation]"
 	$(BIN)/python tests/mutate.py --sample $(SAMPLE) --seed $(SEED) --jobs $(JOBS)
 
 lint: setup  ## check style, format and types
