@@ -4,10 +4,12 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,11 +45,12 @@ PLACEHOLDERS = {
 }  # fmt: skip
 SHOWN_ONLY = "..."  # a command that is cut short
 
-tiny, tiny_data = pipeline.tiny, pipeline.tiny_data  # fixtures
+finished, tiny, tiny_data = pipeline.finished, pipeline.tiny, pipeline.tiny_data  # fixtures
 
 
 class Command(NamedTuple):
-    tool: str  # a configuration of ours
+    name: str  # of the tool, as in TOOLS where it is one of them
+    tool: str  # its configuration
     overrides: list[str]
     config_dir: str | None
 
@@ -105,12 +108,11 @@ def commands_of(page: str) -> list[str]:
 def parse(line: str) -> Command:
     words = shlex.split(line, comments=True)
     if words[0] == "trans4pass":
-        tool, words = TOOLS[words[1]][0], words[2:]
+        name, words = words[1], words[2:]
     else:
         at = next(index for index, word in enumerate(words) if re.fullmatch(r"tools/\w+\.py", word))
         assert (ROOT / words[at]).is_file(), f"there is no {words[at]}"
-        stem = Path(words[at]).stem
-        tool, words = TOOLS.get(stem.replace("_", "-"), (stem,))[0], words[at + 1 :]
+        name, words = Path(words[at]).stem.replace("_", "-"), words[at + 1 :]
     config_dir = None
     if "--config-dir" in words:
         at = words.index("--config-dir")
@@ -118,9 +120,8 @@ def parse(line: str) -> Command:
         del words[at : at + 2]
     if "--cfg" in words:
         del words[words.index("--cfg") : words.index("--cfg") + 2]
-    return Command(
-        tool, [word for word in words if word not in ("-m", "--help") and SHOWN_ONLY not in word], config_dir
-    )
+    overrides = [word for word in words if word not in ("-m", "--help") and SHOWN_ONLY not in word]
+    return Command(name, TOOLS.get(name, (name.replace("-", "_"),))[0], overrides, config_dir)
 
 
 def each_of_sweep(overrides: list[str]) -> Iterator[list[str]]:
@@ -184,6 +185,36 @@ def check_training(text: str) -> None:
         for stage in make_stages(run):
             if isinstance(stage, TrainStage):
                 stage.build_optimizers(stage.build_method(ahead=True))
+
+
+# Real data is /data, or an experiment, a data set or weights that are not the toy world's; the pages say so.
+REAL = re.compile(r"/data\b|hf://|official|my_configs|experiment=(?!\S*toy)|data=(?!toy|densepass)|labels@model_labels")
+ELSEWHERE = re.compile(r"trans4pass serve|--config-dir examples|plugins=|toy_ablation")  # long, or in another test
+
+
+def run_by_test(page: str) -> list[Command]:
+    lines = [line for line in commands_of(page) if not (REAL.search(line) or ELSEWHERE.search(line))]
+    return [parse(line) for line in lines if SHOWN_ONLY not in line and "--cfg" not in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES[:-1] if run_by_test(page)])
+def test_the_toy_worlds_commands_run(
+    page: str, tiny: list[str], tiny_data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the page, beside what the demo leaves; of a sweep, the first and the last values."""
+    monkeypatch.chdir(tmp_path)
+    Path("datasets").symlink_to(tiny_data)
+    shutil.copytree(tiny_data / "toy" / "DensePASS" / "leftImg8bit" / "val", "my_panoramas")
+    for name in ("pin2pan_toy", "pin2pan_toy_teacher", "pin2pan"):
+        shutil.copytree(finished, f"runs/{name}")
+    Path("file.pt").symlink_to(finished / "mpa" / "last.pt")
+    for name, tool, overrides, _ in run_by_test(page):
+        _, room, function = TOOLS[name]
+        small = tiny[1:] if tool == "train" else []
+        for chosen in each_of_sweep([text.replace("data=densepass", "data=toy_panorama") for text in overrides]):
+            done = launch(getattr(import_module(f"trans4pass.{room}"), function), composed(tool, *chosen, *small))
+            assert done == 0, f"{name} {' '.join(chosen)}"
 
 
 def test_commands_are_found() -> None:

@@ -199,6 +199,15 @@ def test_boundary_iou_by_hand() -> None:
     assert 0 < scores[0] < 100
 
 
+def test_near_a_contour_is_2_percent_of_the_diagonal() -> None:
+    """Of 60x80 pixels 2: as many columns of each class, at a border in the middle."""
+    label = torch.zeros(60, 80, dtype=torch.long)
+    label[:, 40:] = 1
+    measure = BoundaryIoU(2, closed=False)
+    measure.update(label, label)
+    assert measure.counts.tolist() == [[120, 120]] * 2
+
+
 def test_ignored_pixels_and_borders_make_no_contour() -> None:
     label = torch.zeros(9, 12, dtype=torch.long)
     label[:, 6:] = 255

@@ -191,6 +191,14 @@ def test_a_prediction_that_is_not_finite_is_named() -> None:
     assert len(list(predict_all(Predictor(Pixelwise(), CPU), dataset))) == 3
 
 
+def test_all_are_logits_or_their_classes() -> None:
+    predictor, dataset = Predictor(Pixelwise(), CPU), InMemory(SPACE, 2)
+    classes = list(predict_all(predictor, dataset, classes=True))
+    for (batch, logits), (_, chosen) in zip(predict_all(predictor, dataset), classes, strict=True):
+        assert torch.equal(logits, predictor(batch["image"]))
+        assert chosen.dtype == torch.uint8 and torch.equal(chosen.long(), logits.argmax(1))
+
+
 def test_a_signal_stops_between_two_images() -> None:
     interrupts, seen = Interrupts(), []
     with pytest.raises(Interrupted):

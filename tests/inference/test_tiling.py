@@ -71,6 +71,7 @@ def test_bands_are_the_rows_in_order_and_classes_their_argmax() -> None:
     predictor, picture = windows(Neighbourhood()), images()
     bands = list(predictor.bands(picture))
     assert [band.shape[2] for band in bands] == [24, 24, 48]  # windows of 48 rows begin at 0, 24 and 48
+    assert torch.equal(predictor.logits(picture), torch.cat(bands, 2))
     assert torch.equal(predictor.classes(picture).long(), torch.cat(bands, 2).argmax(1))
 
 
@@ -200,6 +201,12 @@ def test_views_stand_evenly_around_from_the_middle_on() -> None:
         pieces = perspectives(Pixelwise(), TTA(yaw_rolls=rolls)).pieces(40, 240)
         middles = sorted(int(piece.columns[len(piece.columns) // 2]) for piece in pieces)
         assert middles == [*range(0, 240, 40 // rolls)]
+
+
+def test_views_look_up_and_down_from_the_horizon() -> None:
+    """Of 48 rows, 72 degrees, a third lies above the horizon: one ring of views, which looks 12 degrees down."""
+    pieces = perspectives(Pixelwise(), horizon=1 / 3).pieces(48, 240)
+    assert [piece.pitch for piece in pieces] == pytest.approx([-12] * len(pieces))
 
 
 @pytest.mark.parametrize(

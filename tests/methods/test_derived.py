@@ -85,6 +85,13 @@ def test_fourier_style_exchanges_whole_frequencies_inside_the_window() -> None:
             assert torch.allclose(amplitudes[0][..., row, column], amplitudes[1 + inside][..., row, column])
 
 
+def test_fourier_style_stays_an_image() -> None:
+    domains = batch()
+    domains["target"]["image"] = torch.ones_like(domains["target"]["image"])
+    styled = FourierStyle(beta=0.001)(domains, generators())["image"]  # of mean 1, with the source's deviation
+    assert styled.max() == 1 and styled.min() >= 0
+
+
 def test_channel_style_goes_a_drawn_share_of_the_way() -> None:
     domains = batch()
     drawn = [torch.rand((), generator=generator).item() for generator in generators()]
@@ -120,5 +127,9 @@ def test_what_a_phase_is_made_of_is_loaded_and_its_labels_are_needed() -> None:
     assert method.learns_labels_of("source") and method.learns_labels_of("target")
     styled = SumOfTerms(network, {"s": Segmentation(network, CrossEntropy())}, derive={"source": FourierStyle()})
     assert set(styled.domains) == {"source", "target"} and not styled.learns_labels_of("target")
+    both = {"styled": FourierStyle(), "mixed": ClassMix(source="styled", target="other")}
+    chain = SumOfTerms(network, terms, derive=both)
+    assert set(chain.domains) == {"source", "target", "other"}
+    assert [chain.learns_labels_of(domain) for domain in ("source", "target", "other")] == [True, False, True]
     with pytest.raises(ConfigError, match="derive makes mixed, and no term learns"):
         SumOfTerms(network, {"s": Segmentation(network, CrossEntropy())}, derive={"mixed": ClassMix()})

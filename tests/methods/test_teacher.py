@@ -12,7 +12,8 @@ from trans4pass import create_model
 from trans4pass.data import YawRoll
 from trans4pass.errors import ConfigError
 from trans4pass.losses import CrossEntropy
-from trans4pass.methods import Entropy, MeanTeacher, PrototypeContrast, Segmentation, Viewed
+from trans4pass.methods import Entropy, MeanTeacher, Pass, PrototypeContrast, Segmentation, Viewed
+from trans4pass.methods.teacher import Labelled
 
 from .build import BATCH, Convolution, K, Lookup, random_batch
 
@@ -208,6 +209,19 @@ def test_labels_are_made_once_for_all_phases() -> None:
     method.set_step(1)
     method.targets("source", batch)
     assert len(calls) == 2
+
+
+def test_a_pass_over_the_domain_that_it_teaches_has_its_labels() -> None:
+    """In a loop, and where a state is folded over it, as the first prototypes are."""
+    method, batch = teacher(), BATCH
+    images = [{key: content[i : i + 1] for key, content in batch["target"].items()} for i in range(2)]
+    expected = [method.label({"target": one})["target"]["label"] for one in images]
+    seen = [batch["label"] for batch in Labelled("target", Pass(images), method)]
+    folded = Labelled("target", Pass(images), method).fold(
+        lambda state, one: state + one["label"].sum(), torch.tensor(7)
+    )
+    assert all(map(torch.equal, seen, expected))
+    assert folded == 7 + sum(label.sum() for label in expected)
 
 
 def test_what_cannot_be_taught_is_refused() -> None:
