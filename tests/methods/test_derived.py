@@ -131,5 +131,7 @@ def test_what_a_phase_is_made_of_is_loaded_and_its_labels_are_needed() -> None:
     chain = SumOfTerms(network, terms, derive=both)
     assert set(chain.domains) == {"source", "target", "other"}
     assert [chain.learns_labels_of(domain) for domain in ("source", "target", "other")] == [True, False, True]
+    off = SumOfTerms(network, {"s": Segmentation(network, CrossEntropy())}, derive={"mixed": None})
+    assert set(off.domains) == {"source"}
     with pytest.raises(ConfigError, match="derive makes mixed, and no term learns"):
         SumOfTerms(network, {"s": Segmentation(network, CrossEntropy())}, derive={"mixed": ClassMix()})

@@ -145,15 +145,13 @@ def test_a_method_without_what_it_learns_from_is_refused(
 
 
 def test_class_mix_needs_the_sources_labels(tiny: list[str], tmp_path: Path) -> None:
-    changes = [
-        "method.terms.self_training.domain=mixed",
-        "+stages.teacher.method.derive.mixed._target_=trans4pass.methods.ClassMix",
-    ]
-    mixed = [*recipe(tiny, "teacher", "teacher"), f"stages.teacher.{changes[0]}", changes[1]]
+    mixed = recipe(tiny, "teacher", "teacher")
     stages_of(tmp_path, *mixed)["teacher"].check()
     without = [*mixed, "stages.teacher.domains.source.labels=none", "stages.teacher.method.terms.supervised.weight=0"]
     with pytest.raises(ConfigError, match=r"domains\.source\.labels is none"):
         stages_of(tmp_path, *without)["teacher"].check()
+    off = ["stages.teacher.method.derive.mixed=null", "stages.teacher.method.terms.self_training.domain=target"]
+    assert stages_of(tmp_path, *mixed, *off)["teacher"].build_method(ahead=True).phases == ("target", "source")
 
 
 def test_alignment_without_statistics_is_refused(tiny: list[str], tmp_path: Path) -> None:

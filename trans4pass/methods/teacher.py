@@ -52,7 +52,7 @@ class MeanTeacher(SumOfTerms):
         self,
         network: Segmentor,
         terms: Mapping[str, Term],
-        derive: Mapping[str, Derivation] | None = None,
+        derive: Mapping[str, Derivation | None] | None = None,
         teaches: Sequence[str] = ("target",),
         momentum: Annotated[float, Ge(0), Lt(1)] = 0.999,
         ramp: bool = True,

@@ -88,11 +88,11 @@ class SumOfTerms(Method):
         network: see `Segmentor`; where it takes full panoramas, the terms' layers and losses become circular too.
         terms: by name; losses, optimisers and checkpoints use these names.
         derive: phases that are made from domains and from each other, in this order, by name. One that has a domain's
-            name takes its place.
+            name takes its place; None leaves one out.
     """
 
     def __init__(
-        self, network: Segmentor, terms: Mapping[str, Term], derive: Mapping[str, Derivation] | None = None
+        self, network: Segmentor, terms: Mapping[str, Term], derive: Mapping[str, Derivation | None] | None = None
     ) -> None:
         super().__init__(network)
         wrong = [name for name in terms if "." in name or hasattr(nn.ModuleDict, name)]
@@ -103,7 +103,7 @@ class SumOfTerms(Method):
             for term in terms.values():
                 make_circular(term)
         self.phases = tuple(dict.fromkeys(domain for term in terms.values() for domain in term.domains))
-        self.derive = dict(derive or {})
+        self.derive = {name: derivation for name, derivation in (derive or {}).items() if derivation is not None}
         self.domains, self._labels_from = self._sources()
         # What the domains' micro-batches of this step became, each beside the batch that it was made of.
         self._derived: list[tuple[Batch, Batch]] = []
