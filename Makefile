@@ -23,7 +23,7 @@ setup-mmcv: setup  ## also build mmcv's operators, for deform_backend=mmcv (abou
 	MMCV_WITH_OPS=1 $(BIN)/python -m pip install --no-build-isolation --constraint constraints.txt mmcv==2.2.0
 
 demo: setup  ## train and adapt on the toy world, print the mIoU table (minutes; goes on where it was stopped)
-	$(BIN)/python tools/train.py experiment=pin2pan_toy resume=true
+	$(BIN)/python tools/train.py experiment=pin2pan_toy_teacher resume=true
 
 toy-table: setup  ## measure the table of docs/toy_world.md (three seeds, about an hour)
 	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_table seed=0,1,2 resume=true

@@ -22,6 +22,7 @@ from PIL import Image
 
 from tests.composing import composed
 from tests.pipeline import conftest as pipeline
+from tests.pipeline.test_recipes import recipe
 from trans4pass import build, create_model
 from trans4pass.cli import TOOLS
 from trans4pass.interrupts import Interrupts
@@ -204,14 +205,16 @@ def test_the_toy_worlds_commands_run(
 ) -> None:
     """In the order of the page, beside what the demo leaves; of a sweep, the first and the last values."""
     monkeypatch.chdir(tmp_path)
+    tiny_teacher = recipe(tiny, "teacher", "teacher")[1:]
     Path("datasets").symlink_to(tiny_data)
     shutil.copytree(tiny_data / "toy" / "DensePASS" / "leftImg8bit" / "val", "my_panoramas")
-    for name in ("pin2pan_toy", "pin2pan_toy_teacher", "pin2pan"):
+    for name in ("pin2pan_toy_teacher", "other_rate", "pin2pan")[:: 2 if page == "docs/first_steps.md" else 1]:
         shutil.copytree(finished, f"runs/{name}")
+    Path("runs/pin2pan_toy_teacher/teacher").symlink_to("mpa")
     Path("file.pt").symlink_to(finished / "mpa" / "last.pt")
     for name, tool, overrides, _ in run_by_test(page):
         _, room, function = TOOLS[name]
-        small = tiny[1:] if tool == "train" else []
+        small = tiny_teacher if "experiment=pin2pan_toy_teacher" in overrides else tiny[1:] if tool == "train" else []
         for chosen in each_of_sweep([text.replace("data=densepass", "data=toy_panorama") for text in overrides]):
             done = launch(getattr(import_module(f"trans4pass.{room}"), function), composed(tool, *chosen, *small))
             assert done == 0, f"{name} {' '.join(chosen)}"
@@ -254,8 +257,8 @@ def finished_toy_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "model": {"_target_": "trans4pass.create_model", "name": "trans4pass_micro", "embed_dim": 16},
         "labels": labels.to_dict(),
     }
-    checkpoint.save(content, Path("runs/pin2pan_toy/mpa/last.pt"))
-    write_json(Path("runs/pin2pan_toy/summary.json"), {"final": "mpa"})
+    checkpoint.save(content, Path("runs/pin2pan_toy_teacher/teacher/last.pt"))
+    write_json(Path("runs/pin2pan_toy_teacher/summary.json"), {"final": "teacher"})
     Image.new("RGB", (64, 32)).save("panorama.jpg")
 
 
@@ -268,7 +271,7 @@ def test_the_lines_of_python_on_the_first_page_run(finished_toy_run: None) -> No
 def test_the_example_of_prediction_runs(
     finished_toy_run: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["predict.py", "runs/pin2pan_toy", "panorama.jpg"])
+    monkeypatch.setattr(sys, "argv", ["predict.py", "runs/pin2pan_toy_teacher", "panorama.jpg"])
     runpy.run_path(str(ROOT / "examples" / "predict.py"))
     assert Image.open("overlay.png").size == (64, 32)
     shares = [float(line.split("%")[0]) for line in capsys.readouterr().out.splitlines()]
@@ -301,7 +304,7 @@ def test_the_guide_builds_without_a_warning(tmp_path: Path) -> None:
 # ---- recipes ----
 
 RECIPES = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page_text("docs/own_method.md"), re.DOTALL | re.MULTILINE))
-STAGES = ("source", "warmup", "pseudo_labels", "mpa")  # of the demo
+STAGES = ("source", "warmup", "pseudo_labels", "mpa")  # of pin2pan_toy
 
 
 def test_every_seam_has_a_recipe() -> None:
