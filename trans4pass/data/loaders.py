@@ -74,7 +74,7 @@ def train_loader(
 ) -> Iterator[dict]:
     """Endless batches {"image": uint8 (B,3,H,W), "label": uint8 (B,H,W), "name": list of B}; `batch_size` is per rank.
 
-    Everything else that the transform puts into a sample comes along.
+    Everything else that the transform puts into a sample is passed on.
 
     rank and world_size default to this process's. Raises DataError for a file that cannot be used; with `on_bad` the
     next sample of the data set that can be used stands in for it, at the same position.
