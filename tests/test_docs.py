@@ -46,7 +46,7 @@ PLACEHOLDERS = {
 }  # fmt: skip
 SHOWN_ONLY = "..."  # a command that is cut short
 
-finished, tiny, tiny_data = pipeline.finished, pipeline.tiny, pipeline.tiny_data  # fixtures
+tiny, tiny_data = pipeline.tiny, pipeline.tiny_data  # fixtures
 
 
 class Command(NamedTuple):
@@ -198,20 +198,41 @@ def run_by_test(page: str) -> list[Command]:
     return [parse(line) for line in lines if SHOWN_ONLY not in line and "--cfg" not in line]
 
 
+@pytest.fixture(scope="module")
+def tiny_teacher(tiny: list[str]) -> list[str]:
+    """Overrides that make the demo a matter of seconds."""
+    return recipe(tiny, "teacher", "teacher")[1:]
+
+
+@pytest.fixture(scope="module")
+def demo(tiny_teacher: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    assert launch(train, composed("train", "experiment=pin2pan_toy_teacher", *tiny_teacher, f"run_dir={folder}")) == 0
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES[:-1] if run_by_test(page)])
 def test_the_toy_worlds_commands_run(
-    page: str, tiny: list[str], tiny_data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str,
+    tiny: list[str],
+    tiny_teacher: list[str],
+    tiny_data: Path,
+    demo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the order of the page, beside what the demo leaves; of a sweep, the first and the last values."""
     monkeypatch.chdir(tmp_path)
-    tiny_teacher = recipe(tiny, "teacher", "teacher")[1:]
     Path("datasets").symlink_to(tiny_data)
     shutil.copytree(tiny_data / "toy" / "DensePASS" / "leftImg8bit" / "val", "my_panoramas")
-    for name in ("pin2pan_toy_teacher", "other_rate", "pin2pan")[:: 2 if page == "docs/first_steps.md" else 1]:
-        shutil.copytree(finished, f"runs/{name}")
-    Path("runs/pin2pan_toy_teacher/teacher").symlink_to("mpa")
-    Path("file.pt").symlink_to(finished / "mpa" / "last.pt")
+    shutil.copytree(demo, "runs/pin2pan_toy_teacher")
+    stands_for = {"runs/pin2pan": demo, "runs/pin2pan/mpa": demo / "teacher", "file.pt": demo / "teacher" / "last.pt"}
+    if page != "docs/first_steps.md":  # which makes it
+        stands_for["runs/other_rate"] = demo
+    for name, original in stands_for.items():
+        copy = shutil.copytree if original.is_dir() else shutil.copy
+        copy(original, name)
     for name, tool, overrides, _ in run_by_test(page):
         _, room, function = TOOLS[name]
         small = tiny_teacher if "experiment=pin2pan_toy_teacher" in overrides else tiny[1:] if tool == "train" else []
