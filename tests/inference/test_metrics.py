@@ -206,6 +206,7 @@ def test_near_a_contour_is_2_percent_of_the_diagonal() -> None:
     measure = BoundaryIoU(2, closed=False)
     measure.update(label, label)
     assert measure.counts.tolist() == [[120, 120]] * 2
+    assert measure.counts.dtype == torch.int64  # exact over sets of any size
 
 
 def test_ignored_pixels_and_borders_make_no_contour() -> None:

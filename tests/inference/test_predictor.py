@@ -208,6 +208,57 @@ def test_a_signal_stops_between_two_images() -> None:
     assert seen == ["image0"]
 
 
+class Stopped(Pixelwise):
+    """A signal comes while it predicts."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        super().__init__()
+        self.interrupts = interrupts
+
+    def forward(self, images: Tensor) -> Any:
+        self.interrupts.number = 15
+        return super().forward(images)
+
+
+def test_an_image_that_is_finished_when_a_signal_comes_is_not_lost() -> None:
+    interrupts, seen = Interrupts(), []
+    with pytest.raises(Interrupted):
+        for batch, _ in predict_all(Predictor(Stopped(interrupts), CPU), InMemory(SPACE, 3), interrupts=interrupts):
+            seen += batch["name"]
+    assert seen == ["image0"]
+
+
+class Bar:
+    """What a progress bar is told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, float]] = []
+        self.done = 0.0
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def add_task(self, description: str, total: float) -> int:
+        self.tasks.append((description, total))
+        return 0
+
+    def advance(self, task: int, share: float) -> None:
+        self.done += share
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_bar_counts_images(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, dataset = Bar(), InMemory(SPACE, 3)
+    monkeypatch.setattr("trans4pass.inference.predictor.progress_bar", lambda: bar)
+    list(predict_all(Predictor(Pixelwise(), CPU), dataset, description="label", batch_size=batch_size))
+    assert (bar.tasks, bar.done) == ([("label", 3)], 3)
+    evaluate(Predictor(Pixelwise(), CPU), dataset, SPACE)
+    assert (bar.tasks[1:], bar.done) == ([("evaluate", 3)], 6)
+
+
 class Unreadable(InMemory):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index == 1:
