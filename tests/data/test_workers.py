@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from trans4pass.data.loaders import start_worker, starting_workers
+from trans4pass.data.loaders import starting_workers, workers
 
 
 def numbers(count: int) -> tuple[Iterator[torch.Tensor], Any]:
     """Batches 0, 1, 2, ... that a worker loads, and the worker."""
     with starting_workers():
-        batches = iter(DataLoader(range(count), num_workers=1, worker_init_fn=start_worker, persistent_workers=True))
+        batches = iter(DataLoader(range(count), persistent_workers=True, **workers(1)))
     next(batches)
     return batches, batches._workers[0]
 
@@ -46,6 +46,8 @@ def test_a_worker_that_died_is_known_where_its_batch_is_missing(monkeypatch: pyt
     before = signal.getsignal(signal.SIGCHLD)
     batches, worker = numbers(9)
     assert signal.getsignal(signal.SIGCHLD) is before
+    if lock := getattr(batches._workers_done_event, "_cond", None):
+        lock.acquire()  # as a worker has it in the moment when it is killed
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises((RuntimeError, OSError, EOFError)):  # it is gone, or cannot be asked for what it has loaded
         list(batches)

@@ -15,7 +15,7 @@ from trans4pass.labels import IGNORE
 
 from .base import Item, SegmentationDataset, has_label
 from .files import read_image
-from .loaders import start_worker, starting_workers
+from .loaders import starting_workers, workers
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def begin(dataset: SegmentationDataset) -> Summary:
 
 def examine(dataset: SegmentationDataset, num_workers: int = 0) -> Iterator[Finding]:
     """One finding per item, in order, read by `num_workers` processes; labels are read where they should be."""
-    loader = DataLoader(_Findings(dataset), batch_size=None, num_workers=num_workers, worker_init_fn=start_worker)
+    loader = DataLoader(_Findings(dataset), batch_size=None, **workers(num_workers))
     with starting_workers():
         findings = iter(loader)
     yield from findings

@@ -1,10 +1,13 @@
 """Loaders whose batches follow from (seed, position) alone, so that a run resumes exactly and N ranks equal one."""
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
+from ctypes import c_bool
 from functools import partial
 from itertools import count
 from typing import Any
@@ -161,15 +164,36 @@ def _batches(samples: Samples, num_workers: int, on_bad: OnBad | None, **batchin
     return Batches(
         DataLoader(
             samples,
-            num_workers=num_workers,
+            **workers(num_workers),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            worker_init_fn=start_worker,
             generator=torch.Generator(),  # else each start would draw from, and shift, the global RNG
             **batching,
         ),
         on_bad,
     )
+
+
+class Flag:
+    """An event between processes, without a lock, which a process that is killed with it never gives back."""
+
+    def __init__(self) -> None:
+        self._value = multiprocessing.RawValue(c_bool, False)
+
+    def is_set(self) -> bool:
+        return self._value.value
+
+    def set(self) -> None:
+        self._value.value = True
+
+
+def workers(number: int) -> dict[str, Any]:
+    """A DataLoader's arguments for so many workers, which neither signals nor the death of one of them hold up."""
+    if not number:
+        return {"num_workers": 0}
+    context: Any = copy(multiprocessing.get_context(multiprocessing.get_start_method()))
+    context.Event = Flag  # by which a DataLoader ends its workers
+    return {"num_workers": number, "worker_init_fn": start_worker, "multiprocessing_context": context}
 
 
 def start_worker(worker: int) -> None:
