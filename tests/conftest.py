@@ -4,12 +4,20 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def every_level_is_logged() -> Iterator[None]:
+    """A run sets what is logged in its process, by its rank; the next test must not inherit it."""
+    yield
+    logging.getLogger("trans4pass").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
