@@ -229,7 +229,7 @@ def test_an_image_that_is_finished_when_a_signal_comes_is_not_lost() -> None:
 
 
 class Bar:
-    """What a progress bar is told."""
+    """A progress bar that records its tasks and how far they are."""
 
     def __init__(self) -> None:
         self.tasks: list[tuple[str, float]] = []

@@ -61,7 +61,7 @@ def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrup
         if settings.wrap:
             make_circular(network)
         dynamic, opset = settings.dynamic, settings.opset if format == "onnx" else None
-        console.print(f"{format}: tracing the network and comparing the two, up to a minute or two")
+        console.print(f"{format}: tracing the network and checking the result, which takes up to two minutes")
         export_graph(target, network, described.labels, settings.result, settings.size, dynamic, opset)
 
 
