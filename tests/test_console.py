@@ -120,14 +120,13 @@ def test_memory_is_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def restored_logging() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("trans4pass")
-    before = (list(root.handlers), root.level, ours.level)
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
     logging.captureWarnings(False)  # a run of another test may have left it on, for a warnings module that is gone
     yield
     setup_logging()  # closes what the test opened
     root.handlers[:] = before[0]
     root.setLevel(before[1])
-    ours.setLevel(before[2])
     logging.captureWarnings(False)
 
 

@@ -51,9 +51,13 @@ tiny, tiny_data = pipeline.tiny, pipeline.tiny_data  # fixtures
 
 class Command(NamedTuple):
     name: str  # of the tool, as in TOOLS where it is one of them
-    tool: str  # its configuration
     overrides: list[str]
     config_dir: str | None
+
+    @property
+    def tool(self) -> str:
+        """Its configuration."""
+        return TOOLS.get(self.name, (self.name.replace("-", "_"),))[0]
 
 
 def page_text(page: str) -> str:
@@ -122,7 +126,7 @@ def parse(line: str) -> Command:
     if "--cfg" in words:
         del words[words.index("--cfg") : words.index("--cfg") + 2]
     overrides = [word for word in words if word not in ("-m", "--help") and SHOWN_ONLY not in word]
-    return Command(name, TOOLS.get(name, (name.replace("-", "_"),))[0], overrides, config_dir)
+    return Command(name, overrides, config_dir)
 
 
 def each_of_sweep(overrides: list[str]) -> Iterator[list[str]]:
@@ -190,12 +194,12 @@ def check_training(text: str) -> None:
 
 # Real data is /data, or an experiment, a data set or weights that are not the toy world's; the pages say so.
 REAL = re.compile(r"/data\b|hf://|official|my_configs|experiment=(?!\S*toy)|data=(?!toy|densepass)|labels@model_labels")
-ELSEWHERE = re.compile(r"trans4pass serve|--config-dir examples|plugins=|toy_ablation")  # long, or in another test
+ELSEWHERE = re.compile(r"trans4pass serve|--config-dir examples|plugins=|--cfg")  # other tests run these
 
 
 def run_by_test(page: str) -> list[Command]:
     lines = [line for line in commands_of(page) if not (REAL.search(line) or ELSEWHERE.search(line))]
-    return [parse(line) for line in lines if SHOWN_ONLY not in line and "--cfg" not in line]
+    return [parse(line) for line in lines if SHOWN_ONLY not in line]
 
 
 @pytest.fixture(scope="module")
@@ -233,12 +237,15 @@ def test_the_toy_worlds_commands_run(
     for name, original in stands_for.items():
         copy = shutil.copytree if original.is_dir() else shutil.copy
         copy(original, name)
-    for name, tool, overrides, _ in run_by_test(page):
-        _, room, function = TOOLS[name]
-        small = tiny_teacher if "experiment=pin2pan_toy_teacher" in overrides else tiny[1:] if tool == "train" else []
-        for chosen in each_of_sweep([text.replace("data=densepass", "data=toy_panorama") for text in overrides]):
+    for command in run_by_test(page):
+        tool, room, function = TOOLS[command.name]
+        teacher, words = "experiment=pin2pan_toy_teacher" in command.overrides, " ".join(command.overrides)
+        small = tiny_teacher if teacher else tiny[1:] if tool == "train" else []
+        for chosen in each_of_sweep(
+            [text.replace("data=densepass", "data=toy_panorama") for text in command.overrides]
+        ):
             done = launch(getattr(import_module(f"trans4pass.{room}"), function), composed(tool, *chosen, *small))
-            assert done == 0, f"{name} {' '.join(chosen)}"
+            assert done == 0, f"{command.name} {words}"
 
 
 def test_commands_are_found() -> None:

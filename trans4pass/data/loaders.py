@@ -175,7 +175,7 @@ def _batches(samples: Samples, num_workers: int, on_bad: OnBad | None, **batchin
 
 
 class Flag:
-    """An event between processes, without a lock, which a process that is killed with it never gives back."""
+    """An event between processes that needs no lock: one that is killed while it holds a lock never gives it back."""
 
     def __init__(self) -> None:
         self._value = multiprocessing.RawValue(c_bool, False)
@@ -188,7 +188,7 @@ class Flag:
 
 
 def workers(number: int) -> dict[str, Any]:
-    """A DataLoader's arguments for so many workers, which neither signals nor the death of one of them hold up."""
+    """A DataLoader's arguments for so many workers; neither a signal nor the death of one of them makes it hang."""
     if not number:
         return {"num_workers": 0}
     context: Any = copy(multiprocessing.get_context(multiprocessing.get_start_method()))

@@ -46,12 +46,7 @@ class StatisticsStage(ImageStage):
         loader = eval_loader(self.dataset, run.num_workers, on_bad=self.bad)
         batches = run.interrupts.between(track(loader, len(loader), self.name), dist.largest_share(len(self.dataset)))
         count = adapt_batchnorms(network, (batch["image"].to(run.device) for batch in batches))
-        log.info(
-            "%s: the running statistics of %d BatchNorms were re-estimated on %d images",
-            self.name,
-            count,
-            len(self.dataset),
-        )
+        log.info("%s: statistics of %d BatchNorms re-estimated on %d images", self.name, count, len(self.dataset))
         evaluator = ValidationSets(run, self.name, self.settings.precision)
         scores = evaluator.evaluate(network, 0, final=True).scores
         if dist.is_main():
