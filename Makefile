@@ -81,7 +81,7 @@ test: setup  ## the daily tests, a few files at a time (minutes; JOBS=2)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: setup  ## the longer tests (JOBS=2)
-	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile --durations=20
 
 soak: setup  ## what runs on demand only: damaged files and random kills (FUZZ=10000 KILLS=50)
 	$(BIN)/python -m pytest -m soak -s

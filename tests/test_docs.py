@@ -194,7 +194,8 @@ def check_training(text: str) -> None:
 
 # Real data is /data, or an experiment, a data set or weights that are not the toy world's; the pages say so.
 REAL = re.compile(r"/data\b|hf://|official|my_configs|experiment=(?!\S*toy)|data=(?!toy|densepass)|labels@model_labels")
-ELSEWHERE = re.compile(r"trans4pass serve|--config-dir examples|plugins=|--cfg")  # other tests run these
+ELSEWHERE = re.compile(r"trans4pass serve|--config-dir examples|plugins=|--cfg|\.onnx|\.pt2")  # other tests run these
+FOR_THE_TOY_WORLD = {"data=densepass": "data=toy_panorama", "window=[512,512]": "window=[64,64]"}
 
 
 def run_by_test(page: str) -> list[Command]:
@@ -241,9 +242,7 @@ def test_the_toy_worlds_commands_run(
         tool, room, function = TOOLS[command.name]
         teacher, words = "experiment=pin2pan_toy_teacher" in command.overrides, " ".join(command.overrides)
         small = tiny_teacher if teacher else tiny[1:] if tool == "train" else []
-        for chosen in each_of_sweep(
-            [text.replace("data=densepass", "data=toy_panorama") for text in command.overrides]
-        ):
+        for chosen in each_of_sweep([FOR_THE_TOY_WORLD.get(text, text) for text in command.overrides]):
             done = launch(getattr(import_module(f"trans4pass.{room}"), function), composed(tool, *chosen, *small))
             assert done == 0, f"{command.name} {words}"
 
