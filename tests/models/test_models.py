@@ -10,7 +10,7 @@ from torch import nn
 from trans4pass import SegOutput, create_model
 from trans4pass.errors import ConfigError
 from trans4pass.models import MODELS
-from trans4pass.models.encoders.mix_transformer import PatchEmbed
+from trans4pass.models.encoders.mix_transformer import PatchEmbed, to_map
 from trans4pass.models.heads.dmlp import StageProjection
 from trans4pass.models.layers import BatchNorm2d
 
@@ -189,3 +189,11 @@ def test_images_that_would_be_misread_are_refused() -> None:
     with torch.no_grad():
         expected = model(image.byte()).logits
         assert (model(image.double() / 255).logits - expected).abs().max() < 1e-4
+
+
+def test_one_images_tokens_are_convolved_without_a_copy() -> None:
+    """Whether a convolution sees its input as channels-last shows in its result's layout."""
+    tokens = torch.randn(1, 24 * 16, 64)
+    assert torch.equal(to_map(tokens, (24, 16))[0, :, 3, 5], tokens[0, 3 * 16 + 5])
+    result = torch.nn.Conv2d(64, 64, 3, padding=1, groups=64)(to_map(tokens, (24, 16)))
+    assert result.stride() == (24 * 16 * 64, 1, 16 * 64, 64)

@@ -37,7 +37,8 @@ REDUCTIONS = (8, 4, 2, 1)
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, size)  # [B, N, C] -> [B, C, H, W]
+    """[B, N, C] to [B, C, H, W], which convolutions take as channels-last and do not copy, even if B is 1."""
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def to_tokens(x: Tensor) -> Tensor:
