@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo setup-mmcv toy-table toy-recipes toy-ablation toy-encoders toy-losses toy-policies gpu test test-slow soak mutation lint format docs benchmark
+.PHONY: help setup demo setup-mmcv toy-recipes toy-ablation toy-encoders toy-losses toy-policies gpu test test-slow soak mutation lint format docs benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,13 +25,9 @@ setup-mmcv: setup  ## also build mmcv's operators, for deform_backend=mmcv (abou
 demo: setup  ## train and adapt on the toy world, print the mIoU table (minutes; goes on where it was stopped)
 	$(BIN)/python tools/train.py experiment=pin2pan_toy_teacher resume=true
 
-toy-table: setup  ## measure the table of docs/toy_world.md (three seeds, about an hour)
-	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_table seed=0,1,2 resume=true
-	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_table_0,runs/pin2pan_toy_table_1,runs/pin2pan_toy_table_2]
-
 ABLATION := $(BIN)/python tools/train.py -m experiment=toy_ablation resume=true
 
-toy-recipes: setup  ## measure docs/adaptation.md's recipes on the toy world (three seeds, over an hour)
+toy-recipes: setup  ## measure the tables of docs/adaptation.md and docs/toy_world.md (three seeds, one to two hours)
 	$(BIN)/python tools/train.py -m experiment=pin2pan_toy_recipes seed=0,1,2 resume=true
 	$(BIN)/python tools/compare.py runs=[runs/pin2pan_toy_recipes_0,runs/pin2pan_toy_recipes_1,runs/pin2pan_toy_recipes_2]
 
