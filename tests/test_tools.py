@@ -144,6 +144,7 @@ def test_a_misspelt_setting_gets_one_line_with_the_nearest(
         (["seed=1,2"], "--multirun"),
         (["+lossx@seed=dice"], "'lossx' does not exist"),
         (["zzz.qqq=1"], "no setting zzz.qqq"),
+        (["tracker=null"], "There are csv, tensorboard,"),
         (["--config-name", "nothing"], "nothing"),
         (["-m", "hydra/launcher=slurm"], "this machine has no srun"),
         (["-m", "seed=0,1", "--config-dir", str(ROOT / "configs"), "sed=1"], "did you mean seed?"),

@@ -61,7 +61,9 @@ def main(name: str, tool: Tool) -> None:
     register_models()
     OmegaConf.register_new_resolver("choices", lambda: choices(sys.argv), replace=True)
     OmegaConf.register_new_resolver("settings", lambda: settings(name, sys.argv), replace=True)
-    sys.argv[1:] = options_first(sys.argv[1:])
+    # Hydra answers <group>=null with a traceback, and <group>= with the files to choose from.
+    words = [word.removesuffix("null") if word.endswith("=null") and chooses(word) else word for word in sys.argv[1:]]
+    sys.argv[1:] = options_first(words)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print and exit
     try:
         refuse_a_missing_cluster(sys.argv[1:])
@@ -199,10 +201,15 @@ def refuse_unknown_additions(name: str, overrides: Sequence[str]) -> None:
             raise ConfigError(no_setting(part, known))
 
 
+def chooses(word: str) -> bool:
+    """Whether a setting names a file of a folder of configs/, as model=<name> does."""
+    return "=" in word and (CONFIGS / re.split("[=@]", word.lstrip("+"))[0]).is_dir()
+
+
 def known_settings(name: str, overrides: Sequence[str]) -> set[str]:
     """All keys of configs/<name>.yaml, inner ones too, with the choices among `overrides`; empty if they do not fit."""
     words = [override.split(",")[0] for override in overrides]  # of a sweep the first
-    choices = [word for word in words if "=" in word and (CONFIGS / re.split("[=@]", word)[0]).is_dir()]
+    choices = [word for word in words if chooses(word)]
     if own := re.search(r"--config-dir[= ](\S+)", " ".join(overrides)):
         choices.append(f"hydra.searchpath=[file://{Path(own[1]).resolve()}]")
     try:
