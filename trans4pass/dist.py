@@ -48,16 +48,16 @@ def barrier() -> None:
         td.barrier()
 
 
-def any_(flag: bool, device: torch.device | str = "cpu") -> bool:
+def any_(flag: bool) -> bool:
     """Whether `flag` holds on any rank; every rank must call it."""
-    return bool(largest([flag], device)[0])
+    return bool(largest([flag])[0])
 
 
-def largest(values: Sequence[float], device: torch.device | str = "cpu") -> Sequence[float]:
-    """The largest of each value over all ranks; every rank must call it."""
+def largest(values: Sequence[float]) -> Sequence[float]:
+    """The largest of each value over all ranks; every rank must call it. No GPU is waited for."""
     if not active():
         return values
-    seen = torch.tensor(values, dtype=torch.float32, device=device)
+    seen = torch.tensor(values, dtype=torch.float32)
     td.all_reduce(seen, td.ReduceOp.MAX)
     return seen.tolist()
 

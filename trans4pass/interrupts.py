@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
-import torch
-
 from trans4pass import dist
 from trans4pass.errors import UserError
 
@@ -39,13 +37,9 @@ class Interrupts:
 
     A second Ctrl-C stops at once. The death of torchrun counts as SIGTERM: a signal that it does not forward (SIGUSR1,
     unless --signals-to-handle names it) ends it and leaves its processes behind.
-
-    Args:
-        device: where the ranks compare what they noted; NCCL needs a GPU's tensors.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = device
+    def __init__(self) -> None:
         self.number: int | None = None
         self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._before: dict[int, Any] = {}
@@ -76,7 +70,7 @@ class Interrupts:
         """
         if self._torchrun not in (None, os.getppid()):
             self.number = self.number or signal.SIGTERM
-        number, any_failed = dist.largest([self.number or 0, failed], self.device)
+        number, any_failed = dist.largest([self.number or 0, failed])
         if number:
             raise Interrupted(int(number))
         if any_failed and not failed:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.models import tiny_encoders
 from trans4pass import create_model
@@ -18,6 +19,7 @@ from trans4pass.models.ecrm import ECRM
 from trans4pass.models.encoders.mix_transformer import MIX_SIZES, MixSize, MixTransformer
 from trans4pass.models.encoders.timm import TimmEncoder
 from trans4pass.models.heads.coarse_to_fine import ReverseEdgeHead
+from trans4pass.models.heads.upernet import POOLS, CellPool
 
 K = 5
 SMALL = {"fpn": {"hidden": 16}, "upernet": {"width": 16}, "coarse_to_fine": {"width": 64}}
@@ -139,3 +141,10 @@ def test_compiled_equals_eager(combination: tuple[str, str, bool, bool]) -> None
         compiled = torch.compile(model)(image)
     assert torch.allclose(eager.logits, compiled.logits, atol=1e-4)
     assert eager.aux.keys() == compiled.aux.keys()
+
+
+@pytest.mark.parametrize("size", [(7, 11), (1, 1), (6, 4), (2, 40)])
+def test_cells_are_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    for cells in POOLS:
+        assert torch.allclose(CellPool(cells)(x), nn.AdaptiveAvgPool2d(cells)(x), atol=1e-6)

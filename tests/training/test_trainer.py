@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from tests.small import Pixelwise
+from tests.small import Pixelwise, tiny_segmentor
 from trans4pass.errors import ConfigError, DataError, NonFinite
 from trans4pass.inference import submodule_state
 from trans4pass.interrupts import Interrupted
@@ -436,6 +436,29 @@ def test_a_checkpoint_holds_all_that_goes_on(tmp_path: Path) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(before.method.state_dict().values(), after.method.state_dict().values())
     )
+
+
+def test_an_optimisers_state_takes_the_parameters_layout(tmp_path: Path) -> None:
+    """Where `channels_last` changes between two starts; fused optimisers refuse two layouts."""
+
+    def of(layout: torch.memory_format) -> Trainer:
+        method = supervised(tiny_segmentor(2)).to(memory_format=layout)
+        return trainer_of(method, tmp_path, optimizer=torch.optim.AdamW)
+
+    before, after = of(torch.contiguous_format), of(torch.channels_last)
+    for parameter in before.method.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    before.optimizers["network"].step()
+    before.saved = (0, None)
+    before.save()
+    assert after.resume()
+    moved = 0
+    for parameter, old in zip(after.method.parameters(), before.method.parameters(), strict=True):
+        average = after.optimizers["network"].state[parameter]["exp_avg"]
+        kept = before.optimizers["network"].state[old]["exp_avg"]
+        assert torch.equal(average, kept) and average.stride() == parameter.stride()
+        moved += kept.stride() != parameter.stride()
+    assert moved
 
 
 def test_prototypes_are_prepared_before_the_first_step_only(tmp_path: Path) -> None:

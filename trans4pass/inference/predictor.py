@@ -129,7 +129,7 @@ def predict_all(
     """
     loader = eval_loader(dataset, num_workers, on_bad=on_bad, batch_size=batch_size)
     predict = predictor.classes if classes else predictor.logits
-    interrupts = interrupts or Interrupts(predictor.device)
+    interrupts = interrupts or Interrupts()
 
     def predictions() -> Iterator[tuple[dict[str, Any], Tensor]]:
         with progress_bar() as bar:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from trans4pass.losses import at_least_single
 from trans4pass.models import Segmentor
 
 from .method import Losses
@@ -24,6 +25,6 @@ class Entropy(Term):
         super().__init__([domain], weight)
 
     def forward(self, seen: ForwardPass, norms: Mapping[str, Tensor]) -> Losses:
-        log = seen.output.logits.log_softmax(1)
+        log = at_least_single(seen.output.logits).log_softmax(1)
         entropy = -(log.exp() * log).sum(1).mean() / math.log(log.shape[1])
         return Losses({"": self.weight * entropy}, {})

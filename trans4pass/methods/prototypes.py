@@ -19,6 +19,7 @@ from trans4pass.losses import (
     resize_labels,
 )
 from trans4pass.models import Segmentor, input_size, resize
+from trans4pass.precision import any_size
 from trans4pass.settings import Positive, Share
 
 from .method import DomainBatch, Losses, Pass
@@ -193,10 +194,11 @@ class PrototypeDistillation(Term):
         was_training = network.training
         network.eval()
         total = torch.zeros_like(features)
-        for scale in self.bank_scales:
-            size = input_size(network, images.shape[2:], scale)
-            scaled = resize(images.float() / 255, size, network.wrap, align_corners=False)
-            total += resize(network(scaled).features, features.shape[2:], network.wrap)
+        with any_size():
+            for scale in self.bank_scales:
+                size = input_size(network, images.shape[2:], scale)
+                scaled = resize(images.float() / 255, size, network.wrap, align_corners=False)
+                total += resize(network(scaled).features, features.shape[2:], network.wrap)
         network.train(was_training)
         return total / len(self.bank_scales)
 

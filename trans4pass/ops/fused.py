@@ -84,7 +84,8 @@ def sample(
     samples = _new_samples(input, offset, kernel)
     grid, sizes = _launch(input, offset, kernel)
     placing = kernel, stride, padding
-    _sample[grid](input, offset, mask, samples, *sizes, *placing, mask is not None, wrap, POSITIONS)  # pyright: ignore[reportArgumentType] constants
+    with torch.cuda.device_of(input):
+        _sample[grid](input, offset, mask, samples, *sizes, *placing, mask is not None, wrap, POSITIONS)  # pyright: ignore[reportArgumentType] constants
     return samples
 
 
@@ -113,7 +114,8 @@ def sample_backward(
     grid, sizes = _launch(input, offset, kernel)
     tensors = grad.contiguous(), input, offset, mask, samples, grad_input, grad_offset, grad_mask
     placing = kernel, stride, padding
-    _sample_backward[grid](*tensors, *sizes, *placing, mask is not None, wrap, scatter, POSITIONS)  # pyright: ignore[reportArgumentType] constants
+    with torch.cuda.device_of(input):
+        _sample_backward[grid](*tensors, *sizes, *placing, mask is not None, wrap, scatter, POSITIONS)  # pyright: ignore[reportArgumentType] constants
     return made
 
 

@@ -68,12 +68,9 @@ class _DeformConv(torch.autograd.Function):
         for images, parts in sampler.blocks():
             source = sampler.fill_maps(maps, input[images])
             for positions in parts:
-                block = out[images, :, positions]
-                samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
-                for groups in sampler.tiles(block):
-                    tile = images, groups, positions
-                    corners = sampler.corners(_at(offset, *tile), _at(mask, *tile), grid)
-                    sampler.sample(corners, sampler.tile_of(source, groups), sampler.tile_of(samples, groups))
+                block, grid = out[images, :, positions], sampler.grid(positions, offset)
+                tile = images, slice(None), positions
+                samples = sampler.sample_block(block, source, _at(offset, *tile), _at(mask, *tile), grid)
                 torch.bmm(matrix.expand(len(block), -1, -1), sampler.columns(samples, block), out=block)
                 if bias is not None:
                     block += bias[:, None]
@@ -97,7 +94,7 @@ class _DeformConv(torch.autograd.Function):
                 for positions in parts:
                     block = grad[images, :, positions]
                     samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
-                    grad_samples = sampler.uncolumns(torch.bmm(matrix.t().expand(len(block), -1, -1), block))
+                    grad_samples = sampler.grad_samples(matrix, block)
                     for groups in sampler.tiles(block):
                         tile = images, groups, positions
                         corners = sampler.corners(_at(offset, *tile), _at(mask, *tile), grid)

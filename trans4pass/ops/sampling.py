@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BORDER = 2  # pixels around the map: positions are clamped to [-2, size], where all four neighbours exist
@@ -176,6 +177,14 @@ class Sampler(NamedTuple):
     def _wrapped_columns(self, device: torch.device) -> Tensor:
         return torch.arange(-BORDER, self.width + BORDER, device=device) % self.width
 
+    def sample_block(self, block: Tensor, source: Tensor, offset: Tensor, mask: Tensor | None, grid: Tensor) -> Tensor:
+        """All samples for a `block` [n, O, P] of the result from the laid map; `offset` and `mask` are the block's."""
+        samples = self.new_samples(block)
+        for groups in self.tiles(block):
+            corners = self.corners(offset[:, groups], None if mask is None else mask[:, groups], grid)
+            self.sample(corners, self.tile_of(source, groups), self.tile_of(samples, groups))
+        return samples
+
     def sample(self, corners: Corners, source: Tensor, samples: Tensor) -> None:
         """Fill `samples` of a tile from the laid map."""
         index = self.lay_index(corners.upper_left)
@@ -194,7 +203,7 @@ class Sampler(NamedTuple):
             samples.addcmul_(neighbour, weight)
             dots.append(self.unlay(self.sum_channels(neighbour.mul_(grad)), corners.upper_left.shape))
             if target is not None:
-                self.scatter_add(target, shift, index, grad * weight)
+                self.scatter_add(target, shift, index, torch.mul(grad, weight, out=neighbour))
         corners.backward(dots, to)
 
     def tiles(self, block: Tensor) -> list[slice]:
@@ -244,8 +253,10 @@ class Sampler(NamedTuple):
     def columns(self, samples: Tensor, block: Tensor) -> Tensor:
         return samples.reshape(len(samples), -1, block.shape[2])  # [n, G, C/G, K*P] -> [n, C*K, P]
 
-    def uncolumns(self, columns: Tensor) -> Tensor:
-        return columns.reshape(len(columns), self.groups, self.depth, -1)  # [n, C*K, P] -> [n, G, C/G, K*P]
+    def grad_samples(self, matrix: Tensor, block: Tensor) -> Tensor:
+        """The gradient of a block's samples from that of the result, [n, O, P]."""
+        columns = torch.bmm(matrix.t().expand(len(block), -1, -1), block)
+        return columns.reshape(len(block), self.groups, self.depth, -1)  # [n, C*K, P] -> [n, G, C/G, K*P]
 
 
 class PointSampler(Sampler):
@@ -298,6 +309,12 @@ class RowSampler(Sampler):
     def new_samples(self, block: Tensor) -> Tensor:
         return block.new_empty(len(block) * block.shape[2] * self.taps, self.channels)
 
+    def sample_block(self, block: Tensor, source: Tensor, offset: Tensor, mask: Tensor | None, grid: Tensor) -> Tensor:
+        corners, step = self.corners(offset, mask, grid), torch.arange(2, device=source.device)
+        neighbours = self.lay_index(corners.upper_left).unsqueeze(1) + (step[:, None] * self.row + step).flatten()
+        weights = torch.cat([self.lay(weight) for weight in corners.weights()], 1)  # both [n*P*K, 4]
+        return F.embedding_bag(neighbours, source, per_sample_weights=weights, mode="sum")  # one pass over the rows
+
     def lay_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).contiguous().view(-1, self.channels)  # [n, C, h, w] -> [n*h*w, C]
 
@@ -335,8 +352,9 @@ class RowSampler(Sampler):
     def columns(self, samples: Tensor, block: Tensor) -> Tensor:
         return samples.reshape(len(block), block.shape[2], -1).transpose(1, 2)  # [n*P*K, C] -> [n, K*C, P]
 
-    def uncolumns(self, columns: Tensor) -> Tensor:
-        return columns.transpose(1, 2).reshape(-1, self.channels)  # [n, K*C, P] -> [n*P*K, C]
+    def grad_samples(self, matrix: Tensor, block: Tensor) -> Tensor:
+        rows = torch.bmm(block.transpose(1, 2), matrix.expand(len(block), -1, -1))
+        return rows.reshape(-1, self.channels)  # [n, P, K*C] -> [n*P*K, C]
 
 
 def choose_layout(channels: int, groups: int) -> type[Sampler]:

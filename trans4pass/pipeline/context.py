@@ -17,6 +17,7 @@ from trans4pass.inference import build_network
 from trans4pass.inference.evaluation import point_out_scaling
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
+from trans4pass.methods import Method
 from trans4pass.models import STARTS, Segmentor
 from trans4pass.report.summary import RESERVED
 from trans4pass.settings import Natural, Positive
@@ -118,14 +119,15 @@ class RunContext:
         text = "/".join([str(self.settings.seed), *names])
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") >> 1
 
-    def speed_up(self, network: Segmentor) -> None:
-        """Apply the settings of how the network is computed; they may change when a run goes on."""
+    def speed_up(self, method: Method) -> None:
+        """Apply the settings of how the networks are computed; they may change when a run goes on."""
         if self.settings.recompute_activations:
-            network.recompute_activations()
+            method.network.recompute_activations()
         if self.settings.channels_last:
-            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] torch's stubs lack it
+            method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] torch's stubs lack it
         if self.settings.compile:
-            network.compile(dynamic=False)  # with symbolic sizes the compiler fails on the attention of some stages
+            # With symbolic sizes the compiler fails on the attention of some stages.
+            method.network.compile(dynamic=False)
 
     def meta(self, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What every checkpoint says about its model: all but the files that it once started from."""

@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def processes(device: str) -> Iterator[torch.device]:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield chosen
         return
-    backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
-    td.init_process_group(backend, device_id=device_id, **restarted_store())
+    # Ranks ask each other whether to stop through the CPU, which need not wait for the GPU.
+    backend, device_id = ("cpu:gloo,cuda:nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
+    td.init_process_group(backend, timeout=timedelta(minutes=30), device_id=device_id, **restarted_store())
     try:
         yield chosen
     finally:

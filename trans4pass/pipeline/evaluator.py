@@ -1,17 +1,15 @@
 """How a stage's models are scored on the run's validation sets, and what they show."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trans4pass import dist
 from trans4pass.inference import Gallery, Predictor, contact_sheet, evaluate
 from trans4pass.models import Segmentor
-from trans4pass.precision import Precision
+from trans4pass.precision import Precision, any_size
 from trans4pass.storage import write_json
 from trans4pass.training import Evaluation
 
@@ -22,18 +20,6 @@ from .score_sheet import SCORES, ScoreSheet
 log = logging.getLogger(__name__)
 
 PICTURES = 4  # per set
-
-
-@contextmanager
-def any_size() -> Iterator[None]:
-    """Images of many sizes inside: no compiling and no search for the fastest convolutions anew for each of them."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 class ValidationSets:

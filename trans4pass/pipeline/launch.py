@@ -123,7 +123,7 @@ def launch(tool: Tool, config: DictConfig) -> int:
             plain.pop("device", None)
             if "num_workers" in plain:
                 plain["num_workers"] = choose_workers(plain["num_workers"])
-            with Interrupts(device) as interrupts:
+            with Interrupts() as interrupts:
                 result = tool(plain, device, interrupts)
     except UserError as error:
         log.error("%s", error)

@@ -185,7 +185,7 @@ class TrainStage(Stage):
             point_out_random(str(self.model().get("name", "the network")))
         self.forget_start()
         method.to(self.run.device)
-        self.run.speed_up(method.network)
+        self.run.speed_up(method)
         if dist.active() and self.run.device.type == "cuda":
             method = cast(Method, convert_sync_batchnorm(method))  # timm's, which keeps its norms' activations
         settings, device = self.trainer_settings(), self.run.device

@@ -23,7 +23,7 @@ from trans4pass.errors import NonFinite
 from trans4pass.interrupts import Interrupts
 from trans4pass.methods import Batch, Losses, Method, Pass
 from trans4pass.models import Segmentor
-from trans4pass.precision import Precision, autocast
+from trans4pass.precision import Precision, any_size, autocast
 from trans4pass.settings import Natural, Positive
 
 from . import checkpoint
@@ -132,7 +132,7 @@ class Trainer:
         """
         with self.saying_what_is_kept():
             if not self.resume():
-                with autocast(self.device, self.settings.precision):
+                with autocast(self.device, self.settings.precision), any_size():
                     self.method.prepare(self.data.passes())
             self._parallel = self.parallel()
             batches = self.data.batches(self.step * self.settings.accumulate)
@@ -218,7 +218,7 @@ class Trainer:
             lost = [name for name, value in values.items() if not value.isfinite()]
             # With fp16 the scaler lowers its scale, and tries again, until there is no scale left to lower.
             overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-            if not overflow or dist.any_(bool(lost), self.device):
+            if not overflow or dist.any_(bool(lost)):
                 lost = lost or [f"the gradient of {name}" for name, norm in norms.items() if not norm.isfinite()]
                 self.report_nonfinite(lost, batches)
                 scale = self.scaler.get_scale()
@@ -378,6 +378,11 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            # Laid out as the parameters: `channels_last` may have changed, and fused optimisers refuse two layouts.
+            for parameter, kept in optimizer.state.items():
+                for key, value in kept.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self.scaler.load_state_dict(state["scaler"])
         for name in RESUMED:
             setattr(self, name, state[name])
@@ -405,14 +410,16 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device, but for the seeds, which generators on the CPU are made of.
+    """The batch with its tensors on the device, and its seeds, which generators are made of, as numbers.
 
     Labels are bytes on the way, and int64 there.
     """
 
     def moved(key: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or key == "seed":
+        if not isinstance(value, Tensor):
             return value
+        if key == "seed":
+            return value.tolist()  # DDP would bring a tensor to the GPU, and wait, in every phase
         value = value.to(device, non_blocking=True)
         return value.long() if key == "label" else value
 

@@ -14,6 +14,26 @@ from ..output import HeadOutput
 POOLS = (1, 2, 3, 6)  # cells along each side
 
 
+class CellPool(nn.Module):
+    """AdaptiveAvgPool2d, [B, C, H, W] to [B, C, cells, cells], as products: deterministic backwards on GPUs, too."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (self.shares(side, x) for side in x.shape[-2:])
+        return rows @ x @ columns.t()
+
+    def shares(self, side: int, like: Tensor) -> Tensor:
+        """How much each of `side` pixels counts in each cell, [cells, side]; cells may overlap by a pixel."""
+        cell = torch.arange(self.cells, device=like.device)[:, None]
+        pixel = torch.arange(side, device=like.device)
+        # From floor(cell * side / cells) up to, not including, ceil((cell + 1) * side / cells).
+        inside = ((pixel + 1) * self.cells > cell * side) & (pixel * self.cells < (cell + 1) * side)
+        return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
+
+
 class UPerNetHead(nn.Module):
     """Pool the coarsest map over 1, 2, 3 and 6 cells each way, add it to the finer ones level by level, fuse all.
 
@@ -28,9 +48,7 @@ class UPerNetHead(nn.Module):
         super().__init__()
         self.num_classes, self.feature_dim = num_classes, width
         *finer, last = channels
-        self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(cells), conv_bn_relu(last, width, 1)) for cells in POOLS
-        )
+        self.pools = nn.ModuleList(nn.Sequential(CellPool(cells), conv_bn_relu(last, width, 1)) for cells in POOLS)
         self.bottleneck = conv_bn_relu(last + len(POOLS) * width, width, 3)
         self.laterals = nn.ModuleList(conv_bn_relu(dim, width, 1) for dim in finer)
         self.convs = nn.ModuleList(conv_bn_relu(width, width, 3) for _ in finer)
