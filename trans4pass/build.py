@@ -42,7 +42,7 @@ def allow_plugins(names: Iterable[str], config_dir: str | None = None) -> None:
                 f"plugins: there is no package {name!r}; install it, put its folder on PYTHONPATH, or put it into the "
                 "working folder or next to the folder of --config-dir"
             ) from None
-        if name not in PREFIXES:
+        if f"{name}." not in PREFIXES:
             PREFIXES.append(f"{name}.")
 
 

@@ -50,6 +50,13 @@ def test_a_mixture_maps_every_data_set_into_one_label_space(mixture: Mixture) ->
     assert mixture.class_counts_by_image().tolist() == [[64, 0, 0], [0, 64, 0], [0, 0, 64], [16, 16, 16]]
 
 
+def test_a_mixture_counts_its_parts_holes_as_they_do(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Stanford2D3D's, whose all-black pixels have no label."""
+    save(mixture.parts["own"].items[1].image, np.zeros((*SIZE[::-1], 3), np.uint8))
+    monkeypatch.setattr(mixture.parts["own"], "black_is_ignored", True)
+    assert mixture.class_counts_by_image().tolist() == [[64, 0, 0], [0, 0, 0], [0, 0, 64], [16, 16, 16]]
+
+
 def test_a_mixtures_views_are_its_parts(mixture: Mixture) -> None:
     flipped = mixture.with_transform(HorizontalFlip(1.0))
     for number in range(4):

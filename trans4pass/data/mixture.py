@@ -50,9 +50,9 @@ class Mixture(SegmentationDataset):
         name, _, rest = item.name.partition("/")
         return self.parts[name].load(replace(item, name=rest))
 
-    def load_label(self, item: Item) -> Tensor:
+    def _count_classes(self, item: Item) -> Tensor:
         name, _, rest = item.name.partition("/")
-        return self.parts[name].load_label(replace(item, name=rest))
+        return self.parts[name]._count_classes(replace(item, name=rest))
 
     def with_transform(self, transform: View | None) -> "Mixture":
         return self._changed({name: part.with_transform(transform) for name, part in self.parts.items()})

@@ -105,15 +105,10 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def cores() -> int:
-    """The CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def choose_workers(number: int | None) -> int:
     """How many processes load data: `number`, or (None) as many as there are cores for this process, 1 to 4."""
     if number is None:
-        return min(4, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        return min(4, max(1, dist.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return converted(Natural, number, "num_workers")
 
 

@@ -1,6 +1,5 @@
 """A local page to drop a panorama on, and to look around in what a model makes of it."""
 
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Interval
 
+from trans4pass import dist
 from trans4pass.console import console
 from trans4pass.data import Size
 from trans4pass.errors import ConfigError
@@ -56,9 +56,8 @@ def serve(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         plugins=settings.plugins,
         allow_nonfinite=settings.allow_nonfinite,
     )
-    cores = len(os.sched_getaffinity(0))
-    at_once = settings.at_once or (cores if device.type == "cpu" else 1)
-    torch.set_num_threads(max(1, cores // at_once))
+    at_once = settings.at_once or (dist.cores() if device.type == "cpu" else 1)
+    torch.set_num_threads(max(1, dist.cores() // at_once))
     limits = Limits(settings.megabytes, settings.pixels, at_once, settings.kept)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
