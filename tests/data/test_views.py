@@ -14,6 +14,7 @@ from trans4pass.data import (
     CoverCrop,
     EvalTransform,
     GaussianBlur,
+    GaussianNoise,
     HorizontalFlip,
     Resize,
     Sample,
@@ -246,6 +247,19 @@ def test_padding_is_black_and_ignored():
     assert (label[HEIGHT:] == 255).all() and (label[:, WIDTH:] == 255).all()
     assert (image[:, HEIGHT:] == 0).all() and (image[:, :, WIDTH:] == 0).all()
     assert label[:HEIGHT, :WIDTH].equal(ramp()[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("view", [ColorJitter(0.5), GaussianBlur(1.0), GaussianNoise(0.1)])
+def test_padding_stays_black_whatever_colours_do(view: View, dtype: torch.dtype) -> None:
+    """So that alignment and teachers still know it."""
+    image = torch.full((2, 3, 32, 40), 90, dtype=torch.uint8)
+    image[..., 30:] = 0
+    image = image if dtype == torch.uint8 else image / 255
+    sample = {"image": image, "label": torch.zeros(2, 32, 40, dtype=torch.uint8)}
+    seen = view(sample, [torch.Generator().manual_seed(number) for number in (1, 2)])["image"]
+    assert (seen[..., 30:] == 0).all() and seen[..., :30].amax(1).min() > 0
+    assert seen.dtype == dtype and not torch.equal(seen, image)
 
 
 def test_flip_and_blur_come_as_often_as_they_should():

@@ -156,13 +156,17 @@ def test_balanced_thresholds_follow_each_classs_mean_confidence() -> None:
     confidence, label = probabilities(method).max(1)
     method.targets("target", seeded(BATCH))
     method.after_step(9)
-    means = [float(confidence[label == k].mean()) if (label == k).any() else 1.0 for k in range(K)]
-    expected = [0.5 + 0.5 * mean for mean in means]
-    assert torch.allclose(method.confidence, torch.tensor(expected).double(), atol=1e-6)
-    assert torch.allclose(method.thresholds(), 0.9 * method.confidence / max(expected), atol=1e-6)
+    means = torch.stack([confidence[label == k].mean() for k in range(K)])
+    assert means.isfinite().all()
+    assert torch.allclose(method.confidence, means, atol=1e-6)
+    assert torch.allclose(method.thresholds(), 0.9 * means / means.max(), atol=1e-6)
+    method.confidence.fill_(0.5)
+    method.targets("target", seeded(BATCH))
+    method.after_step(10)
+    assert torch.allclose(method.confidence, (0.5 + means) / 2, atol=1e-6)
 
 
-def test_a_class_that_was_not_predicted_keeps_its_confidence_and_one_pixel_counts() -> None:
+def test_a_class_that_was_not_predicted_moves_no_threshold_and_one_pixel_counts() -> None:
     method = teacher(balanced=True, momentum=0.5)
     with torch.no_grad():
         method.teacher.logits.zero_()[:, 0] = 1  # all pixels are class 0,
@@ -170,7 +174,29 @@ def test_a_class_that_was_not_predicted_keeps_its_confidence_and_one_pixel_count
     method.targets("target", seeded(BATCH))
     method.after_step(9)
     often, once = (math.exp(x) / (math.exp(x) + rest) for x, rest in ((1, 2), (3, math.e + 1)))
-    assert method.confidence.tolist() == pytest.approx([(1 + often) / 2, (1 + once) / 2, 1.0], abs=1e-6)
+    assert method.confidence.tolist() == pytest.approx([often, once, math.nan], abs=1e-6, nan_ok=True)
+    assert method.thresholds().tolist() == pytest.approx(
+        [method.threshold * often / once, method.threshold, method.threshold], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("weighting", ["share", "pixels"])
+def test_what_is_not_seen_has_no_label_and_no_share(weighting: str) -> None:
+    """Black pixels: padding, and what lies beyond a tilted panorama."""
+    batch = seeded(BATCH)
+    batch["target"]["image"] = BATCH["target"]["image"].clone()
+    batch["target"]["image"][0, :, 0] = 0
+    one, whole = (
+        teacher(threshold=0.65, weighting=weighting, balanced=True).targets("target", given)["target"]
+        for given in (batch, seeded(BATCH))
+    )
+    assert (one["label"][0, 0] == 255).all() and torch.equal(one["label"][1], whole["label"][1])
+    method = teacher(threshold=0.65, balanced=True)
+    method.targets("target", batch)
+    assert method._sums[0][1].sum() == (batch["target"]["image"].amax(1) > 0).sum()
+    if weighting == "share":
+        confidence = method.probabilities(batch["target"]["image"]).max(1).values[0, 1:]
+        assert one["weight"][0, 0, 0] == pytest.approx((confidence >= 0.65).double().mean().item())
 
 
 def test_it_passes_on_what_its_terms_report() -> None:
@@ -189,7 +215,7 @@ def test_a_skipped_step_counts_no_confidence() -> None:
     method.discard_step()
     method.set_step(1)
     method.after_step(1)
-    assert (method.confidence == 1).all()
+    assert method.confidence.isnan().all()
 
 
 def test_labels_go_with_the_view() -> None:
@@ -236,11 +262,17 @@ def test_entropy_is_one_where_all_classes_are_equally_likely(scale: float) -> No
     with torch.no_grad():
         network.logits.mul_(scale)
     method = MeanTeacher(network, {"entropy": Entropy(network, 0.5)}, teaches=())
-    losses = method("target", seeded(BATCH), {}).losses
+    losses = method("target", seeded(BATCH), method.normalisers("target", BATCH)).losses
     p = network(BATCH["target"]["image"]).logits.softmax(1).detach()
     expected = -sum(float(v) * math.log(float(v)) for v in p.flatten()) / (12 * math.log(K))
     assert losses["entropy"].item() == pytest.approx(0.5 * expected)
     assert scale or losses["entropy"].item() == pytest.approx(0.5)
+    batch = seeded(BATCH)  # black pixels, which are not seen, do not count
+    batch["target"]["image"] = BATCH["target"]["image"].clone()
+    batch["target"]["image"][:, :, 0] = 0
+    rest = method("target", batch, method.normalisers("target", batch)).losses["entropy"].item()
+    expected = -sum(float(v) * math.log(float(v)) for v in p[:, :, 1:].flatten()) / (6 * math.log(K))
+    assert rest == pytest.approx(0.5 * expected)
 
 
 def test_contrast_is_the_cross_entropy_of_cosines_with_known_prototypes() -> None:

@@ -172,7 +172,7 @@ class ColorJitter(View):
         image = sample["image"]
         for number in order:
             image = changes[number](image, factors[number])
-        return {**sample, "image": image}
+        return {**sample, "image": keep_black(sample["image"], image)}
 
 
 class GaussianBlur(View):
@@ -185,7 +185,8 @@ class GaussianBlur(View):
         if not chance(self.probability, generator):
             return sample
         sigma = uniform(0.1, 1.0, generator)
-        return {**sample, "image": F.gaussian_blur(sample["image"], [7, 7], [sigma, sigma])}
+        blurred = F.gaussian_blur(sample["image"], [7, 7], [sigma, sigma])
+        return {**sample, "image": keep_black(sample["image"], blurred)}
 
 
 class GaussianNoise(View):
@@ -198,8 +199,10 @@ class GaussianNoise(View):
         image, sigma = sample["image"], uniform(0, self.strength, generator)
         noise = sigma * torch.randn(image.shape, generator=generator).to(image.device, non_blocking=True)
         if image.dtype == torch.uint8:
-            return {**sample, "image": (image + 255 * noise).round_().clamp_(0, 255).to(torch.uint8)}
-        return {**sample, "image": (image + noise).clamp_(0, 1)}
+            noisy = (image + 255 * noise).round_().clamp_(0, 255).to(torch.uint8)
+        else:
+            noisy = (image + noise).clamp_(0, 1)
+        return {**sample, "image": keep_black(image, noisy)}
 
 
 class MaskedPatches(View):
@@ -268,6 +271,11 @@ class EvalTransform(View):
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
         return sample if self.size is None else resize(sample, self.size)
+
+
+def keep_black(image: Tensor, changed: Tensor) -> Tensor:
+    """`changed`, black where the image is: padding and what is not seen stay what `align` and teachers leave out."""
+    return changed * (image.amax(-3, keepdim=True) > 0)
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:

@@ -20,7 +20,7 @@ from trans4pass import dist
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
 from trans4pass.losses import at_least_single
-from trans4pass.models import MULTIPLE, Segmentor, circular_twin
+from trans4pass.models import MULTIPLE, Segmentor, circular_twin, not_black
 
 from .derived import Derivation
 from .method import Batch, DomainBatch, Pass
@@ -40,7 +40,7 @@ class MeanTeacher(SumOfTerms):
         weighting: `share`: every pixel weighs its image's share of confident pixels, as in DAFormer; `pixels`: only
             confident pixels have a label.
         balanced: lower a class's threshold to where its mean confidence stands below the most confident class's, so
-            that rare classes are learned, too (FreeMatch, arXiv 2205.07246).
+            that rare classes are learned, too (after FreeMatch, arXiv 2205.07246, whose means run over all pixels).
         views: the teacher averages its probabilities over this many turned panoramas, every second one mirrored; 1 is
             the image as it is.
         wrap: the teacher sees full panoramas, whose sides are neighbours, while the network sees crops.
@@ -73,8 +73,8 @@ class MeanTeacher(SumOfTerms):
         self.teacher = copy.deepcopy(network).requires_grad_(False).eval()
         # Layers without weights: the teacher's are put in. In a list, so that it is no submodule.
         self._circular = [circular_twin(network)] if wrap and not network.wrap else []
-        # Of the pixels predicted as a class, the mean confidence over the last steps; 1 until one was.
-        self.register_buffer("confidence", torch.ones(network.num_classes))
+        # Of the pixels predicted as a class, the mean confidence over the last steps; NaN until one was.
+        self.register_buffer("confidence", torch.full((network.num_classes,), torch.nan))
         self._sums: list[Tensor] = []  # of the running step: a row of confidences by class, and one of pixels
 
     def learns_labels_of(self, domain: str) -> bool:
@@ -100,21 +100,23 @@ class MeanTeacher(SumOfTerms):
 
     def _taught(self, batch: DomainBatch) -> DomainBatch:
         confidence, label = self.probabilities(batch["image"]).max(1)
+        seen = not_black(batch["image"])[:, 0]  # what is padded, or lies beyond a tilted panorama, is nothing
         if self.balanced:
-            counts = torch.stack([confidence.double().flatten(), torch.ones_like(confidence).double().flatten()])
+            counts = torch.stack([(confidence * seen).double().flatten(), seen.double().flatten()])
             sums = counts.new_zeros(2, len(self.confidence)).index_add_(1, label.flatten(), counts)
             self._sums.append(sums)
-        confident = confidence >= self.thresholds()[label]
+        confident = seen & (confidence >= self.thresholds()[label])
         if self.weighting == "pixels":
             return {**batch, "label": label.where(confident, IGNORE)}
-        share = confident.float().mean((1, 2), keepdim=True)
-        return {**batch, "label": label, "weight": share.expand(label.shape).contiguous()}
+        share = confident.sum((1, 2), keepdim=True) / seen.sum((1, 2), keepdim=True).clamp_min(1)
+        return {**batch, "label": label.where(seen, IGNORE), "weight": share.expand(label.shape).contiguous()}
 
     def thresholds(self) -> Tensor:
         """(K,) by class."""
         if not self.balanced:
             return torch.full_like(self.confidence, self.threshold)
-        return self.threshold * self.confidence / self.confidence.max()
+        known = self.confidence.nan_to_num(0.0)
+        return self.threshold * (known / known.max()).where(known > 0, 1.0)
 
     def probabilities(self, image: Tensor) -> Tensor:
         """The teacher's softmax (B,K,H,W) of images (B,3,H,W), averaged over `views`."""
@@ -152,7 +154,7 @@ class MeanTeacher(SumOfTerms):
             sums = dist.sum_(torch.stack(self._sums).sum(0))
             self._sums.clear()
             mean = (sums[0] / sums[1].clamp_min(1)).to(self.confidence)
-            moved = torch.lerp(mean, self.confidence, self.momentum)
+            moved = torch.lerp(mean, self.confidence.where(self.confidence.isfinite(), mean), self.momentum)
             self.confidence.copy_(moved.where(sums[1] > 0, self.confidence))
         return values
 

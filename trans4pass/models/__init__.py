@@ -1,6 +1,6 @@
 """Models: encoders, heads, the `Segmentor` that joins them, and every checkpoint format."""
 
-from .alignment import align_channels, channel_statistics
+from .alignment import align_channels, channel_statistics, not_black
 from .circular import MULTIPLE, make_circular, resize
 from .heads.coarse_to_fine import refuse_first_release
 from .output import EDGE, HeadOutput, SegOutput
@@ -25,6 +25,6 @@ __all__ = [
     "DESCRIPTION", "EDGE", "ENCODERS", "HEADS", "MODELS", "MULTIPLE", "STARTS", "HeadOutput", "SegOutput", "Segmentor",
     "Weights", "align_channels", "as_float", "as_weights", "channel_statistics", "check_finite", "check_weights",
     "circular_twin", "create_model", "differences", "distances", "identify", "input_size", "load_weights",
-    "make_circular", "merge_adapters", "pretrained_weights", "read_file", "read_weights", "refuse_first_release",
-    "resize",
+    "make_circular", "merge_adapters", "not_black", "pretrained_weights", "read_file", "read_weights",
+    "refuse_first_release", "resize",
 ]  # fmt: skip
