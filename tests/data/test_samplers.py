@@ -100,8 +100,11 @@ def test_rare_classes_are_drawn_by_equation_5_of_daformer(streets: SegmentationD
         assert counts[number] / 2000 == pytest.approx(probability, abs=0.04)
 
 
-def test_a_class_of_too_few_pixels_in_every_image_is_not_drawn(streets: SegmentationDataset) -> None:
+def test_a_class_of_too_few_pixels_in_every_image_is_not_drawn(
+    streets: SegmentationDataset, caplog: pytest.LogCaptureFixture
+) -> None:
     sampler = RareClasses(streets, seed=1, temperature=0.01, pixels=17)
+    assert "no image of folder has 17 pixels of car, which are not drawn: lower `pixels`" in caplog.text
     assert sampler.probabilities[2] == 0 and set(drawn(sampler, 50)) == {1}
     with pytest.raises(ConfigError, match="no image of folder has 65 pixels of any class"):
         RareClasses(streets, seed=1, pixels=65)

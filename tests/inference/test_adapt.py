@@ -8,6 +8,7 @@ import torch
 
 from tests.data.tiny_images import picture, save
 from tests.small import Pixelwise, label_space, tiny_segmentor, various_network
+from tests.training.small import in_two_processes
 from trans4pass.errors import ConfigError
 from trans4pass.inference import open_checkpoint
 from trans4pass.inference.adapt import adapt, adapt_batchnorms, batchnorms
@@ -55,6 +56,21 @@ def test_batchnorms_have_the_mean_statistics_of_all_images() -> None:
     others = {key: value for key, value in network.state_dict().items() if not key.endswith(statistics)}
     assert all(torch.equal(value, before[key]) for key, value in others.items())  # ECRM's ring is one of them
     assert not any(module.training for module in network.modules()) and first[1].momentum == 0.1
+
+
+def statistics_of_ranks(rank: int, folder: str) -> dict[str, torch.Tensor]:
+    network = tiny_segmentor(3)
+    adapt_batchnorms(network, BATCHES if rank == 0 else [])
+    return {key: value for key, value in network.state_dict().items() if "running" in key}
+
+
+def test_ranks_weigh_by_what_they_have_seen(tmp_path: Path) -> None:
+    """One may have seen nothing."""
+    network = tiny_segmentor(3)
+    adapt_batchnorms(network, BATCHES)
+    for found in in_two_processes(statistics_of_ranks, tmp_path):
+        for key, value in found.items():
+            assert torch.allclose(value, network.state_dict()[key], atol=1e-6), key
 
 
 def test_a_network_without_batchnorm_is_refused() -> None:

@@ -28,6 +28,7 @@ from trans4pass.inference.tiling import (
     taper,
 )
 from trans4pass.models import SegOutput
+from trans4pass.models.alignment import Alignment
 from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
 
 CPU = torch.device("cpu")
@@ -247,6 +248,39 @@ def test_every_direction_is_seen_by_a_view(fov: float, overlap: float, panorama:
         for number in range(around):
             seen |= Warp(Pinhole(8, 8, fov), panorama, rotation(360 * number / around, pitch).T).seen
     assert seen.all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "fov", "overlap"),
+    [(64, 320, 30.0, 0.0), (48, 97, 20.0, 0.05), (100, 400, 40.0, 0.0), (64, 320, 30.0, 0.2)],
+)
+def test_every_pixel_is_seen_although_views_are_centred_on_columns(
+    height: int, width: int, fov: float, overlap: float
+) -> None:
+    predicted = perspectives(Pixelwise(), fov=fov, overlap=overlap)(smooth(height, width))
+    assert predicted.isfinite().all()
+
+
+class Aligned(Pixelwise):
+    """Aligns all the way, as a `Segmentor` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alignment = Alignment(1.0, [0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
+
+    def forward(self, images: Tensor) -> SegOutput:
+        return super().forward(self.alignment(images.float() / 255))
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_pieces_colours_are_moved_as_the_images(closed: bool) -> None:
+    """Not by its own statistics: the upper half is dark here, and a border is black."""
+    image, network = images(600, 96), Aligned()
+    image[:, :, :300] //= 4
+    image[:, :, :, :5] = 0
+    whole = Predictor(network, CPU)(image)
+    assert torch.allclose(windows(network, closed=closed)(image), whole, atol=1e-4)
+    assert torch.allclose(Predictor(network, CPU)(image), whole)  # nothing stays
 
 
 def test_no_more_views_than_are_needed() -> None:

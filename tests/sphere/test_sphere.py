@@ -161,7 +161,8 @@ def test_types_and_devices() -> None:
     exact = warp(image.double())
     assert warp(image).dtype == torch.uint8
     assert (warp(image).double() - exact).abs().max() <= 0.5 + 1e-3
-    assert warp(image.bfloat16()).dtype == torch.bfloat16
+    for half in (torch.bfloat16, torch.float16):
+        assert torch.equal(warp(image.to(half)), warp(image.to(half).float()).to(half))
     assert warp.to("meta")(image.to("meta")).shape == (2, 3, 8, 32)
     assert warp.state_dict() == {}
 

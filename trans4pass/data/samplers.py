@@ -3,6 +3,7 @@
 A sampler is a function of the position alone, so that a run resumes exactly and N ranks read what one would.
 """
 
+import logging
 from abc import ABC, abstractmethod
 
 import torch
@@ -13,6 +14,8 @@ from trans4pass.settings import Positive
 
 from .base import SegmentationDataset, derive_seed
 from .mixture import Mixture
+
+log = logging.getLogger(__name__)
 
 
 class Sampler(ABC):
@@ -84,6 +87,14 @@ class RareClasses(Sampler):
         self.probabilities = ((1 - share) / temperature).where(shown.any(0), -torch.inf).softmax(0)
         if not shown.any():
             raise ConfigError(f"sampler RareClasses: no image of {dataset.name} has {pixels} pixels of any class")
+        left = [
+            name for name, some, enough in zip(dataset.labels.classes, counts.any(0), shown.any(0)) if some > enough
+        ]
+        if left:
+            log.warning(
+                "sampler RareClasses: no image of %s has %d pixels of %s, which are not drawn: lower `pixels`",
+                dataset.name, pixels, ", ".join(left),
+            )  # fmt: skip
 
     def index(self, position: int) -> int:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, position))

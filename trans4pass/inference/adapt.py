@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +77,12 @@ def adapt_batchnorms(network: Segmentor, images: Iterable[Tensor]) -> int:
         for batch in images:
             network(batch)
     for module in found:
+        batches = cast("Tensor", module.num_batches_tracked)  # of this rank: the last one may have fewer, or none
+        every = dist.sum_(batches.clone())
         for statistic in (module.running_mean, module.running_var):
-            if statistic is not None:
-                dist.mean_(statistic)
+            if statistic is not None and every:  # none where nothing reaches a layer: ECRM's, while its ring is empty
+                dist.sum_(statistic.mul_(batches)).div_(every)
+        batches.copy_(every)
     return len(found)
 
 

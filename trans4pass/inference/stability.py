@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trans4pass import dist
+from trans4pass.models import MULTIPLE
 from trans4pass.sphere import Panorama, Warp, rotation
 
 from .metrics import Confusion, seam_width
@@ -19,21 +20,24 @@ class SeamConsistency:
     """Share of pixels whose class stays the same when the panorama is rolled by half a turn, in percent.
 
     A network that takes the left and right border for the end of the world predicts other things beside them than it
-    does when they are in the middle. Rolling changes nothing else: a network with `wrap` has nearly 100 everywhere.
+    does when they are in the middle. Rolling, by whole patches of the encoders', changes nothing else: a network with
+    `wrap` has nearly 100 everywhere.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        # Equal pixels and all, in the seam's columns and elsewhere; where ranks can add them up.
+        # Equal pixels and all, in the seam's columns and in those that are at neither image's seam; where ranks can add
+        # them up.
         self.counts = torch.zeros(2, 2, dtype=torch.int64, device=device)
 
     def update(self, image: Tensor, prediction: Tensor, predict: Predict) -> None:
         """Add one panorama (3,H,W) and its prediction (H,W)."""
         height, width = prediction.shape
-        rolled = predict(image.roll(width // 2, -1)).roll(-(width // 2), -1)
-        equal, edge = (rolled == prediction).sum(0), seam_width(width)
-        seam = torch.cat((equal[:edge], equal[width - edge :])).sum()
-        at_seam = torch.stack((seam, torch.tensor(2 * edge * height)))
-        counts = torch.stack((at_seam, torch.stack((equal.sum(), torch.tensor(height * width))) - at_seam))
+        shift = width // (2 * MULTIPLE) * MULTIPLE or width // 2
+        rolled = predict(image.roll(shift, -1)).roll(-shift, -1)
+        equal, edge = (rolled == prediction).sum(0).roll(seam_width(width)), 2 * seam_width(width)
+        at_seam, at_others = equal[:edge], equal[width - shift : width - shift + edge]
+        parts = (at_seam.sum(), edge), (equal.sum() - at_seam.sum() - at_others.sum(), width - 2 * edge)
+        counts = torch.stack([torch.stack((same, torch.tensor(columns * height))) for same, columns in parts])
         self.counts += counts.to(self.counts.device)
 
     def scores(self) -> dict[str, float]:

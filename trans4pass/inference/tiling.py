@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trans4pass.data import Size
 from trans4pass.data.views import MIN_SIDE
 from trans4pass.errors import ConfigError
+from trans4pass.models import as_float, not_black
 from trans4pass.precision import Precision
 from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
 
@@ -148,10 +149,18 @@ class Tiled(Predictor):
     def bands(self, images: Tensor, step: Callable[[float], None] = no_progress) -> Iterator[Tensor]:
         pieces = self.pieces(*images.shape[2:])
         images = images.to(self.device)
+        alignment = getattr(self.network, "alignment", None)
+        statistics = None if alignment is None else statistics_of(images)
         start, rows = 0, most_rows(pieces)
         held: Tensor | None = None  # (B,K+1,rows,W), the weights last, from row `start` on
         for number, piece in enumerate(pieces):
-            logits = self._mean_of_views(piece.look(images), self._single)
+            if alignment is not None:
+                alignment.given = statistics  # a piece's colours are moved as the image's
+            try:
+                logits = self._mean_of_views(piece.look(images), self._single)
+            finally:
+                if alignment is not None:
+                    alignment.given = None
             weight = piece.weight().to(logits).expand(len(logits), 1, -1, -1)
             if held is None:
                 held = logits.new_zeros(len(logits), logits.shape[1] + 1, rows, images.shape[3])
@@ -212,6 +221,17 @@ class Perspectives(Tiled):
         return sorted(views, key=lambda piece: piece.top)
 
 
+def statistics_of(images: Tensor) -> tuple[Tensor, Tensor]:
+    """As `channel_statistics` of images (B,3,H,W), however large: without a copy of them in floats."""
+    sums = images.new_zeros(3, len(images), 3, 1, 1, dtype=torch.float64)
+    for part in images.split(ROWS, 2):
+        image = as_float(part).double()
+        counted = not_black(image).expand_as(image)
+        sums += torch.stack([(power * counted).sum((2, 3), keepdim=True) for power in (counted, image, image**2)])
+    mean, square = sums[1:] / sums[0].clamp_min(1)
+    return mean.float(), (square - mean**2).clamp_min(0).sqrt().float()
+
+
 def taper(count: int, overlap: float) -> Tensor:
     """Weights (count,) in (0,1]: sin^2 from each end over the share `overlap`, 1 between."""
     place = torch.arange(count) + 0.5
@@ -239,7 +259,9 @@ def rings(panorama: Panorama, fov: float, overlap: float) -> list[tuple[float, i
         pitch = (high + low) / 2
         flattest = min(abs(high), abs(low)) if high * low > 0 else 0.0
         around = math.ceil(360 * math.cos(math.radians(flattest)) / stride)
-        around = next((n for n in range(max(1, around), MOST_VIEWS) if covered(high, low, pitch, fov, 360 / n)), None)
+        column = 360 / panorama.width  # neighbours may be one further away, where they are centred on whole columns
+        counts = range(max(1, around), MOST_VIEWS)
+        around = next((n for n in counts if covered(high, low, pitch, fov, 360 / n + column)), None)
         if around is None:
             raise ConfigError(
                 f"views of {fov:g} degrees that overlap by {overlap:g} leave parts of the sphere unseen: make fov "

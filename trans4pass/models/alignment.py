@@ -24,6 +24,7 @@ class Alignment(nn.Module):
 
     mean: Tensor
     std: Tensor
+    given: tuple[Tensor, Tensor] | None = None  # of the images that those seen are pieces of; None: their own
 
     def __init__(self, strength: float, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -37,12 +38,12 @@ class Alignment(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B,3,H,W) floating, [0,1] -> the same, perhaps a little beyond."""
-        return torch.lerp(image, align_channels(image, self.mean, self.std), self.strength)
+        return torch.lerp(image, align_channels(image, self.mean, self.std, self.given), self.strength)
 
 
-def align_channels(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images (B,3,H,W) with the mean and deviation (.., 3,1,1) that are wanted."""
-    has_mean, has_std = channel_statistics(image)
+def align_channels(image: Tensor, mean: Tensor, std: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Images (B,3,H,W) with the mean and deviation (.., 3,1,1) that are wanted, instead of theirs or of `statistics`."""
+    has_mean, has_std = statistics or channel_statistics(image)
     aligned = (image - has_mean) / has_std.clamp_min(SMALLEST) * std + mean
     return aligned.where(not_black(image), image)
 

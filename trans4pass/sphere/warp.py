@@ -46,7 +46,7 @@ class Warp(nn.Module):
         uint8 is rounded. Over the seam and over the poles a panorama goes on at its other side.
         """
         self._check(images)
-        x = images if images.is_floating_point() else images.float()
+        x = images.to(torch.promote_types(images.dtype, torch.float32))  # half precision loses whole pixels
         x = F.pad(x, (1, 1, 0, 0), "circular" if self.closed else "replicate")
         x = torch.cat((self._beyond(x[..., :1, :], 90), x, self._beyond(x[..., -1:, :], -90)), -2)
         size = torch.tensor((x.shape[-1], x.shape[-2]), dtype=torch.float32).to(x.device)
@@ -54,7 +54,7 @@ class Warp(nn.Module):
         grid = grid.to(x.dtype).expand(len(x), -1, -1, -1)
         result = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
         result = torch.where(self.seen, result, fill)
-        return result if images.is_floating_point() else result.round().to(images.dtype)
+        return (result if images.is_floating_point() else result.round()).to(images.dtype)
 
     def nearest(self, labels: Tensor, fill: int = 255) -> Tensor:
         """Labels (...,h,w) of any type -> (...,H,W), each pixel's nearest; `fill` where nothing is seen."""
