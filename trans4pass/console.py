@@ -1,6 +1,7 @@
 """What a person sees of a run: the console, run.log, progress bars."""
 
 import logging
+import os
 import resource
 import sys
 import time
@@ -98,6 +99,18 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def total_memory(device: torch.device) -> float:
+    """Memory in GiB of the GPU where there is one, of the machine otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2**30
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def cost(started: float, device: torch.device) -> str:
+    """What was done since `started`, a reading of `time.perf_counter`, took."""
+    return f"{time.perf_counter() - started:.1f} seconds, peak memory {peak_memory(device):.2f} GiB"
 
 
 class Bar(Progress):

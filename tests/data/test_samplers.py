@@ -83,11 +83,6 @@ def test_mixed_draws_by_weight_and_not_by_size(mixture: Mixture) -> None:
     assert all(counts[number] / 2000 == pytest.approx(1 / 12, abs=0.03) for number in range(3))
 
 
-def test_mixed_refuses_a_single_data_set(streets: SegmentationDataset) -> None:
-    with pytest.raises(ConfigError, match=r"draws from several data sets: give the domain data: \{name: weight"):
-        Mixed(streets, seed=1)  # pyright: ignore[reportArgumentType]
-
-
 def test_rare_classes_are_drawn_by_equation_5_of_daformer(streets: SegmentationDataset) -> None:
     sampler = RareClasses(streets, seed=1, temperature=0.5, pixels=1)
     shares = torch.tensor([26, 4, 2]) / 32

@@ -317,6 +317,8 @@ def pinholes(data_root: Path) -> None:
     ("asked", "words"),
     [
         (["data=toy_pinhole", "views=perspective"], "views=perspective looks around in full panoramas"),
+        (["data=toy_pinhole", "wrap=true"], "wrap=true and yaw_rolls=1 take left and right border for neighbours"),
+        (["data=toy_pinhole", "yaw_rolls=4", "views=windows"], "wrap=false and yaw_rolls=4 take left and right"),
         (["data=toy_pinhole", "seam=true"], "seam=true and rotations=[] turn full panoramas"),
         (["data=toy_pinhole", "rotations=[5]"], "seam=false and rotations=[5.0] turn full panoramas"),
         (["size=null", "data.eval_size=null", "rotations=[5]", "horizon=0.3"], "cannot be"),

@@ -344,6 +344,9 @@ def test_pieces_are_predicted_scored_and_kept_apart(views: str, settings: list[s
         (["views=perspective", "window=[64,32]"], "are square"),
         (["views=perspective", "fov=180"], "fov"),
         (["views=windows", "overlap=1"], "overlap"),
+        (["views=windows", "window=[300000,200000]"], "window: 300000x200000 pixels predicted at once need more than"),
+        (["views=perspective", "window=[200000,200000]"], "a smaller window, or smaller scales"),
+        (["size=[300000,200000]"], "views=windows, or a smaller size, or smaller scales"),
     ],
 )
 def test_pieces_that_cannot_be_are_named(

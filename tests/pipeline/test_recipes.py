@@ -98,7 +98,7 @@ def test_few_labels_are_as_many_as_said(tiny: list[str], tmp_path: Path) -> None
     by_number = stages_of(tmp_path, *overrides, "target_labels=2")["few_labels"].data.domains["labelled"].files
     assert len(by_number) == 2 and len({item.name for item in by_number.items}) == 2
     names = tmp_path / "names.txt"
-    names.write_text("\n".join(item.name for item in by_number.items))
+    names.write_text("# two\n" + "\n".join(item.name for item in by_number.items))
     by_name = stages_of(tmp_path, *overrides, f"target_labels={names}")["few_labels"].data.domains["labelled"].files
     assert [item.name for item in by_name.items] == [item.name for item in by_number.items]
 
@@ -110,12 +110,14 @@ def test_few_labels_are_as_many_as_said(tiny: list[str], tmp_path: Path) -> None
         ("99", "images=99, and there are 4"),
         ("0", "images is 0"),
         ("{folder}/names.txt", "1 are not there: no_such_panorama; a name is "),
-        ("{folder}/empty.txt", "of the 0 images chosen"),
+        ("{folder}/binary", "cannot be read"),
+        ("{folder}/empty.txt", "names no image"),
     ],
 )
 def test_a_list_that_names_no_image_is_refused(tiny: list[str], tmp_path: Path, value: str, text: str) -> None:
     (tmp_path / "names.txt").write_text("no_such_panorama\n")
-    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "empty.txt").write_text("# none\n\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     overrides = [*recipe(tiny, "few_labels", "few_labels"), f"target_labels={value.format(folder=tmp_path)}"]
     with pytest.raises(ConfigError, match=text):
         stages_of(tmp_path, *overrides)["few_labels"].check()
@@ -133,13 +135,46 @@ def test_a_list_that_names_no_image_is_refused(tiny: list[str], tmp_path: Path, 
             ["domains.labelled.labels=none", "domains.labelled.images=2"],
             r"domains\.labelled\.labels is none",
         ),
+        (
+            "teacher",
+            ["domains.source.batch_size=4"],
+            r"pastes source into target.*target has 2 images of .*source 4 of",
+        ),
+        ("teacher", ["method.derive.target.view.size=[96,32]"], "give both one batch_size, and views of one size"),
+        (
+            "teacher",
+            ["domains.target.transform.fit=cover_crop"],
+            r"wrap=true and views=1, for which the teacher must see whole panoramas",
+        ),
+        ("teacher", ["domains.target.transform.size=[150,32]"], r"size is 150 wide; wrap=true needs a multiple of 32"),
+        (
+            "source_free",
+            ["+method.derive.target.view.views={bend:{_target_:trans4pass.data.ToSphere,fov:[60,90]}}"],
+            r"derive\.target\.view bends pinhole images",
+        ),
+        (
+            "source_free",
+            ["domains.target.sampler._target_=trans4pass.data.RareClasses"],
+            "RareClasses reads labels, and labels is none",
+        ),
+        (
+            "teacher",
+            ["domains.source.sampler._target_=trans4pass.data.Mixed"],
+            r"Mixed draws from several data sets: give data=\{name: weight",
+        ),
+        (
+            "teacher",
+            ["domains.source.data={source:1.0,target:0.5}"],
+            r"has weights, which sampler=Shuffle does not read.*trans4pass\.data\.Mixed",
+        ),
+        ("teacher", ["domains.source.data={}"], r"domains\.source\.data is empty"),
     ],
 )
 def test_a_method_without_what_it_learns_from_is_refused(
     tiny: list[str], tmp_path: Path, recipe_name: str, changes: list[str], text: str
 ) -> None:
     overrides = recipe(tiny, recipe_name, recipe_name)
-    changed = [f"stages.{recipe_name}.{change}" for change in changes]
+    changed = [f"{'+' * (change[0] == '+')}stages.{recipe_name}.{change.lstrip('+')}" for change in changes]
     with pytest.raises(ConfigError, match=text):
         stages_of(tmp_path, *overrides, *changed)[recipe_name].check()
 

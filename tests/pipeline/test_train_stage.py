@@ -366,6 +366,12 @@ def test_class_weights_that_do_not_fit_are_refused(weights: str, stage: MakeStag
         built(stage("source", f"{LOSS}.class_weights={weights}"))
 
 
+def test_class_weights_of_what_the_method_makes_cannot_be_counted(stage: MakeStage) -> None:
+    config = {"terms": {"self_training": {"domain": "mixed", "loss": {"class_weights": "auto"}}}}
+    with pytest.raises(ConfigError, match=r"class_weights is auto.*\(source\), and 'mixed' is made by the method"):
+        with_class_weights(config, "stages.teacher.method", stage("source").data.domains, "source", ahead=True)
+
+
 def test_a_method_without_its_labels_or_domains_is_refused(stage: MakeStage) -> None:
     with pytest.raises(ConfigError, match=r"stages\.mpa\.domains\.target\.labels is none.*leave out the terms"):
         built(stage("mpa", "stages.mpa.domains.target.labels=none"))

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 class Sampler(ABC):
     """Gives every position 0, 1, 2, ... an image of `dataset`; its randomness comes from `seed` and the position."""
 
+    needs_labels = False
+    needs_weights = False  # whether it draws from several data sets, by their weights
+
     def __init__(self, dataset: SegmentationDataset, seed: int):
         self.dataset, self.seed = dataset, seed
 
@@ -47,10 +50,10 @@ class Shuffle(Sampler):
 class Mixed(Sampler):
     """A `Mixture`'s data sets in proportion to their weights, each data set's images at random."""
 
+    needs_weights = True
+
     def __init__(self, dataset: Mixture, seed: int):
         super().__init__(dataset, seed)
-        if not isinstance(dataset, Mixture):
-            raise ConfigError("sampler Mixed draws from several data sets: give the domain data: {name: weight, ...}")
         sizes = torch.tensor([len(part) for part in dataset.parts.values()])
         self.starts, self.sizes = (sizes.cumsum(0) - sizes).tolist(), sizes.tolist()
         self.weights = torch.tensor(dataset.weights)
@@ -72,6 +75,8 @@ class RareClasses(Sampler):
         pixels: how many of a class an image must have to show it.
     """
 
+    needs_labels = True
+
     def __init__(
         self,
         dataset: SegmentationDataset,
@@ -87,13 +92,11 @@ class RareClasses(Sampler):
         self.probabilities = ((1 - share) / temperature).where(shown.any(0), -torch.inf).softmax(0)
         if not shown.any():
             raise ConfigError(f"sampler RareClasses: no image of {dataset.name} has {pixels} pixels of any class")
-        left = [
-            name for name, some, enough in zip(dataset.labels.classes, counts.any(0), shown.any(0)) if some > enough
-        ]
-        if left:
+        left = counts.any(0) & ~shown.any(0)
+        if left.any():
             log.warning(
                 "sampler RareClasses: no image of %s has %d pixels of %s, which are not drawn: lower `pixels`",
-                dataset.name, pixels, ", ".join(left),
+                dataset.name, pixels, ", ".join(dataset.labels.classes[k] for k in left.nonzero()),
             )  # fmt: skip
 
     def index(self, position: int) -> int:

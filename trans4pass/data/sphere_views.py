@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from trans4pass.errors import ConfigError
 from trans4pass.labels import IGNORE
-from trans4pass.settings import Positive
+from trans4pass.settings import Positive, Share
 from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
 
 from .files import MAX_PIXELS
@@ -127,7 +127,7 @@ class Tilt(View):
 
     needs_panorama = True
 
-    def __init__(self, pitch: Degrees = (-5.0, 5.0), roll: Degrees = (-5.0, 5.0), horizon: float = 0.5):
+    def __init__(self, pitch: Degrees = (-5.0, 5.0), roll: Degrees = (-5.0, 5.0), horizon: Share = 0.5):
         self.pitch, self.roll = between("pitch", pitch, -90, 90), between("roll", roll, -90, 90)
         self.horizon = horizon
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,16 @@ from torch import Tensor
 
 from trans4pass import dist
 from trans4pass.build import build
-from trans4pass.console import console
+from trans4pass.console import console, cost
 from trans4pass.data import EvalTransform, SegmentationDataset, Size
 from trans4pass.data.files import image_size
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.settings import parse
-from trans4pass.sphere import Panorama
 from trans4pass.storage import write_json
 
-from .images import PredictorSettings, make_predictor
+from .images import PredictorSettings, check_sizes, make_predictor
 from .metrics import BoundaryIoU, Regions, Scores, SphereConfusion, null_if_nan
 from .pictures import write_prediction
 from .predictor import evaluate
@@ -62,7 +62,7 @@ class EvaluationSettings(PredictorSettings):
 
 def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> dict[str, Any]:
     """Score a checkpoint as configs/eval.yaml describes; prints a table, writes metrics.json, returns its content."""
-    settings = parse(EvaluationSettings, config, "")
+    settings, started = parse(EvaluationSettings, config, ""), time.perf_counter()
     if settings.data is None:
         raise ConfigError("choose what to score on with data=<name>, e.g. data=densepass. Help: --help")
     predictor, model_labels = make_predictor(settings, device)
@@ -77,14 +77,23 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
             f"views=perspective looks around in full panoramas, and the left and right borders of {dataset.name}'s "
             "images do not meet: use views=windows or views=whole"
         )
+    if (settings.wrap or settings.yaw_rolls > 1) and not dataset.panorama:
+        raise ConfigError(
+            f"wrap={str(settings.wrap).lower()} and yaw_rolls={settings.yaw_rolls} take left and right border for "
+            f"neighbours, and those of {dataset.name}'s images do not meet: leave them out"
+        )
     if (settings.seam or settings.rotations) and not dataset.panorama:
         raise ConfigError(
             f"seam={str(settings.seam).lower()} and rotations={list(settings.rotations)} turn full panoramas, and the "
             f"left and right borders of {dataset.name}'s images do not meet: leave them out"
         )
-    if settings.rotations:  # of shapes that cannot be, now and not at the image that has one
-        for width, height in {tuple(size)} if size else {image_size(item.image) for item in dataset.items}:
-            Panorama.of(height, width, settings.horizon)
+    # Of shapes that cannot be, now and not at the image that has one.
+    check_sizes(settings, dataset, size, labels, device, panoramas=bool(settings.rotations))
+    if settings.size is not None and dataset.panorama and is_stretched(dataset, size):
+        log.warning(
+            "size=%s stretches %s's panoramas: what knows latitudes (solid_angle, rotations, perspective views) takes "
+            "pixels for square", list(size), dataset.name,
+        )  # fmt: skip
     called = settings.data.get("name", dataset.name)
     name = f"eval_{called}_{settings.split}" + ("_wrap" if settings.wrap else "")
     name += "" if settings.views == "whole" else f"_{settings.views}"
@@ -119,6 +128,7 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
         title = f"{settings.checkpoint} on {called} {settings.split}, {len(dataset)} images at {at}"
         console.print(title, soft_wrap=True, highlight=False)
         console.print(scores_table(scores, by_region, further, labels))
+        console.print(cost(started, device))
         console.print(f"wrote {folder / 'metrics.json'}", soft_wrap=True)
         if settings.save_predictions:
             console.print(f"wrote predictions to {folder / 'labels'} and {folder / 'colour'}", soft_wrap=True)
@@ -190,6 +200,12 @@ def metrics(
     }
 
 
+def is_stretched(dataset: SegmentationDataset, size: Sequence[int]) -> bool:
+    """Whether `size` (W,H) has another shape than the first image."""
+    width, height = image_size(dataset.items[0].image)
+    return abs(size[0] * height / (size[1] * width) - 1) > 0.05
+
+
 def point_out_scaling(dataset: SegmentationDataset, size: Sequence[int] | None, fix: str) -> None:
     """Warn where `size` (W,H), which nobody chose for these images, stretches or enlarges them; `fix` is for the log.
 
@@ -199,7 +215,7 @@ def point_out_scaling(dataset: SegmentationDataset, size: Sequence[int] | None, 
         width, height = image_size(dataset.items[0].image)
         if size is None or not dist.is_main():
             return
-        stretched = abs(size[0] * height / (size[1] * width) - 1) > 0.05
+        stretched = is_stretched(dataset, size)
         enlarged = size[0] * size[1] > 1.1 * width * height
         if stretched or enlarged:
             log.warning(

@@ -1,5 +1,6 @@
 """Predict images with a checkpoint: label, colour and overlay PNGs."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +11,15 @@ import torch
 from annotated_types import Interval
 
 from trans4pass import dist
-from trans4pass.console import console, peak_memory
+from trans4pass.console import console, cost, total_memory
 from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.precision import Precision
 from trans4pass.settings import Natural, Share, parse
+from trans4pass.sphere import Panorama
 
 from .api import wrap_around
 from .open import open_checkpoint
@@ -25,6 +27,8 @@ from .pictures import write_prediction
 from .predictor import TTA, Predictor, predict_all
 from .tiling import WINDOW, Perspectives, Windows
 from .video import VIDEO_SUFFIXES, predict_video
+
+LOOKED_AT = 1000  # images whose headers are read ahead, in a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,24 +94,57 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
         raise ConfigError(f"html=true makes a page of images, and input={source} is a video: leave one of them out")
     predictor, labels = make_predictor(settings, device)
     size = settings.size or getattr(predictor.network, "size", None)
+    started = time.perf_counter()
     if video:
         path = folder / "overlay" / f"{source.stem}.mp4"
         frames = predict_video(predictor, labels, source, path, size, settings.opacity, interrupts)
+        console.print(cost(started, device))
         console.print(f"wrote {path}, {frames} frames", soft_wrap=True)
         return labels
     items, transform = find_images(source), EvalTransform(size)
     dataset = SegmentationDataset(items, labels, labelled=False, transform=transform)
     paths = {item.name: item.image for item in dataset.items}
-    started = time.perf_counter()
+    check_sizes(settings, dataset, size, labels, device)
     workers = settings.num_workers
     for batch, classes in predict_all(predictor, dataset, workers, "predict", interrupts, classes=True):
         name = batch["name"][0]
         write_prediction(folder, name, classes[0].cpu(), labels, paths[name], settings.opacity)
-    seconds = time.perf_counter() - started
     if dist.is_main():
-        console.print(f"{seconds:.1f} seconds, peak memory {peak_memory(device):.2f} GiB")
+        console.print(cost(started, device))
         console.print(f"wrote labels, colour and overlay of {len(dataset)} images to {folder}", soft_wrap=True)
     return labels
+
+
+def check_sizes(
+    settings: PredictorSettings,
+    dataset: SegmentationDataset,
+    size: Size | None,
+    labels: LabelSpace,
+    device: torch.device,
+    panoramas: bool = False,
+) -> None:
+    """Refuse, before the first is predicted, images beyond memory, and what is no panorama where it must be one.
+
+    What is held at least: the logits of what is predicted at once, and their mean over the views.
+    """
+    around = panoramas or settings.views == "perspective"
+    looked_at = dataset.items if around else dataset.items[:LOOKED_AT]
+    sizes = {tuple(size): "size"} if size else {image_size(item.image): item.image for item in reversed(looked_at)}
+    for (width, height), source in sizes.items():
+        at_once, fix = (width, height), "views=windows, or a smaller size"
+        if around:
+            try:
+                Panorama.of(height, width, settings.horizon)
+            except ConfigError as error:
+                raise ConfigError(f"{source}: {error}") from error
+        if settings.views != "whole":
+            source, at_once, fix = "window", settings.window or WINDOW, "a smaller window"
+        needed = 8 * labels.num_classes * math.prod(at_once) * max(settings.scales) ** 2 / 2**30
+        if needed > total_memory(device):
+            raise ConfigError(
+                f"{source}: {at_once[0]}x{at_once[1]} pixels predicted at once need more than {needed:.0f} GiB, and "
+                f"there are {total_memory(device):.0f}: {fix}, or smaller scales"
+            )
 
 
 def find_images(path: Path) -> list[Item]:

@@ -69,7 +69,7 @@ class MeanTeacher(SumOfTerms):
                 f"{', '.join(self.domains)}: let a term learn from it, or name another in `teaches`"
             )
         self.teaches, self.momentum, self.ramp, self.threshold = tuple(teaches), momentum, ramp, threshold
-        self.weighting, self.balanced, self.views = weighting, balanced, views
+        self.weighting, self.balanced, self.views, self.wrap = weighting, balanced, views, wrap
         self.teacher = copy.deepcopy(network).requires_grad_(False).eval()
         # Layers without weights: the teacher's are put in. In a list, so that it is no submodule.
         self._circular = [circular_twin(network)] if wrap and not network.wrap else []

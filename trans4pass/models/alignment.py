@@ -42,7 +42,7 @@ class Alignment(nn.Module):
 
 
 def align_channels(image: Tensor, mean: Tensor, std: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Images (B,3,H,W) with the mean and deviation (.., 3,1,1) that are wanted, instead of theirs or of `statistics`."""
+    """Images (B,3,H,W) with the mean and deviation (.., 3,1,1) that are wanted, not with theirs or `statistics`."""
     has_mean, has_std = statistics or channel_statistics(image)
     aligned = (image - has_mean) / has_std.clamp_min(SMALLEST) * std + mean
     return aligned.where(not_black(image), image)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from trans4pass import dist
-from trans4pass.build import build
+from trans4pass.build import build, find_target
 from trans4pass.console import track
 from trans4pass.data import (
     EvalTransform,
@@ -95,6 +95,8 @@ class Domain:
             chosen = {} if settings.images is None else {"names": self.chosen_images()}
             dataset = self.run.dataset(sides, settings.split, self.where, labelled=labelled, seed=seed, **chosen)
         else:
+            if not sides:
+                raise ConfigError(f"{self.where}.data is empty: give the name of a data set, or {{name: weight, ...}}")
             if settings.images is not None:
                 raise ConfigError(f"{self.where}.images chooses from one data set, and data has {', '.join(sides)}")
             parts = {
@@ -115,12 +117,16 @@ class Domain:
             drawn = torch.randperm(len(items), generator=generator)[:chosen].tolist()
             return [items[index].name for index in sorted(drawn)]
         try:
-            return Path(str(chosen)).read_text("utf-8").split()
-        except OSError as error:
+            lines = [line.strip() for line in Path(str(chosen)).read_text("utf-8").splitlines()]
+        except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{self.where}.images={chosen} cannot be read ({error.strerror}): give a text file with the name of an "
-                "image on each line (as tools/check_data.py lists them), or how many are to be drawn"
+                f"{self.where}.images={chosen} cannot be read ({error}): give a text file with the name of an image on "
+                "each line (as tools/check_data.py lists them), or how many are to be drawn"
             ) from error
+        names = [line for line in lines if line and not line.startswith("#")]
+        if not names:
+            raise ConfigError(f"{self.where}.images={chosen} names no image: give it one on each line")
+        return names
 
     @cached_property
     def dataset(self) -> SegmentationDataset:
@@ -145,6 +151,23 @@ class Domain:
             dataset, sampler, self.settings.batch_size, self.run.num_workers, start, on_bad=self.stage.bad
         )
 
+    def check_sampler(self) -> None:
+        """Refuse a sampler that the data set, or what is known of it, is not for."""
+        sampler = find_target(self.settings.sampler.get("_target_"), f"{self.where}.sampler")
+        several = self.settings.data
+        if getattr(sampler, "needs_labels", False) and self.settings.labels == NO_LABELS:
+            raise ConfigError(f"{self.where}.sampler={sampler.__name__} reads labels, and labels is {NO_LABELS}")
+        weighs = getattr(sampler, "needs_weights", False)
+        if weighs and isinstance(several, str):
+            raise ConfigError(
+                f"{self.where}.sampler={sampler.__name__} draws from several data sets: give data={{name: weight, ...}}"
+            )
+        if not weighs and not isinstance(several, str) and len(set(several.values())) > 1:
+            raise ConfigError(
+                f"{self.where}.data has weights, which sampler={sampler.__name__} does not read: set "
+                f"{self.where}.sampler._target_=trans4pass.data.Mixed, or make all weights equal"
+            )
+
     @property
     def goes_round(self) -> bool:
         """Whether its images are whole panoramas, or made of several pinhole images around one."""
@@ -155,7 +178,7 @@ class Domain:
         size = getattr(self.view, "size", None)
         if size is not None and size[0] % MULTIPLE:
             raise ConfigError(
-                f"{self.where}.transform.size is {size[0]} wide; model.wrap=true needs a multiple of {MULTIPLE}"
+                f"{self.where}.transform.size is {size[0]} wide; wrap=true needs a multiple of {MULTIPLE}"
             )
         if not self.goes_round:
             log.warning("%s gives images that are no full panoramas, and model.wrap=true joins their sides", self.where)
@@ -232,6 +255,11 @@ def with_class_weights(config: Any, where: str, domains: Mapping[str, Domain], d
     domain = config.get("domain", domain)
     result = {key: with_class_weights(v, f"{where}.{key}", domains, domain, ahead) for key, v in config.items()}
     weights = result.get("class_weights")
+    if weights == "auto" and domain not in domains:
+        raise ConfigError(
+            f"{where}.class_weights is auto, which counts the labels of a loaded domain ({', '.join(domains)}), and "
+            f"{domain!r} is made by the method: give a list of one number per class, or null"
+        )
     labels = next(iter(domains.values())).run.labels
     if weights == "auto":
         result["class_weights"] = None if ahead else counted_class_weights(domains[domain])

@@ -16,7 +16,7 @@ from trans4pass import dist
 from trans4pass.build import build
 from trans4pass.errors import ConfigError
 from trans4pass.inference import submodule_state
-from trans4pass.methods import Method, Viewed
+from trans4pass.methods import ClassMix, MeanTeacher, Method, Viewed
 from trans4pass.settings import Positive, converted
 from trans4pass.storage import recall_json, write_json
 from trans4pass.training import (
@@ -98,6 +98,7 @@ class TrainStage(Stage):
     def check(self) -> None:
         """Everything but the network's own memory: data sets are found, and the method is built on no device."""
         for domain in self.data.domains.values():
+            domain.check_sampler()
             _ = domain.files
         with torch.device("meta"):
             method = self.build_method(ahead=True)
@@ -112,15 +113,44 @@ class TrainStage(Stage):
                 domain.check_circular()
 
     def check_views(self, method: Method) -> None:
-        """Refuse a method's views of whole panoramas where a domain gives parts of them, or pinhole images."""
+        """Refuse views that a method's domains are not for, and what is pasted between batches of different shapes."""
+        shapes: dict[str, tuple[Any, Any]] = {
+            name: (domain.settings.batch_size, getattr(domain.view, "size", None))
+            for name, domain in self.data.domains.items()
+        }
         for name, made in getattr(method, "derive", {}).items():
-            domain = self.data.domains.get(made.domain) if isinstance(made, Viewed) else None
-            if domain is not None and made.view.needs_panorama and not domain.goes_round:
-                raise ConfigError(
-                    f"{self.where}.method.derive.{name}.view turns whole panoramas around (yaw_roll, YawRoll or Tilt), "
-                    f"and {domain.where} gives it crops or pinhole images: leave that out, or let the domain's "
-                    "transform have fit=resize and panoramas"
-                )
+            if isinstance(made, Viewed):
+                self.check_view(f"{self.where}.method.derive.{name}.view", made)
+                batch, size = shapes.get(made.domain, (None, None))
+                shapes[name] = batch, getattr(made.view, "size", size)
+            elif isinstance(made, ClassMix):
+                (batch, size), (other_batch, other_size) = (shapes.get(read, (None, None)) for read in made.reads)
+                if None not in (batch, size, other_batch, other_size) and (batch, size) != (other_batch, other_size):
+                    raise ConfigError(
+                        f"{self.where}.method.derive.{name} pastes {made.source} into {made.target}, whose batches "
+                        f"must have one shape: {made.target} has {batch} images of {size}, {made.source} {other_batch} "
+                        f"of {other_size} (width, height); give both one batch_size, and views of one size"
+                    )
+        if isinstance(method, MeanTeacher):
+            for domain in (self.data.domains[name] for name in method.teaches if name in self.data.domains):
+                if (method.wrap or method.views > 1) and not domain.goes_round:
+                    raise ConfigError(
+                        f"{self.where}.method has wrap={str(method.wrap).lower()} and views={method.views}, for which "
+                        f"the teacher must see whole panoramas, and {domain.where} gives it crops or pinhole images: "
+                        "let its transform have fit=resize and panoramas, or set wrap=false and views=1"
+                    )
+                if method.wrap:
+                    domain.check_circular()
+
+    def check_view(self, where: str, made: Viewed) -> None:
+        domain = self.data.domains.get(made.domain)
+        if domain is not None and made.view.needs_panorama and not domain.goes_round:
+            raise ConfigError(
+                f"{where} turns whole panoramas around (yaw_roll, YawRoll or Tilt), and {domain.where} gives it crops "
+                "or pinhole images: leave that out, or let the domain's transform have fit=resize and panoramas"
+            )
+        if domain is not None and made.view.needs_pinholes and domain.goes_round:
+            raise ConfigError(f"{where} bends pinhole images, and {domain.where} gives it panoramas: leave it out")
 
     def execute(self) -> dict[str, Any]:
         clock = self.folder / "seconds.json"
@@ -229,7 +259,9 @@ class TrainStage(Stage):
         method: Method = build(config, where, network=network)
         if set(method.domains) != set(self.data.domains):
             raise ConfigError(
-                f"{self.where}.domains has {', '.join(self.data.domains)}; the method reads {', '.join(method.domains)}"
+                f"{self.where}.domains has {', '.join(self.data.domains)}; the method reads "
+                f"{', '.join(method.domains)}: add a domain that is missing, or leave out what reads it, "
+                "and leave out a domain that nothing reads"
             )
         for name, domain in self.data.domains.items():
             if domain.settings.labels == NO_LABELS and method.learns_labels_of(name):
