@@ -64,14 +64,6 @@ def test_a_mixtures_views_are_its_parts(mixture: Mixture) -> None:
     assert mixture.parts["own"].transform is None
 
 
-def test_a_mixture_takes_labels_that_were_made_for_it(mixture: Mixture, tmp_path: Path) -> None:
-    for name in ("own/0", "own/2", "other/0"):
-        save(tmp_path / f"made/{name}_labelTrainIds.png", np.full(SIZE[::-1], 1, np.uint8))
-    relabelled = mixture.relabelled(tmp_path / "made", without=["own/1"])
-    assert [relabelled[number]["name"] for number in range(3)] == ["own/0", "own/2", "other/0"]
-    assert all((relabelled[number]["label"] == 1).all() for number in range(3)) and len(mixture) == 4
-
-
 def test_a_mixture_is_labelled_where_all_of_it_is(mixture: Mixture, tmp_path: Path) -> None:
     bare = Folder(tmp_path / "own", "train", SPACE, annotations=None)
     assert not Mixture({"own": bare, "other": mixture.parts["other"]}, [1.0, 1.0]).labelled

@@ -12,6 +12,7 @@ from trans4pass.pipeline import TrainStage
 from trans4pass.pipeline.show_views import OPACITY, pairs, rows, sheet, show_views
 
 from .conftest import composed, stages_of
+from .test_recipes import recipe
 
 LABELS = Path(__file__).parents[2] / "configs" / "labels"
 
@@ -21,21 +22,38 @@ def test_every_domain_is_shown_as_its_views_make_it(tiny: list[str], tmp_path: P
     stages = stages_of(tmp_path, *tiny, f"+stages.source.domains.source.transform.views.bend={bend}")
     trained = [stage for stage in stages.values() if isinstance(stage, TrainStage)]
     domains = [domain for stage in trained for domain in stage.data.domains.values()]
-    found = dict(rows(domains, Interrupts()))
+    found = dict(row for stage in trained for row in rows(stage, Interrupts()))
     assert [title.partition(":")[0] for title in found] == [domain.where for domain in domains]
-    assert "64x32 pixels, labels from files" in next(iter(found))
+    assert "labels from files, 64x32 pixels" in next(iter(found))
     words = " ".join(found)
-    assert "warmup.domains.target: 64x32 pixels, without labels" in words
+    assert "warmup.domains.target: without labels, 64x32 pixels" in words
     assert "labels of stages.pseudo_labels, which are not written yet" in words
     first, second = (np.asarray(found[title][0]) for title in list(found)[:2])
     assert first.shape == second.shape == (2 * 160 + 2, 320, 3)
     assert (first[:3, :3] == 0).all() and not (second[:3, :3] == 0).all()  # a bent image's corner is not seen
 
 
+def test_what_the_method_makes_is_shown_beside(tiny: list[str], tmp_path: Path) -> None:
+    """The student's view and the mixture, whose pasted half has labels."""
+    stages = stages_of(tmp_path, *recipe(tiny, "teacher", "teacher"))
+    stage = stages["teacher"]
+    assert isinstance(stage, TrainStage)
+    found = dict(rows(stage, Interrupts()))
+    target, source, mixed = found
+    assert "domains.target: without labels; stages.teacher.method.derive.target: made of target, 64x32" in target
+    assert "domains.source: labels from files" in source
+    assert mixed.startswith("stages.teacher.method.derive.mixed: made of target, source, 64x32 pixels")
+    assert [len(pictures) for pictures in found.values()] == [4, 4, 4]
+    upper, lower = (np.asarray(found[mixed][0])[part].astype(int) for part in (slice(160), slice(162, None)))
+    pale = (1 - OPACITY) * upper + OPACITY * 255  # where the target is, which has no label
+    unlabelled = (np.abs(lower - pale) < 2).all(-1).mean()
+    assert 0.1 < unlabelled < 0.9
+
+
 def test_labels_are_coloured_and_ignored_pixels_pale() -> None:
     labels = LabelSpace.from_yaml(LABELS / "cityscapes19.yaml")
     batch = {"image": torch.full((1, 3, 1, 2), 100, dtype=torch.uint8), "label": torch.tensor([[[13, 255]]])}
-    image, shown = next(pairs(iter([batch]), labels))
+    image, shown = next(pairs(batch, labels))
     assert (image == 100).all()
     expected = [OPACITY * np.asarray(colour) + (1 - OPACITY) * 100 for colour in (labels.palette[13], (255,) * 3)]
     np.testing.assert_allclose(shown[0], expected, atol=0.5)

@@ -373,6 +373,8 @@ def test_class_weights_of_what_the_method_makes_cannot_be_counted(stage: MakeSta
 
 
 def test_a_method_without_its_labels_or_domains_is_refused(stage: MakeStage) -> None:
+    with pytest.raises(ConfigError, match=r"labels=pseudo_labels are of one data set, and data has source, target"):
+        stage("mpa", "stages.mpa.domains.target.data={source:1.0,target:1.0}")
     with pytest.raises(ConfigError, match=r"stages\.mpa\.domains\.target\.labels is none.*leave out the terms"):
         built(stage("mpa", "stages.mpa.domains.target.labels=none"))
     with pytest.raises(ConfigError, match=r"domains has source, target; the method reads source"):

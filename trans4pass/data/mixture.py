@@ -1,7 +1,7 @@
 """Several data sets as one, each with its share of what is drawn."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,12 +56,6 @@ class Mixture(SegmentationDataset):
 
     def with_transform(self, transform: View | None) -> "Mixture":
         return self._changed({name: part.with_transform(transform) for name, part in self.parts.items()})
-
-    def relabelled(self, folder: str | Path, without: Collection[str] = ()) -> "Mixture":
-        left = {name: [x.removeprefix(f"{name}/") for x in without if x.startswith(f"{name}/")] for name in self.parts}
-        return self._changed(
-            {name: part.relabelled(Path(folder) / name, left[name]) for name, part in self.parts.items()}
-        )
 
     def label_files(self) -> Iterator[Path]:
         return (path for part in self.parts.values() for path in part.label_files())

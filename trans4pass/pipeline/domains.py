@@ -75,6 +75,11 @@ class Domain:
                     f"{self.where}.labels={self.settings.labels} is neither {TRUTH}, {NO_LABELS} nor an enabled "
                     f"labelling stage before it ({', '.join(labelling) or 'there is none'})"
                 )
+            if not isinstance(self.settings.data, str):
+                raise ConfigError(
+                    f"{self.where}.labels={self.settings.labels} are of one data set, and data has "
+                    f"{', '.join(self.settings.data)}: let a teacher label several (experiment=pin2pan_teacher)"
+                )
             self.labelling = labelling[self.settings.labels]
 
     @property

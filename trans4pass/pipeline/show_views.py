@@ -1,9 +1,8 @@
-"""A sheet of what training sees: for every domain of every training stage a few images, as they reach the method."""
+"""A sheet of what training sees: for every training stage a few images of each domain, and of what is made of them."""
 
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,18 @@ from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import IGNORE, LabelSpace
 from trans4pass.methods import DomainBatch
+from trans4pass.models import as_float
 from trans4pass.report.pictures import draw_legend, within
+from trans4pass.training import to_device
 
 from .context import RunContext
-from .domains import NO_LABELS, TRUTH, Domain
+from .domains import NO_LABELS, TRUTH
 from .run import chosen_experiment, make_stages, prepare_data, run_settings
 from .train_stage import TrainStage
 
 log = logging.getLogger(__name__)
 
-IMAGES = 4  # of a domain
+IMAGES = 4  # in a row
 HEIGHT, WIDEST = 160, 640  # pixels that a picture on the sheet has at most
 GAP, LINE = 8, 24  # pixels between pictures, and of a line of text
 OPACITY = 0.6  # of the labels over the image
@@ -34,8 +35,8 @@ INK, PAPER, IGNORED = "#222222", "white", (255, 255, 255)
 def show_views(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Draw <run_dir>_views.png from the settings of a training run (configs/train.yaml); nothing is trained.
 
-    A domain that learns pseudo-labels has them where the run has written them. What a method derives from a domain on
-    the device, such as a student's view, is not shown.
+    A domain that learns pseudo-labels has them where the run has written them. A teacher's labels, which follow from
+    its weights, are not shown.
     """
     settings = run_settings({**chosen_experiment(config), "num_workers": 0})
     path = Path(f"{settings.run_dir}_views.png")
@@ -46,33 +47,46 @@ def show_views(config: Mapping[str, Any], device: torch.device, interrupts: Inte
         stages = [stage for stage in make_stages(run) if isinstance(stage, TrainStage)]
         if settings.prepare_data is not None:
             prepare_data(run, settings.prepare_data)
-        domains = [domain for stage in stages for domain in stage.data.domains.values()]
-        write_picture(path, sheet(list(rows(domains, interrupts)), labels))
-    log.info("wrote %s: %d domains of %d training stages", path, len(domains), len(stages))
+        parts = [part for stage in stages for part in rows(stage, interrupts)]
+        write_picture(path, sheet(parts, labels))
+    log.info("wrote %s: %d rows of %d training stages", path, len(parts), len(stages))
 
 
-def rows(domains: list[Domain], interrupts: Interrupts) -> Iterator[tuple[str, list[Image.Image]]]:
-    """Of each domain its title and its pictures."""
-    for domain in domains:
-        interrupts.check()
+def rows(stage: TrainStage, interrupts: Interrupts) -> Iterator[tuple[str, list[Image.Image]]]:
+    """A title and pictures of each domain, then of each phase that the method makes of them."""
+    with torch.device("meta"):  # no weights are needed
+        method = stage.build_method(ahead=True)
+    domains, titles = stage.data.domains.items(), {}
+    missing = {name for name, d in domains if d.labelling is not None and d.labelling.result() is None}
+    for name, domain in domains:
         kind = domain.settings.labels
-        missing = domain.labelling is not None and domain.labelling.result() is None
         words = {TRUTH: "labels from files", NO_LABELS: "without labels"}.get(kind, f"labels of stages.{kind}")
-        batches = domain.batches(0, domain.files if missing else None)
-        pictures = list(islice(pairs(batches, domain.run.labels), IMAGES))
-        size = "x".join(map(str, reversed(pictures[0][0].shape[:2])))
-        title = f"{domain.where}: {size} pixels, {words}{', which are not written yet' if missing else ''}"
-        yield title, [picture_of(image, colours) for image, colours in pictures]
+        titles[name] = f"{domain.where}: {words}{', which are not written yet' if name in missing else ''}"
+    for name, made in getattr(method, "derive", {}).items():
+        words = f"{stage.where}.method.derive.{name}: made of {', '.join(made.reads)}"
+        titles[name] = f"{titles[name]}; {words}" if name in titles else words
+    loaders = {name: domain.batches(0, domain.files if name in missing else None) for name, domain in domains}
+    setattr(method, "label", lambda batch: batch)  # noqa: B010 - a teacher's would follow from its weights
+    found: dict[str, list[Any]] = {name: [] for name in titles}
+    while any(len(pictures) < IMAGES for pictures in found.values()):
+        interrupts.check()
+        batch = {name: next(loader) for name, loader in loaders.items()}
+        seen = method.targets(method.phases[0], to_device(batch, torch.device("cpu")))
+        for name, pictures in found.items():
+            pictures += pairs(seen[name], stage.run.labels)
+    for name, title in titles.items():
+        size = "x".join(map(str, reversed(found[name][0][0].shape[:2])))
+        yield f"{title}, {size} pixels", [picture_of(*pair) for pair in found[name][:IMAGES]]
 
 
-def pairs(batches: Iterator[DomainBatch], labels: LabelSpace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def pairs(batch: DomainBatch, labels: LabelSpace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images (H,W,3) uint8, and the same under their labels' colours; ignored pixels are pale."""
-    for batch in batches:
-        for image, label in zip(batch["image"], batch["label"]):
-            pixels, classes = image.permute(1, 2, 0).numpy(), label.numpy().astype(np.uint8)  # [3, H, W] -> [H, W, 3]
-            ignored = (classes == IGNORE)[..., None]
-            colours = np.where(ignored, np.array(IGNORED, np.uint8), labels.colorize(classes))
-            yield pixels, (OPACITY * colours + (1 - OPACITY) * pixels).round().astype(np.uint8)
+    images = (255 * as_float(batch["image"])).round().to(torch.uint8)
+    for image, label in zip(images, batch["label"]):
+        pixels, classes = image.permute(1, 2, 0).numpy(), label.numpy().astype(np.uint8)  # [3, H, W] -> [H, W, 3]
+        ignored = (classes == IGNORE)[..., None]
+        colours = np.where(ignored, np.array(IGNORED, np.uint8), labels.colorize(classes))
+        yield pixels, (OPACITY * colours + (1 - OPACITY) * pixels).round().astype(np.uint8)
 
 
 def picture_of(image: np.ndarray, colours: np.ndarray) -> Image.Image:
