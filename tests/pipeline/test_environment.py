@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,13 +175,15 @@ def test_several_processes_meet_and_part(groups: list[Any]) -> None:
     os.environ["WORLD_SIZE"] = "2"
     with pytest.raises(ZeroDivisionError), processes("cpu"):
         raise ZeroDivisionError
-    assert groups == [("gloo", {"device_id": None}), "destroyed"]
+    assert groups == [("gloo", {"timeout": timedelta(minutes=30), "device_id": None}), "destroyed"]
 
 
 def test_gpus_meet_by_nccl(groups: list[Any], two_gpus: list[torch.device]) -> None:
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}
     with processes("auto"):
-        assert groups == [("nccl", {"device_id": torch.device("cuda", 1)})]
+        assert groups == [
+            ("cpu:gloo,cuda:nccl", {"timeout": timedelta(minutes=30), "device_id": torch.device("cuda", 1)})
+        ]
 
 
 @pytest.mark.parametrize(
