@@ -216,27 +216,30 @@ def test_colorize_paints_ignored_black():
         (encoded({"rode": [1]}), "labels/small, encoding 'raw': 'rode' is not one of the classes"),
         (encoded({"road": [1], "ignored": [1]}), "raw value 1 is listed twice, for 'road' and 'ignored'"),
         (encoded({"road": [1, 1]}), "raw value 1 is listed twice"),
-        (encoded({"road": [-1]}), "-1 of 'road' is not a raw label value"),
-        (encoded({"road": [65536]}), "65536 of 'road'"),
-        (encoded({"road": ["1"]}), "'1' of 'road'"),
-        (encoded({"road": 1}), "labels/small, encoding 'raw': expected"),
-        (small(classes={"road": [0, 0, 256]}), r"labels/small: the colour \[0, 0, 256\] of 'road'"),
-        (small(classes={"road": [-1, 0, 0]}), r"colour \[-1, 0, 0\] of 'road'"),
-        (small(classes={"road": [0.5, 0.0, 1.0]}), r"colour \[0\.5, 0\.0, 1\.0\] of 'road'"),
-        (small(classes={"road": [True, False, True]}), r"colour \[True, False, True\] of 'road'"),
-        (small(classes={"road": [0, 0]}), r"colour \[0, 0\] of 'road'"),
-        (small(classes={"road": "red"}), "colour red of 'road'"),
+        (encoded({"road": [-1]}), r"labels/small\.encodings\.raw\.road\.0 is -1: .*greater than or equal to 0"),
+        (encoded({"road": [7, 65536]}), r"raw\.road\.1 is 65536: .*less than or equal to 65535"),
+        (encoded({"road": ["1"]}), r"raw\.road\.0 is '1': input should be a valid integer"),
+        (encoded({"road": [True]}), r"raw\.road\.0 is True: input should be a valid integer"),
+        (encoded({"road": 1}), r"labels/small\.encodings\.raw\.road is 1: "),
+        (small(classes={"road": [0, 0, 256]}), r"labels/small\.classes\.road\.2 is 256: .*less than or equal to 255"),
+        (small(classes={"road": [-1, 0, 0]}), r"classes\.road\.0 is -1: .*greater than or equal to 0"),
+        (small(classes={"road": [0.5, 0.0, 1.0]}), r"classes\.road\.0 is 0\.5: input should be a valid integer"),
+        (small(classes={"road": [True, False, True]}), r"classes\.road\.0 is True: input should be a valid integer"),
+        (small(classes={"road": [0, 0]}), r"classes\.road is \[0, 0\]: .*at least 3 items"),
+        (small(classes={"road": [0, 0, 0, 0]}), r"classes\.road is \[0, 0, 0, 0\]: .*at most 3 items"),
+        (small(classes={"road": "red"}), r"classes\.road is 'red': input should be a valid list"),
         (small(classes={"ignored": [0, 0, 0]}), "'ignored' cannot be a class's name"),
-        (small(classes={True: [0, 0, 0]}), "True cannot be a class's name"),
+        (small(classes={True: [0, 0, 0]}), "is True: input should be a valid string"),
+        (small(classes={"": [0, 0, 0]}), "is '': string should have at least 1 character"),
         (small(classes={}), "0 classes"),
         (small(classes={str(i): [0, 0, 0] for i in range(256)}), "256 classes"),
-        (small(name=7), "name is a text, not 7"),
-        (small(name=""), "name is a text, not ''"),
-        (small(classes=["road"]), "`classes` is"),
+        (small(name=7), "name is 7: input should be a valid string"),
+        (small(name=""), "name is '': string should have at least 1 character"),
+        (small(classes=["road"]), r"labels/small\.classes is \['road'\]: "),
         (small(encodings={"small": {}}), "'small' is built in"),
-        (small(colours={}), "colours"),
-        ({"name": "x"}, r"has the keys.*found \['name'\]"),
-        ("outdoor13", "has the keys.*found str"),
+        (small(colours={}), r"labels/small\.colours has no effect: .* takes name, classes, encodings"),
+        ({"name": "x"}, "labels/x lacks classes, encodings"),
+        ("outdoor13", "has the keys name, classes and encodings, and this is 'outdoor13'"),
     ],
 )
 def test_contradictions_are_refused_by_name(mapping, words):
@@ -256,11 +259,13 @@ def test_a_key_repeated_in_the_file_is_refused(tmp_path):
         LabelSpace.from_yaml(path)
 
 
-@pytest.mark.parametrize(("text", "words"), [("a: [", "not valid YAML"), (None, "cannot read")])
+@pytest.mark.parametrize(
+    ("text", "words"), [(b"a: [", "not valid YAML"), (b"name: \xe9", "not valid YAML"), (None, "cannot read")]
+)
 def test_unreadable_file_is_named(tmp_path, text, words):
     path = tmp_path / "x.yaml"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text)
     with pytest.raises(ConfigError, match=words) as error:
         LabelSpace.from_yaml(path)
     assert "x.yaml" in str(error.value)

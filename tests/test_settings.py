@@ -102,12 +102,6 @@ def test_what_the_code_gives_is_not_a_setting() -> None:
         checked(function, {"first": 1}, "here", positional=1)
 
 
-def test_what_comes_later_is_not_missing() -> None:
-    assert checked(Base, {"rate": 1}, "here", partial=True) == {"rate": 1}
-    with pytest.raises(ConfigError, match=r"here\.rat has no effect"):
-        checked(Base, {"rat": 1}, "here", partial=True)
-
-
 def test_without_a_place_the_name_alone_is_the_path() -> None:
     with pytest.raises(ConfigError, match=r"^size is 3"):
         parse(Data, {"size": 3}, "")

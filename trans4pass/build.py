@@ -1,6 +1,5 @@
 """From configuration to objects: classes of this package, of the user's plug-ins, and torch's optimisers, by name."""
 
-import functools
 import importlib
 import inspect
 import pydoc
@@ -28,11 +27,9 @@ def allow_plugins(names: Iterable[str], config_dir: str | None = None) -> None:
     Raises:
         ConfigError: there is no such package.
     """
-    names = list(names)
     beside = [Path.cwd(), *([] if config_dir is None else [Path(config_dir).resolve().parent])]
-    if names:
-        sys.path += [str(folder) for folder in beside if str(folder) not in sys.path]
     for name in names:
+        sys.path += [str(folder) for folder in beside if str(folder) not in sys.path]
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -51,8 +48,8 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
 
     Args:
         config: plain values. Mappings with a `_target_` inside are built first, and given those of `extra` that they
-            take and do not have; `_partial_: true` leaves further arguments to whoever calls the result. A `_target_`
-            that is a mapping is another configuration, whose values the others replace.
+            take and do not have. A `_target_` that is a mapping is another configuration, whose values the others
+            replace.
         where: the config's place, for error messages, e.g. `stages.mpa.method`.
         args, extra: further arguments, given by the code.
     Raises:
@@ -62,13 +59,8 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
     if isinstance(config.get("_target_"), Mapping):
         config = {**config["_target_"], **{key: value for key, value in config.items() if key != "_target_"}}
     target = find_target(config.get("_target_"), where)
-    values, partial = dict(config), bool(config.get("_partial_"))
-    for key in ("_target_", "_partial_"):
-        values.pop(key, None)
-    values = {key: _built(value, f"{where}.{key}", extra) for key, value in values.items()}
-    values = checked(target, values, where, bound=extra, positional=len(args), partial=partial)
-    if partial:
-        return functools.partial(target, *args, **values)
+    values = {key: _built(value, f"{where}.{key}", extra) for key, value in config.items() if key != "_target_"}
+    values = checked(target, values, where, bound=extra, positional=len(args))
     try:
         return target(*args, **values, **extra)
     except DataError as error:

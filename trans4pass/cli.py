@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from difflib import get_close_matches
 
 # Name -> the configuration that it is called with, and the function that does it (imported only when it is asked for).
 TOOLS = {
@@ -32,11 +31,9 @@ def main() -> None:
     """The command `trans4pass`."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in TOOLS and not name.startswith("-"):
-        near = get_close_matches(name, TOOLS, 1)
-        print(
-            f"there is no tool {name}{f'; did you mean {near[0]}?' if near else '.'} There are {', '.join(TOOLS)}",
-            file=sys.stderr,
-        )
+        from trans4pass.pipeline.launch import suggestion  # as in `run`
+
+        print(f"there is no tool {name}{suggestion(name, TOOLS)} There are {', '.join(TOOLS)}", file=sys.stderr)
         sys.exit(2)
     if name not in TOOLS:
         print(f"trans4pass <tool> [setting=value ...]\n\nTools: {', '.join(TOOLS)}\nHelp: trans4pass <tool> --help")

@@ -9,21 +9,12 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
+from rich import progress
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from trans4pass import dist
 from trans4pass.storage import writing
@@ -57,8 +48,7 @@ class LogFile(logging.FileHandler):
         if not isinstance(error, OSError):
             super().handleError(record)
             return
-        stream: Any = self.stream
-        stream.buffer.raw.close()  # without another try to write what is buffered
+        cast(Any, self.stream).buffer.raw.close()  # without another try to write what is buffered
         self.stream = None
         logging.getLogger().removeHandler(self)
         log.warning("no more lines in %s until the run is started again: %s", self.baseFilename, error)
@@ -69,28 +59,23 @@ def setup_logging(folder: Path | None = None) -> None:
 
     What was logged since the last call without a folder comes first in run.log.
     """
-    root, early = logging.getLogger(), []
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        if isinstance(handler, BufferingHandler):
-            early += handler.buffer
-        handler.close()
+    early = [record for old in logging.root.handlers if isinstance(old, BufferingHandler) for record in old.buffer]
     shown = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     shown.setFormatter(ConsoleLines("%(message)s"))
     shown.setLevel(logging.WARNING if Loudness.quiet else logging.NOTSET)
-    root.addHandler(shown)
-    root.setLevel(logging.WARNING)
-    log.setLevel(logging.INFO if dist.is_main() else logging.WARNING)
-    logging.captureWarnings(True)
+    handlers: list[logging.Handler] = [shown]
     if folder is None:
-        root.addHandler(BufferingHandler(EARLY))
+        handlers.append(BufferingHandler(EARLY))
     elif dist.is_main():
         with writing(folder / "run.log"):
             file = LogFile(folder / "run.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(file)
+        handlers.append(file)
         for record in early:
             file.handle(record)
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
+    log.setLevel(logging.INFO if dist.is_main() else logging.WARNING)
+    logging.captureWarnings(True)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -113,22 +98,18 @@ def cost(started: float, device: torch.device) -> str:
     return f"{time.perf_counter() - started:.1f} seconds, peak memory {peak_memory(device):.2f} GiB"
 
 
-class Bar(Progress):
+class Bar(progress.Progress):
     """A progress bar; where none can be shown, lines in the log, after `SILENCE` each, say how far the work is."""
 
-    def __init__(self, *columns: ProgressColumn | str, spoken: bool, **options: Any):
+    def __init__(self, *columns: progress.ProgressColumn | str, spoken: bool, **options: Any):
         super().__init__(*columns, **options)
         self.spoken, self._since = spoken, time.monotonic()
 
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        super().advance(task_id, advance)
-        self._say(task_id)
+    def advance(self, task_id: progress.TaskID, advance: float = 1) -> None:
+        self.update(task_id, advance=advance)
 
-    def update(self, task_id: TaskID, **values: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def update(self, task_id: progress.TaskID, **values: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().update(task_id, **values)
-        self._say(task_id)
-
-    def _say(self, task_id: TaskID) -> None:
         if not self.spoken or time.monotonic() - self._since < SILENCE:
             return
         self._since = time.monotonic()
@@ -138,16 +119,16 @@ class Bar(Progress):
         log.info("%s: %d%s%s", task.description, task.completed, total, left)
 
 
-def progress_bar(*columns: ProgressColumn | str, spoken: bool = True) -> Bar:
+def progress_bar(*columns: progress.ProgressColumn | str, spoken: bool = True) -> Bar:
     """The project's one progress bar, on rank 0: a bar in a terminal, else, where it is `spoken`, lines in the log."""
     shown = dist.is_main() and console.is_terminal and not Loudness.quiet
     return Bar(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(),
         *columns,
         console=console,
         transient=True,

@@ -9,13 +9,12 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, errors, hf_hub_download, metadata_load, try_to_load_from_cache
 
 from trans4pass.errors import WeightsError, first_line
 
@@ -78,20 +77,12 @@ def cached(name: HubName, file: str) -> Path | None:
 def download(name: HubName, file: str) -> Path | None:
     """The file's place in the cache, with a progress bar on the way there; None where the repository has no such file.
 
-    A connection that breaks is taken up again where it broke.
+    A connection that breaks is taken up again where it broke; any other error is a WeightsError that says what to do.
     """
-    with errors_of_hub(name, file):
-        try:
-            return Path(hf_hub_download(name.repo, file, revision=name.revision))
-        except errors.RemoteEntryNotFoundError:
-            return None
-
-
-@contextmanager
-def errors_of_hub(name: HubName, file: str) -> Iterator[None]:
-    """The hub's errors become WeightsErrors that say what to do."""
     try:
-        yield
+        return Path(hf_hub_download(name.repo, file, revision=name.revision))
+    except errors.RemoteEntryNotFoundError:
+        return None
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
         gated = isinstance(error, errors.GatedRepoError)
         raise WeightsError(
@@ -124,10 +115,9 @@ def check_digest(path: Path, name: HubName) -> None:
     expected = path.readlink().name if path.is_symlink() else ""
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected):
         return
-    digest = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    begun = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
-        while part := file.read(1 << 24):
-            digest.update(part)
+        digest = hashlib.file_digest(file, lambda: begun)
     if digest.hexdigest() == expected:
         return
     for file in (path.parent / path.readlink(), path):
@@ -142,13 +132,10 @@ def licence(name: HubName, ask: bool) -> str | None:
     if path is None and ask:
         with suppress(WeightsError):
             path = download(name, "README.md")
-    card = "" if path is None else path.read_text(encoding="utf-8", errors="replace")
-    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
     try:
-        facts = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:
+        facts = (path and metadata_load(path)) or {}
+    except (ValueError, yaml.YAMLError):
         return None
-    facts = facts if isinstance(facts, dict) else {}
     said = [str(facts[key]) for key in ("license", "license_name", "license_link") if facts.get(key)]
     return ", ".join(said) or None
 

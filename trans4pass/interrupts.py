@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from trans4pass import dist
 from trans4pass.errors import UserError
@@ -16,16 +16,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop."""
+    """A signal asked the run to stop.
+
+    Attributes:
+        exit_status: 130 after Ctrl-C, as shells have it; 75 after a preemption, for schedulers that requeue.
+    """
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
-
-    @property
-    def exit_status(self) -> int:
-        """130 after Ctrl-C, as shells have it; 75 after a preemption, for schedulers that requeue."""
-        return 128 + signal.SIGINT if self.number == signal.SIGINT else REQUEUE
+        self.exit_status = 128 + signal.SIGINT if number == signal.SIGINT else REQUEUE
 
 
 class OtherRankFailed(UserError):
@@ -42,7 +42,6 @@ class Interrupts:
     def __init__(self) -> None:
         self.number: int | None = None
         self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}

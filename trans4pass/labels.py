@@ -4,18 +4,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import yaml
+from annotated_types import Interval, Len, MinLen
+from pydantic import Strict
 
 from trans4pass.errors import ConfigError, DataError
+from trans4pass.settings import parse
 
 IGNORE = 255  # the train id of pixels that no loss and no metric counts
 IGNORED_KEY = "ignored"  # the encoding entry that lists known raw values without a class
 MAX_CLASSES = IGNORE  # train ids are bytes, and one of them is IGNORE
 MAX_RAW = 2**16 - 1  # label files hold 8 or 16 bits
 UNLISTED = -1  # lookup table entry of a raw value that the encoding does not name
+
+Name = Annotated[str, MinLen(1)]
+Byte = Annotated[int, Strict(), Interval(ge=0, le=255)]
+RawValue = Annotated[int, Strict(), Interval(ge=0, le=MAX_RAW)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +42,21 @@ class LabelSpace:
     encodings: dict[str, dict[str, tuple[int, ...]]]
 
     def __post_init__(self):
-        _check_classes(self.name, self.classes)
-        object.__setattr__(self, "palette", _checked_palette(self.name, self.classes, self.palette))
+        where = f"labels/{self.name}"
+        palette = np.array(self.palette, np.uint8)
+        palette.setflags(write=False)
+        object.__setattr__(self, "palette", palette)
+        if not 1 <= len(self.classes) <= MAX_CLASSES:
+            raise ConfigError(f"{where}: {len(self.classes)} classes; a label space has 1 to {MAX_CLASSES}")
+        for i, name in enumerate(self.classes):
+            if name == IGNORED_KEY:
+                raise ConfigError(f"{where}: {name!r} cannot be a class's name; choose another")
+            if name in self.classes[:i]:
+                raise ConfigError(f"{where}: the class {name!r} is there twice")
         if self.name in self.encodings:
-            raise ConfigError(f"labels/{self.name}: the encoding {self.name!r} is built in; remove it from `encodings`")
+            raise ConfigError(f"{where}: the encoding {self.name!r} is built in; remove it from `encodings`")
         for encoding, values in self.encodings.items():
-            _check_encoding(f"labels/{self.name}, encoding {encoding!r}", self.classes, values)
+            _check_encoding(f"{where}, encoding {encoding!r}", self.classes, values)
 
     def __eq__(self, other: object) -> bool:
         # The order of classes is their meaning, and dicts compare without order.
@@ -48,28 +64,18 @@ class LabelSpace:
             return NotImplemented
         return self.classes == other.classes and self.to_dict() == other.to_dict()
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType] mutable, so in no set
-
     @classmethod
     def from_dict(cls, mapping: Mapping) -> "LabelSpace":
         """The space described by {"name", "classes": {class: [r,g,b]}, "encodings"}, as in configs/labels/*.yaml."""
-        expected = {"name", "classes", "encodings"}
-        if not isinstance(mapping, Mapping) or set(mapping) != expected:
-            found = sorted(map(str, mapping)) if isinstance(mapping, Mapping) else type(mapping).__name__
-            raise ConfigError(f"a label space has the keys {sorted(expected)}, found {found}")
-        name, classes, encodings = mapping["name"], mapping["classes"], mapping["encodings"] or {}
-        if not isinstance(classes, Mapping) or not isinstance(encodings, Mapping):
-            raise ConfigError(
-                f"labels/{name}: `classes` is {{class: [r, g, b]}}, `encodings` {{encoding: {{class: [..]}}}}"
-            )
-        palette: Any = list(classes.values())  # the constructor checks it, and makes it an array
-        return cls(name, tuple(classes), palette, {k: _frozen(name, k, v) for k, v in encodings.items()})
+        if not isinstance(mapping, Mapping):
+            raise ConfigError(f"a label space has the keys name, classes and encodings, and this is {mapping!r}")
+        return parse(label_space, mapping, f"labels/{mapping.get('name')}")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "LabelSpace":
         """The space in one YAML file; a key that occurs twice is a ConfigError too."""
         try:
-            with Path(path).open(encoding="utf-8") as file:
+            with Path(path).open("rb") as file:
                 mapping = yaml.load(file, _UniqueKeyLoader)
         except OSError as error:
             raise ConfigError(f"cannot read the label space {path}: {error.strerror}") from error
@@ -133,11 +139,10 @@ class LabelSpace:
             )
         table = self._tables[other.name]
         listed = set(np.flatnonzero(table != UNLISTED).tolist()) - {IGNORE}
-        if listed != set(range(other.num_classes)):
-            wrong = sorted(listed ^ set(range(other.num_classes)))
+        if wrong := listed ^ set(range(other.num_classes)):
             raise ConfigError(
                 f"labels/{self.name}: the encoding {other.name!r} must list the train ids 0..{other.num_classes - 1} "
-                f"of labels/{other.name}, each once, and no others but {IGNORE}; look at {wrong}"
+                f"of labels/{other.name}, each once, and no others but {IGNORE}; look at {sorted(wrong)}"
             )
         return np.where(table[: IGNORE + 1] == UNLISTED, IGNORE, table[: IGNORE + 1]).astype(np.uint8)
 
@@ -171,35 +176,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _frozen(space: str, encoding: str, values: Mapping) -> dict[str, tuple[int, ...]]:
-    try:
-        return {name: tuple(raw) for name, raw in values.items()}
-    except (AttributeError, TypeError) as error:
-        raise ConfigError(f"labels/{space}, encoding {encoding!r}: expected {{class: [raw values]}}") from error
-
-
-def _check_classes(space: str, classes: tuple[str, ...]) -> None:
-    if not isinstance(space, str) or not space:
-        raise ConfigError(f"a label space's name is a text, not {space!r}")
-    if not 1 <= len(classes) <= MAX_CLASSES:
-        raise ConfigError(f"labels/{space}: {len(classes)} classes; a label space has 1 to {MAX_CLASSES}")
-    for i, name in enumerate(classes):
-        if not isinstance(name, str) or not name or name == IGNORED_KEY:
-            raise ConfigError(f"labels/{space}: {name!r} cannot be a class's name; quote it, or choose another")
-        if name in classes[:i]:
-            raise ConfigError(f"labels/{space}: the class {name!r} is there twice")
-
-
-def _checked_palette(space: str, classes: tuple[str, ...], colours) -> np.ndarray:
-    if len(colours) != len(classes):
-        raise ConfigError(f"labels/{space}: {len(colours)} colours for {len(classes)} classes")
-    for name, colour in zip(classes, colours):
-        array = np.asarray(colour) if isinstance(colour, list | tuple | np.ndarray) else np.empty(0)
-        if array.shape != (3,) or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-            raise ConfigError(f"labels/{space}: the colour {colour} of {name!r} is not [r, g, b] with values 0 to 255")
-    palette = np.array(colours, np.uint8)
-    palette.setflags(write=False)
-    return palette
+def label_space(
+    name: Name,
+    classes: dict[Name, Annotated[list[Byte], Len(3, 3)]],
+    encodings: dict[str, dict[str, tuple[RawValue, ...]]] | None,
+) -> LabelSpace:
+    """The space that a file describes, see `LabelSpace.from_dict`."""
+    return LabelSpace(name, tuple(classes), np.array(list(classes.values())), encodings or {})
 
 
 def _check_encoding(where: str, classes: tuple[str, ...], values: Mapping[str, tuple[int, ...]]) -> None:
@@ -208,10 +191,6 @@ def _check_encoding(where: str, classes: tuple[str, ...], values: Mapping[str, t
         if name != IGNORED_KEY and name not in classes:
             raise ConfigError(f"{where}: {name!r} is not one of the classes {list(classes)}")
         for value in raw:
-            if type(value) is not int or not 0 <= value <= MAX_RAW:
-                raise ConfigError(
-                    f"{where}: {value!r} of {name!r} is not a raw label value, a whole number 0..{MAX_RAW}"
-                )
             if value in owner:
                 raise ConfigError(f"{where}: the raw value {value} is listed twice, for {owner[value]!r} and {name!r}")
             owner[value] = name

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache, partial
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints, is_typeddict
 
 from annotated_types import Ge, Gt, Interval
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -25,12 +25,7 @@ def parse(target: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
 
 
 def checked(
-    target: Callable[..., Any],
-    values: Mapping[str, Any],
-    where: str,
-    bound: Collection[str] = (),
-    positional: int = 0,
-    partial: bool = False,
+    target: Callable[..., Any], values: Mapping[str, Any], where: str, bound: Collection[str] = (), positional: int = 0
 ) -> dict[str, Any]:
     """`values` converted to the types of `target`'s parameters.
 
@@ -38,16 +33,16 @@ def checked(
         target: a function or class; its annotations may hold ranges, as `Positive` does.
         where: the settings' place in the configuration, for messages.
         bound, positional: parameters that the code gives, by name, and their number in front.
-        partial: whether some may be given later, so that none is missing yet.
     Raises:
         ConfigError: a name that `target` does not take, one that it lacks, a value of another type or out of its range.
     """
     known = {name: hint for name, hint in list(_parameters(target).items())[positional:] if name not in bound}
     for name in values:
         if name not in known and OTHERS not in known:
-            raise ConfigError(f"{_at(where, name)} has no effect: {_name(target)} takes {_listed(name, known)}")
+            takes = f"{_name(target)} takes {', '.join(known) or 'no settings'}.{nearest(name, known)}"
+            raise ConfigError(f"{_at(where, name)} has no effect: {takes}")
     missing = [name for name, (_, required) in known.items() if required and name not in values]
-    if missing and not partial:
+    if missing:
         raise ConfigError(f"{where or 'the configuration'} lacks {', '.join(missing)}, which {_name(target)} needs")
     any_type = (Any, False)
     return {name: converted(known.get(name, any_type)[0], value, _at(where, name)) for name, value in values.items()}
@@ -65,8 +60,8 @@ def converted(hint: Any, value: Any, where: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]  # of a union's alternatives the first says most
         place, inner = where, cast(Any, value)
-        step: Any
-        for step in first["loc"]:  # leads into lists and mappings, and names a union's alternatives on the way
+        # The place leads into lists and mappings, and names a union's alternatives on the way.
+        for step in cast(Any, first["loc"]):
             places: Any = range(len(inner)) if isinstance(inner, Sequence) else inner
             if isinstance(inner, (Mapping, Sequence)) and step in places:
                 place, inner = f"{place}.{step}", inner[step]
@@ -118,10 +113,6 @@ def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return {key: value for key, value in nested(values, prefix) if not isinstance(value, Mapping)}
 
 
-def _listed(name: str, known: Collection[str]) -> str:
-    return f"{', '.join(known) or 'no settings'}.{nearest(name, known)}"
-
-
 @cache
 def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     """Annotation, and whether it must be given, of all that `target` takes by name; `OTHERS` where it takes any.
@@ -133,15 +124,14 @@ def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
         # torch's Module takes whatever it is given, and does nothing with it.
         if target is object or target.__module__ == "torch.nn.modules.module":
             return {}
-    function = target.__init__ if inspect.isclass(target) else target
-    function = function.func if isinstance(function, partial) else function
+    function = target.func if isinstance(target, partial) else target
     function = function.__init__ if inspect.isclass(function) else function
     hints = get_type_hints(function, include_extras=True)
     parameters: dict[str, tuple[Any, bool]] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is parameter.VAR_KEYWORD:
-            typed = next((arg for arg in get_args(hint) if is_typeddict(arg)), None) if get_origin(hint) else None
+            typed = next((arg for arg in get_args(hint) if is_typeddict(arg)), None)
             fields = get_type_hints(typed, include_extras=True) if typed else {}
             more = {key: (field, False) for key, field in fields.items()} if typed else {OTHERS: (Any, False)}
             if typed is None and inspect.isclass(target):
@@ -156,8 +146,8 @@ def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
 def _adapter(hint: Any) -> TypeAdapter[Any] | None:
     """What converts to `hint`; None for a type that cannot be checked."""
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=False))
-    except PydanticUserError as error:
-        if isinstance(error, PydanticSchemaGenerationError):
-            return None
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:
+        return None
+    except PydanticUserError:
         return TypeAdapter(hint)  # dataclasses have a configuration of their own

@@ -118,6 +118,4 @@ def recall_json(path: Path, keys: Collection[str], instead: str) -> dict[str, An
         return None
 
 
-@functools.cache
-def _warn_once(text: str) -> None:
-    log.warning("%s", text)
+_warn_once = functools.cache(log.warning)

@@ -5,7 +5,6 @@ import io
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,9 +29,9 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     """Root may read anything, so that the refusal is played."""
 
     def refuse(path):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=f"cannot look into {tmp_path} .Permission denied"):
         list(files_below(tmp_path))
 

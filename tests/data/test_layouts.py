@@ -97,7 +97,7 @@ def test_synpass_day_and_night_find_their_lists(synpass_root, synpass22):
         ("img/fog/val/MAP_1_point1/000009.jpg", "is no file"),
         ("img/fog", "is no file"),
         ("a\0b", "is no file"),
-        ("x" * 5000, "is no path"),
+        ("x" * 5000, "is no file"),
     ],
 )
 def test_synpass_list_cannot_leave_the_root(synpass_root, synpass22, entry, words):
@@ -217,7 +217,7 @@ def test_stanford_pseudo_labels_are_train_ids_outside_of_holes(stanford_root, in
         ('{"a": 1}', "is not a list"),
         ("[]", "is not a list"),
         (json.dumps(["<UNK>"] * 65537), "is not a list"),
-        ('["<UNK>", 3]', "entry 1 is 3 and not a name"),
+        ('["<UNK>", 3]', "entry 1 is 3, and '3' is none of beam"),
         ('["<UNK>", "tree_1_garden_1_1"]', "entry 1 is 'tree_1_garden_1_1', and 'tree' is none of beam"),
         ('["wall_1_office_1_1"]', "entry 0 is"),
         (json.dumps(["<UNK>", "beam_1"]), r"holds the index 300, and the list of label names ends at 1"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.data.tiny_images import SIZE, picture, save
+from trans4pass import dist
 from trans4pass.data import (
     Cityscapes,
     EvalTransform,
@@ -23,14 +24,14 @@ from trans4pass.data import (
 )
 from trans4pass.data import train_loader as loader_of
 from trans4pass.data.base import derive_seed
-from trans4pass.data.loaders import PositionBatches
+from trans4pass.data.loaders import position_batches
 from trans4pass.errors import DataError
 
 AUGMENT = TrainTransform((48, 32), fit="cover_crop", flip=0.5, jitter=0.3)
 
 
 def batches(count: int, length: int, batch_size: int, seed: int = 0, **place) -> list:
-    return list(islice(PositionBatches(shuffle(length, seed), batch_size, **place), count))
+    return list(islice(position_batches(shuffle(length, seed), batch_size, **place), count))
 
 
 def shuffle(length: int, seed: int) -> Shuffle:
@@ -39,6 +40,13 @@ def shuffle(length: int, seed: int) -> Shuffle:
 
 def train_loader(dataset: SegmentationDataset, batch_size: int, seed: int, **settings) -> Iterator[dict]:
     return loader_of(dataset, Shuffle(dataset, seed), batch_size, **settings)
+
+
+def train_loader_of(rank: int, world_size: int, *args, **settings) -> Iterator[dict]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "rank", lambda: rank)
+        patch.setattr(dist, "world_size", lambda: world_size)
+        return loader_of(*args, **settings)
 
 
 def same(a: dict, b: dict) -> bool:
@@ -109,7 +117,7 @@ class Backwards(Sampler):
 
 
 def test_a_sampler_of_ones_own_decides_what_is_read(seven):
-    loader = loader_of(seven, Backwards(seven, 0), 4, start_batch=1, rank=1, world_size=2)
+    loader = train_loader_of(1, 2, seven, Backwards(seven, 0), 4, start_batch=1)
     assert next(loader)["name"] == [str(-position % 7) for position in (12, 13, 14, 15)]
 
 
@@ -126,7 +134,7 @@ def test_batch_has_the_seams_types(dataset):
 def test_every_sample_has_a_seed_of_its_position(dataset):
     """Methods draw their own views with it: never the seed that the data set's transform draws from, nor a rank's."""
     one = next(train_loader(dataset, 4, seed=0, start_batch=2))["seed"]
-    halves = [next(train_loader(dataset, 2, seed=0, start_batch=2, rank=r, world_size=2)) for r in (0, 1)]
+    halves = [next(train_loader_of(r, 2, dataset, Shuffle(dataset, 0), 2, start_batch=2)) for r in (0, 1)]
     assert one.dtype == torch.int64 and one.min() >= 0 and len(set(one.tolist())) == 4
     assert torch.cat([half["seed"] for half in halves]).equal(one)
     assert set(one.tolist()).isdisjoint(derive_seed(5, position) for position in range(16))
@@ -156,7 +164,7 @@ def test_resumed_loader_gives_the_same_pixels(dataset):
 
 def test_ranks_give_the_pixels_of_one_process(dataset):
     one = next(train_loader(dataset, 4, seed=0, start_batch=2))
-    halves = [next(train_loader(dataset, 2, seed=0, start_batch=2, rank=r, world_size=2)) for r in (0, 1)]
+    halves = [next(train_loader_of(r, 2, dataset, Shuffle(dataset, 0), 2, start_batch=2)) for r in (0, 1)]
     assert torch.cat([half["image"] for half in halves]).equal(one["image"])
 
 

@@ -262,16 +262,18 @@ def test_panoramas_are_not_bent_and_pinholes_not_tilted(view: View, tmp_path: Pa
 @pytest.mark.parametrize(
     ("view", "settings", "words"),
     [
-        (ToSphere, {"fov": (5, 90)}, r"fov=\[5.0, 90.0\] is no range of degrees.*within 10 and 150"),
-        (ToSphere, {"fov": (90, 60)}, r"fov=\[90.0, 60.0\].*lowest and the highest"),
-        (ToSphere, {"fov": (60, float("nan"))}, r"fov=\[60.0, nan\]"),
-        (ToSphere, {"fov": (60, 90), "pitch": (-91, 0)}, "pitch=.*within -90 and 90"),
-        (ToSphere, {"fov": (60, 90), "roll": (0, 181)}, "roll=.*within -180 and 180"),
+        (ToSphere, {"fov": (5, 90)}, r"fov.0 is 5: .*greater than or equal to 10"),
+        (ToSphere, {"fov": (60, 151)}, r"fov.1 is 151: .*less than or equal to 150"),
+        (ToSphere, {"fov": (90, 60)}, r"fov is \(90, 60\): .*first number must be at most its second"),
+        (ToSphere, {"fov": (60, float("nan"))}, r"fov.1 is nan: "),
+        (ToSphere, {"fov": (60, 90), "pitch": (-91, 0)}, "pitch.0 is -91: .*greater than or equal to -90"),
+        (ToSphere, {"fov": (60, 90), "roll": (0, 181)}, "roll.1 is 181: .*less than or equal to 180"),
         (ToSphere, {"fov": 75}, "fov is 75"),
         (AroundSphere, {"count": 0, "fov": (60, 90)}, "count is 0: .*greater than 0"),
         (AroundSphere, {"count": 2, "fov": (60, 90), "latitudes": (35, 35)}, "latitudes=.* leave a panorama no height"),
-        (Tilt, {"pitch": (5, -5)}, r"pitch=\[5.0, -5.0\]"),
-        (Tilt, {"roll": (-100, 0)}, "roll=.*within -90 and 90"),
+        (AroundSphere, {"count": 2, "fov": (60, 90), "latitudes": (0, 91)}, "latitudes.1 is 91: .*equal to 90"),
+        (Tilt, {"pitch": (5, -5)}, r"pitch is \(5, -5\): .*first number must be at most its second"),
+        (Tilt, {"roll": (-100, 0)}, "roll.0 is -100: .*greater than or equal to -90"),
     ],
 )
 def test_bad_ranges_are_refused_when_a_view_is_made(view: type[View], settings: dict, words: str) -> None:

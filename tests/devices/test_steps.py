@@ -93,7 +93,7 @@ def test_a_full_ring_is_asked_no_more() -> None:
 def test_the_log_line_waits_once(tmp_path: Path) -> None:
     tracker = mock.Mock()
     with fake_cuda() as launches:
-        monitor = Monitor(tracker, "source", 4, 2, CUDA)
+        monitor = Monitor([tracker], "source", 4, 2, CUDA)
         with monitor.running(0, 0):
             for step in (1, 2):
                 launches.waits.clear()

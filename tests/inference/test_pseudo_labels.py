@@ -82,5 +82,6 @@ def test_a_spill_that_fails_leaves_no_map(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("share", [{"keep": 1.2}, {"keep": -0.1}, {"cap": 1.2}, {"cap": -0.1}])
 def test_bad_shares_are_refused(share: dict[str, float]) -> None:
     (name,) = share
+    settings = {"data": "target", "split": "train", "size": None, "keep": 0.5, "cap": 0.5, **share}
     with pytest.raises(ConfigError, match=rf"stages\.labels\.{name} is {share[name]}"):
-        checked(LabelStage.Settings, share, "stages.labels", partial=True)
+        checked(LabelStage.Settings, settings, "stages.labels")

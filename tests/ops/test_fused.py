@@ -137,7 +137,7 @@ def test_a_gpus_compiler_takes_the_kernels(
     target = GPUTarget("cuda", architecture, 32)
     positions = {"offset": "*fp32", "grad_offset": "*fp32", "grad_input": "*fp32"}
     tensors = ("input", "offset", "mask", "samples", "grad", "grad_input", "grad_offset", "grad_mask")
-    constants = {"MASKED": True, "WRAP": kernel > 1, "SCATTER": True, "POSITIONS": 256}
+    constants = {"WRAP": kernel > 1, "SCATTER": True, "POSITIONS": 256}
     constants |= {"kernel": 1, "stride": 1, "depth": 1} if kernel == 1 else {}
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for function in (compiled._sample, compiled._sample_backward):

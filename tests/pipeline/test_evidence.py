@@ -21,11 +21,11 @@ from trans4pass.inference import Predictor, open_checkpoint
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import IGNORE, LabelSpace
 from trans4pass.pipeline import RunContext
+from trans4pass.pipeline.evaluator import ScoreSheet
 from trans4pass.pipeline.evidence import choose, look, note, pictured, places
 from trans4pass.pipeline.folder import refuse_or_clear
 from trans4pass.pipeline.outcome import tell
 from trans4pass.pipeline.run import make_stages, run_settings
-from trans4pass.pipeline.score_sheet import ScoreSheet
 from trans4pass.pipeline.stage import Stage
 from trans4pass.report.viewer import Map
 

@@ -134,11 +134,9 @@ def test_folders_in_the_layout_of_a_data_set_are_known(tmp_path: Path) -> None:
     cityscapes(tmp_path / "c")
     paint(tmp_path / "d" / "leftImg8bit" / "train" / "x" / "1_.png")
     for folder, name in (("c", "cityscapes"), ("d", "densepass")):
-        chosen = list(side("source", str(tmp_path / folder), "source", "train", True, NAMES))
+        chosen = list(side("source", str(tmp_path / folder), NAMES))
         assert [choice.value for choice in chosen] == [name, str(tmp_path / folder)]
-    assert [c.typed for c in side("scored", "densepass", "scored", "val", True, NAMES, "+")] == [
-        "+data@data.scored=densepass"
-    ]
+    assert [c.typed for c in side("scored", "densepass", NAMES)] == ["+data@data.scored=densepass"]
 
 
 def test_a_folder_of_images_and_labels_is_known_by_its_names(tmp_path: Path) -> None:
@@ -321,7 +319,7 @@ def test_a_word_that_is_neither_folder_nor_data_set_is_refused(
     monkeypatch.chdir(tmp_path)
     word, said = (text.replace("HERE", str(tmp_path)) for text in (word, said))
     with pytest.raises(ConfigError, match=f"panoramas={re.escape(word)} is neither a folder.*{re.escape(said)}"):
-        list(side("panoramas", word, "target", "train", False, NAMES))
+        list(side("panoramas", word, NAMES))
 
 
 def test_choices_are_said_as_a_shell_takes_them() -> None:

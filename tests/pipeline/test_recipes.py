@@ -84,7 +84,7 @@ def test_no_label_of_the_target_reaches_it(
 ) -> None:
     """But for those of the panoramas that are said to be labelled."""
     overrides = [*recipe(tiny, name, RECIPES[name]), *(["target_labels=2"] if name == "few_labels" else [])]
-    domains = stages_of(tmp_path, *overrides)[RECIPES[name]].data.domains
+    domains = stages_of(tmp_path, *overrides)[RECIPES[name]].domains
     known = {item.label.name for item in domains["labelled"].files.items} if name == "few_labels" else set()
     root = tmp_path / "data"
     shutil.copytree(tiny_data, root)
@@ -101,11 +101,11 @@ def test_no_label_of_the_target_reaches_it(
 
 def test_few_labels_are_as_many_as_said(tiny: list[str], tmp_path: Path) -> None:
     overrides = recipe(tiny, "few_labels", "few_labels")
-    by_number = stages_of(tmp_path, *overrides, "target_labels=2")["few_labels"].data.domains["labelled"].files
+    by_number = stages_of(tmp_path, *overrides, "target_labels=2")["few_labels"].domains["labelled"].files
     assert len(by_number) == 2 and len({item.name for item in by_number.items}) == 2
     names = tmp_path / "names.txt"
     names.write_text("# two\n" + "\n".join(item.name for item in by_number.items))
-    by_name = stages_of(tmp_path, *overrides, f"target_labels={names}")["few_labels"].data.domains["labelled"].files
+    by_name = stages_of(tmp_path, *overrides, f"target_labels={names}")["few_labels"].domains["labelled"].files
     assert [item.name for item in by_name.items] == [item.name for item in by_number.items]
 
 
@@ -127,6 +127,11 @@ def test_a_list_that_names_no_image_is_refused(tiny: list[str], tmp_path: Path, 
     overrides = [*recipe(tiny, "few_labels", "few_labels"), f"target_labels={value.format(folder=tmp_path)}"]
     with pytest.raises(ConfigError, match=text):
         stages_of(tmp_path, *overrides)["few_labels"].check()
+
+
+def test_labels_that_no_stage_reads_are_refused(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"target_labels=2 has no effect.*experiment=few_labels"):
+        stages_of(tmp_path, *recipe(tiny, "teacher", "teacher"), "target_labels=2")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_every_domain_is_shown_as_its_views_make_it(tiny: list[str], tmp_path: P
     bend = "{_target_: trans4pass.data.ToSphere, fov: [90,90], pitch: [0,0], roll: [0,0]}"
     stages = stages_of(tmp_path, *tiny, f"+stages.source.domains.source.transform.views.bend={bend}")
     trained = [stage for stage in stages.values() if isinstance(stage, TrainStage)]
-    domains = [domain for stage in trained for domain in stage.data.domains.values()]
+    domains = [domain for stage in trained for domain in stage.domains.values()]
     found = dict(row for stage in trained for row in rows(stage, Interrupts()))
     assert [title.partition(":")[0] for title in found] == [domain.where for domain in domains]
     assert "labels from files, 64x32 pixels" in next(iter(found))

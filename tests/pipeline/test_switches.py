@@ -48,7 +48,7 @@ def moved(stage: Stage, trainer: Trainer) -> Tensor:
     """What one step adds to all weights of the network: its gradient."""
     parameters = list(trainer.method.network.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
-    trainer.train_step([next(stage.data.batches(0))])
+    trainer.train_step([next(stage.batches(0))])
     return torch.cat([(parameter.detach() - old).flatten() for parameter, old in zip(parameters, before)])
 
 
@@ -142,7 +142,7 @@ def test_what_is_trained_is_said_and_moves_alone(make: Callable[..., Made], capl
         frozen = sum(p.numel() for p in network.parameters()) - learning
         assert f"mpa: network trains {learning:,} parameters, {frozen:,} frozen; " in caplog.text
         before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-        trainer.train_step([next(stage.data.batches(0))])
+        trainer.train_step([next(stage.batches(0))])
         changed = {name for name, parameter in network.named_parameters() if not torch.equal(parameter, before[name])}
         assert any(name.startswith("head.") for name in changed)
         assert all(learns in name for name in changed if name.startswith("encoder."))

@@ -57,7 +57,7 @@ def built(stage: TrainStage) -> Trainer:
 
 def counting(stage: TrainStage, images: int) -> TrainStage:
     """The stage, with so many images in its domains."""
-    for domain in stage.data.domains.values():
+    for domain in stage.domains.values():
         domain.__dict__["files"] = range(images)
     return stage
 
@@ -110,7 +110,7 @@ def test_a_training_step_has_the_rate_of_the_whole_schedule(stage: MakeStage) ->
     """A stage of 2 steps in a schedule of 10: what the optimiser has, step by step."""
     warmup = stage("warmup", "stages.warmup.steps=2", "stages.warmup.schedule.total_steps=10")
     trainer = built(warmup)
-    batches = warmup.data.batches(0)
+    batches = warmup.batches(0)
     rates = []
     for _ in range(3):
         trainer.train_step([next(batches)])
@@ -137,10 +137,10 @@ def test_epochs_are_counted_in_steps(overrides: list[str], steps: int, stage: Ma
 
 
 def test_a_global_batch_is_divided(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stage("source").data.domains["source"].settings.batch_size == 2
+    assert stage("source").domains["source"].settings.batch_size == 2
     monkeypatch.setattr("trans4pass.dist.world_size", lambda: 4)
     settings = [f"stages.source.{text}" for text in ("global_batch=24", "accumulate=2")]
-    assert stage("source", *settings).data.domains["source"].settings.batch_size == 3
+    assert stage("source", *settings).domains["source"].settings.batch_size == 3
     with pytest.raises(ConfigError, match=r"source\.global_batch=12 cannot be divided among 4 processes .*null"):
         stage("source", *settings, "stages.source.global_batch=12")
 
@@ -263,7 +263,7 @@ def names(batches: Any, count: int) -> list[dict[str, list[str]]]:
 def test_batches_go_on_where_a_step_begins(stage: MakeStage) -> None:
     """Images and their augmentation, for each domain in an order of its own."""
     warmup = stage("warmup", "stages.warmup.accumulate=2")
-    whole, later = warmup.data.batches(0), warmup.data.batches(4)
+    whole, later = warmup.batches(0), warmup.batches(4)
     for _ in range(4):
         next(whole)
     for _ in range(3):
@@ -276,14 +276,12 @@ def test_batches_go_on_where_a_step_begins(stage: MakeStage) -> None:
 
 def test_order_and_augmentation_follow_from_the_seed(stage: MakeStage) -> None:
     """Another seed, another stage and another domain have an order and augmentations of their own."""
-    order = names(stage("warmup").data.batches(0), 9)
-    assert order == names(stage("warmup").data.batches(0), 9)
-    assert order != names(stage("warmup", "seed=1").data.batches(0), 9)
-    assert [batch["source"] for batch in order] != [
-        batch["source"] for batch in names(stage("source").data.batches(0), 9)
-    ]
+    order = names(stage("warmup").batches(0), 9)
+    assert order == names(stage("warmup").batches(0), 9)
+    assert order != names(stage("warmup", "seed=1").batches(0), 9)
+    assert [batch["source"] for batch in order] != [batch["source"] for batch in names(stage("source").batches(0), 9)]
     seeds = {
-        built_.data.domains[domain].files.seed
+        built_.domains[domain].files.seed
         for built_ in (stage("warmup"), stage("warmup", "seed=1"), stage("mpa"))
         for domain in ("source", "target")
     }
@@ -292,17 +290,17 @@ def test_order_and_augmentation_follow_from_the_seed(stage: MakeStage) -> None:
 
 def test_labels_are_the_truth_or_none(stage: MakeStage) -> None:
     """Also where the target's labels lie beside its images."""
-    batch = next(stage("warmup").data.batches(0))
+    batch = next(stage("warmup").batches(0))
     assert (batch["target"]["label"] == 255).all()
     assert (batch["source"]["label"] != 255).float().mean() > 0.5
-    batch = next(stage("warmup", "stages.warmup.domains.source.labels=none").data.batches(0))
+    batch = next(stage("warmup", "stages.warmup.domains.source.labels=none").batches(0))
     assert (batch["source"]["label"] == 255).all()
 
 
 def test_pseudo_labels_are_read_from_their_stage(stage: MakeStage) -> None:
     mpa = stage("mpa")
     labelling = mpa.labelling["pseudo_labels"]
-    target = mpa.data.domains["target"]
+    target = mpa.domains["target"]
     items = target.files.items
     (labelling.folder / "labels").mkdir(parents=True)
     for number, item in enumerate(items[1:], 1):
@@ -324,8 +322,8 @@ def test_images_without_augmentation_are_whole(fit: str, size: tuple[int, int], 
     settings = {"fit": fit, "base": base, "size": "[96,32]", "flip": 1.0, "jitter": 0.0, "yaw_roll": "false"}
     overrides = [f"stages.warmup.domains.target.transform.{key}={value}" for key, value in settings.items()]
     warmup = stage("warmup", *overrides)
-    dataset = warmup.data.domains["target"].dataset
-    (sample, *_) = warmup.data.passes()["target"]
+    dataset = warmup.domains["target"].dataset
+    (sample, *_) = warmup.passes()["target"]
     assert tuple(sample["image"].shape[:1:-1]) == size
     plain = dataset.with_transform(EvalTransform(size))[0]
     assert torch.equal(sample["image"][0], plain["image"])
@@ -337,7 +335,7 @@ def test_images_without_augmentation_are_whole(fit: str, size: tuple[int, int], 
 def test_counted_weights_are_of_the_share_of_labelled_pixels(stage: MakeStage) -> None:
     """1 / ln(1.1 + share), by counting the files' pixels; counted once."""
     source = stage("source", f"{LOSS}.class_weights=auto")
-    dataset = source.data.domains["source"].files
+    dataset = source.domains["source"].files
     labels = torch.cat([dataset.load(item)[1].flatten() for item in dataset.items])
     labels = labels[labels != 255]
     expected = [1 / math.log(1.1 + (labels == number).double().mean().item()) for number in range(11)]
@@ -353,9 +351,9 @@ def test_counted_weights_are_of_the_share_of_labelled_pixels(stage: MakeStage) -
 def test_terms_of_a_sum_are_weighed_too(stage: MakeStage) -> None:
     source = stage("source", f"loss@{LOSS}=cross_entropy_dice", f"{LOSS}.terms.cross_entropy.class_weights=auto")
     loss = source.config["method"]["terms"]["supervised"]["loss"]
-    ahead = with_class_weights(loss, LOSS, source.data.domains, "source", ahead=True)
+    ahead = with_class_weights(loss, LOSS, source.domains, "source", ahead=True)
     assert ahead["terms"]["cross_entropy"]["class_weights"] is None  # counting takes a pass over the set
-    weighed = with_class_weights(loss, LOSS, source.data.domains, "source", ahead=False)
+    weighed = with_class_weights(loss, LOSS, source.domains, "source", ahead=False)
     assert len(weighed["terms"]["cross_entropy"]["class_weights"]) == 11
     assert loss["terms"]["cross_entropy"]["class_weights"] == "auto"  # the run's settings stay as they are
 
@@ -369,7 +367,7 @@ def test_class_weights_that_do_not_fit_are_refused(weights: str, stage: MakeStag
 def test_class_weights_of_what_the_method_makes_cannot_be_counted(stage: MakeStage) -> None:
     config = {"terms": {"self_training": {"domain": "mixed", "loss": {"class_weights": "auto"}}}}
     with pytest.raises(ConfigError, match=r"class_weights is auto.*\(source\), and 'mixed' is made by the method"):
-        with_class_weights(config, "stages.teacher.method", stage("source").data.domains, "source", ahead=True)
+        with_class_weights(config, "stages.teacher.method", stage("source").domains, "source", ahead=True)
 
 
 def test_a_method_without_its_labels_or_domains_is_refused(stage: MakeStage) -> None:
@@ -538,7 +536,7 @@ def test_a_stage_reports_what_it_did(stage: MakeStage) -> None:
 
 def test_a_signal_stops_between_two_first_prototypes(stage: MakeStage) -> None:
     warmup = stage("warmup")
-    loader = iter(warmup.data.passes()["source"])
+    loader = iter(warmup.passes()["source"])
     next(loader)
     warmup.run.interrupts.number = 15
     with pytest.raises(Interrupted):
@@ -556,7 +554,7 @@ def test_a_first_pass_goes_on_where_it_was_stopped(stage: MakeStage) -> None:
         return state / 3 + batch["image"].double().mean()
 
     def folded(number: int = 1) -> Tensor:
-        images = warmup.data.passes()["source"]
+        images = warmup.passes()["source"]
         for _ in range(number - 1):
             images.fold(lambda state, batch: state, torch.zeros(()))
         return images.fold(add, torch.zeros((), dtype=torch.float64))
@@ -566,7 +564,7 @@ def test_a_first_pass_goes_on_where_it_was_stopped(stage: MakeStage) -> None:
         folded()
     assert len(seen) == 2
     warmup.run.interrupts.number = None
-    result, names = folded(), [item.name for item in warmup.data.domains["source"].files.items]
+    result, names = folded(), [item.name for item in warmup.domains["source"].files.items]
     assert len(names) > 3 and seen == names
     assert torch.equal(folded(), result) and seen == names  # nothing is left to do
     stop_at = 0
@@ -575,7 +573,7 @@ def test_a_first_pass_goes_on_where_it_was_stopped(stage: MakeStage) -> None:
 
 def test_a_finished_stage_leaves_no_first_pass(stage: MakeStage) -> None:
     warmup = stage("warmup", "stages.warmup.steps=1")
-    images = warmup.data.passes()["source"]
+    images = warmup.passes()["source"]
     images.fold(lambda state, batch: state, torch.zeros(()))
     assert any((warmup.folder / "first_pass").iterdir())
     warmup.execute()

@@ -9,7 +9,6 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,9 +28,11 @@ from trans4pass.interrupts import Interrupts
 from trans4pass.models import SegOutput
 from trans4pass.pipeline.launch import resolved
 from trans4pass.report import serve
-from trans4pass.report.web import Limits, make_app
+from trans4pass.report.web import ServeSettings, make_app
 
-LIMITS = Limits(megabytes=1, pixels=128 * 64, at_once=1, kept=2)
+SETTINGS = ServeSettings(
+    checkpoint="", host="127.0.0.1", port=0, size=None, megabytes=1, pixels=128 * 64, at_once=1, kept=2
+)
 PNG = {"Content-Type": "image/png"}
 
 
@@ -54,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(folder: Path) -> Iterator[TestClient]:
-    with TestClient(make_app(MODEL, folder, LIMITS), base_url="http://localhost") as client:
+    with TestClient(make_app(MODEL, folder, SETTINGS, at_once=1), base_url="http://localhost") as client:
         yield client
 
 
@@ -175,7 +176,7 @@ def test_one_more_than_there_are_cores_is_asked_to_come_again(folder: Path, monk
         return SegOutput(image.float(), image.float(), {})
 
     monkeypatch.setattr(MODEL.network, "forward", slow)
-    with TestClient(make_app(MODEL, folder, LIMITS), base_url="http://localhost") as client:
+    with TestClient(make_app(MODEL, folder, SETTINGS, at_once=1), base_url="http://localhost") as client:
         statuses: list[int] = []
         first = threading.Thread(target=lambda: statuses.append(upload(client, WHOLE).status_code))
         first.start()
@@ -191,7 +192,7 @@ def test_a_failure_of_ours_gives_its_place_back(folder: Path, monkeypatch: pytes
     def broken(image: Tensor) -> SegOutput:
         raise MemoryError
 
-    app = make_app(MODEL, folder, LIMITS)
+    app = make_app(MODEL, folder, SETTINGS, at_once=1)
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         with monkeypatch.context() as patched:
             patched.setattr(MODEL.network, "forward", broken)
@@ -206,8 +207,8 @@ def test_the_tool_serves_on_this_machine_alone_until_a_signal_comes(
     """What configs/serve.yaml composes to; uvicorn's part is a visitor."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    opened: dict[str, Any] = {}
-    monkeypatch.setattr(serve, "load_model", lambda source, **settings: opened.update(settings) or MODEL)
+    network = Brightest()
+    monkeypatch.setattr(ServeSettings, "open", lambda settings: (network, LABELS))
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
     def visit(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
@@ -221,7 +222,7 @@ def test_the_tool_serves_on_this_machine_alone_until_a_signal_comes(
         config = resolved(compose("serve", ["checkpoint=a", "port=0", "wrap=true"]))
     del config["device"]  # read by what starts every tool
     serve.serve(config, torch.device("cpu"), Interrupts())
-    assert opened["wrap"] and not list(tmp_path.iterdir())
+    assert network.wrap and not list(tmp_path.iterdir())
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="or port"):
         serve.serve({**config, "port": taken.getsockname()[1]}, torch.device("cpu"), Interrupts())
     with pytest.raises(

@@ -13,7 +13,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.report import test_browser
 from tests.report.test_browser import READY, complaints, requests, show, viewer
-from tests.report.test_serve import LIMITS, MODEL, WHOLE
+from tests.report.test_serve import MODEL, SETTINGS, WHOLE
 from trans4pass.report.web import make_app
 
 browser = test_browser.browser  # a fixture
@@ -25,7 +25,7 @@ def test_a_picture_is_chosen_predicted_and_looked_around_in(browser: Chrome, tmp
     folder = tmp_path
     (folder / "mine.png").write_bytes(WHOLE)
     (folder / "none.png").write_bytes(b"no picture")
-    server = uvicorn.Server(uvicorn.Config(make_app(MODEL, folder, LIMITS), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(MODEL, folder, SETTINGS, at_once=1), port=0, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -1,6 +1,6 @@
 """Trainers of networks that are small enough to follow by hand, and two processes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,8 @@ from torch import nn
 from trans4pass import dist
 from trans4pass.interrupts import Interrupts
 from trans4pass.losses import CrossEntropy
-from trans4pass.methods import Batch, Method, Pass, Segmentation, SumOfTerms
-from trans4pass.training import (
-    Evaluation,
-    Monitor,
-    TensorBoard,
-    Trackers,
-    Trainer,
-    TrainerSettings,
-)
+from trans4pass.methods import Batch, Method, Segmentation, SumOfTerms
+from trans4pass.training import Evaluation, Monitor, TensorBoard, Trainer, TrainerSettings
 
 
 def supervised(network: Any, loss: Any = None) -> SumOfTerms:
@@ -43,24 +36,14 @@ class Scores:
         return Evaluation(self.score(model, step, final), {})
 
 
-class Data:
-    """Training data: micro-batches by a function of the first one's number."""
-
-    def __init__(self, batches: Callable[[int], Iterator[Batch]] | None):
-        self._batches = batches
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        assert self._batches is not None, "only `fit` needs batches"
-        return self._batches(start)
-
-    def passes(self) -> Mapping[str, Pass]:
-        return {}
+def no_batches(start: int) -> Iterator[Batch]:
+    raise AssertionError("only `fit` needs batches")
 
 
 def trainer_of(
     method: Method,
     folder: Path,
-    batches: Callable[[int], Iterator[Batch]] | None = None,
+    batches: Callable[[int], Iterator[Batch]] = no_batches,
     evaluate: Callable[[Any, int, bool], dict[str, float]] = lambda model, step, final: {},
     optimizer: Callable[..., torch.optim.Optimizer] = sgd,
     schedule: Callable[[int], float] = lambda step: 1.0,
@@ -71,15 +54,16 @@ def trainer_of(
     """A trainer of all that the method trains on the CPU; `batches` is needed to `fit` only."""
     folder.mkdir(exist_ok=True)
     device, settings = torch.device("cpu"), {"steps": 1, **settings}
-    tracker = Trackers([TensorBoard(folder, "run", "source")] if dist.is_main() else [])
+    trackers = [TensorBoard(folder, "run", "source")] if dist.is_main() else []
     return Trainer(
         "source",
         method,
         {name: optimizer(module.parameters()) for name, module in method.trained_modules().items()},
         schedule,
-        Data(batches),
+        batches,
+        {},
         Scores(evaluate, judge),
-        Monitor(tracker, "source", settings["steps"], log_every, device),
+        Monitor(trackers, "source", settings["steps"], log_every, device),
         TrainerSettings(**settings),
         folder,
         device,

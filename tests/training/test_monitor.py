@@ -28,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def make(folder: Path, steps: int, log_every: int) -> Monitor:
-    return Monitor(TensorBoard(folder, "run", "mpa"), "mpa", steps, log_every, CPU)
+    return Monitor([TensorBoard(folder, "run", "mpa")], "mpa", steps, log_every, CPU)
 
 
 def accumulated(folder: Path) -> EventAccumulator:

@@ -91,7 +91,7 @@ def test_a_batch_that_cannot_be_loaded_costs_no_step(
 ) -> None:
     """A signal may have killed the worker: who asked for a stop gets one."""
     trainer = make(tmp_path / "a", steps=4)
-    trainer.data.batches = broken(3, error, trainer.data.batches)
+    trainer.batches = broken(3, error, trainer.batches)
     if asked:
         signal_in_step(trainer, 2)
     with pytest.raises(Interrupted if asked else type(error)):
@@ -112,7 +112,7 @@ def test_nothing_is_called_saved_that_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make(tmp_path / "a", steps=4)
-    trainer.data.batches = broken(3, DataError("image2 is cut"), trainer.data.batches)
+    trainer.batches = broken(3, DataError("image2 is cut"), trainer.batches)
 
     def full(state: dict, path: Path) -> None:
         raise StorageError("the disk is full")
@@ -154,8 +154,8 @@ def make_rank(folder: str, name: str) -> Any:
     trainer = make(Path(folder) / name, steps=4)
     trainer.method.network = WithStatistics(trainer.method.network)
     trainer.optimizers["network"].add_param_group({"params": list(trainer.method.network.norm.parameters())})
-    batches = trainer.data.batches
-    trainer.data.batches = lambda step: itertools.islice(batches(2 * step), td.get_rank(), None, 2)
+    batches = trainer.batches
+    trainer.batches = lambda step: itertools.islice(batches(2 * step), td.get_rank(), None, 2)
     return trainer
 
 
@@ -178,7 +178,7 @@ def two(rank: int, folder: str) -> dict[str, Any]:
 
     broken_trainer = make_rank(folder, "broken")
     if other:
-        broken_trainer.data.batches = broken(2, DataError("image is cut"), broken_trainer.data.batches)
+        broken_trainer.batches = broken(2, DataError("image is cut"), broken_trainer.batches)
     result["broken"] = (outcome(lambda: trained(broken_trainer)), state(Path(folder) / "broken")["step"])
     return result
 

@@ -96,7 +96,7 @@ def test_a_running_tensorboard_drops_what_comes_again(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Filled while the points are written, and before there is a file; in both cases the training goes on."""
     tracker = TensorBoard(tmp_path, "run", "stage")
-    monitor = Monitor(tracker, "stage", 9, 1, torch.device("cpu"))
+    monitor = Monitor([tracker], "stage", 9, 1, torch.device("cpu"))
     with caplog.at_level(logging.WARNING), Path("/dev/full").open("wb") as full, monitor.running(0, 0):
         tracker._file = full
         for step in range(1, 4):

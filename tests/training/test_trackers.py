@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trans4pass.errors import ConfigError
-from trans4pass.training import CSV, Monitor, TensorBoard, Tracker, Trackers, Trackio, WandB
+from trans4pass.training import CSV, Monitor, TensorBoard, Tracker, Trackio, WandB
 
 PICTURE = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
 
@@ -43,28 +43,19 @@ def rows(folder: Path) -> list[tuple[int, str, float]]:
     return [(int(step), name, float(value)) for step, name, value in content]
 
 
-def test_several_trackers_are_asked_alike() -> None:
-    noted = [Noted(), Noted()]
-    tracker = Trackers(noted)
-    tracker.begin(2, 1)
-    tracker.log({"loss": 1.0}, 3)
-    tracker.image("val", PICTURE, 3)
-    tracker.close()
-    expected = [("begin", 2, 1), ("log", {"loss": 1.0}, 3), ("image", "val", 3), ("close",)]
-    assert noted[0].asked == noted[1].asked == expected
-
-
-@pytest.mark.parametrize("trackers", [0, 1])
-def test_a_monitor_needs_no_tracker_and_closes_it_after_an_error(trackers: int) -> None:
+@pytest.mark.parametrize("trackers", [0, 1, 2])
+def test_all_trackers_are_asked_alike_and_closed_after_an_error(trackers: int) -> None:
     noted = [Noted() for _ in range(trackers)]
-    monitor = Monitor(Trackers(noted), "stage", 4, 1, torch.device("cpu"))
+    monitor = Monitor(noted, "stage", 4, 1, torch.device("cpu"))
     with pytest.raises(ValueError, match="broken"), monitor.running(1, 0):
         monitor.step(2, {"loss": torch.tensor(1.0)}, {"network": 0.1}, 0)
         monitor.evaluated(2, {"target": 50.0}, {"val": PICTURE})
         raise ValueError("broken")
     for tracker in noted:
-        assert [asked[0] for asked in tracker.asked] == ["begin", "log", "log", "image", "close"]
-        assert tracker.asked[2] == ("log", {"miou/target": 50.0}, 2)
+        begun, (logged, points, step), *others = tracker.asked
+        assert begun == ("begin", 1, 0)
+        assert (logged, points["loss"], points["lr/network"], points["skipped"], step) == ("log", 1.0, 0.1, 0, 2)
+        assert others == [("log", {"miou/target": 50.0}, 2), ("image", "val", 2), ("close",)]
 
 
 # ---- CSV ----

@@ -336,7 +336,7 @@ def test_the_rate_that_is_logged_is_the_encoders(tmp_path: Path, caplog: pytest.
         return torch.optim.SGD([{"params": encoder}, {"params": head, "lr": 5.0}], lr=0.5)
 
     trainer = make(tmp_path / "a")
-    trainer = trainer_of(trainer.method, tmp_path / "a", trainer.data.batches, optimizer=two_groups)
+    trainer = trainer_of(trainer.method, tmp_path / "a", trainer.batches, optimizer=two_groups)
     with caplog.at_level(logging.INFO):
         trainer.fit()
     assert "lr/network 5.00e-01" in caplog.text
@@ -465,8 +465,8 @@ def test_prototypes_are_prepared_before_the_first_step_only(tmp_path: Path) -> N
     prepared, starts = [], []
     for _ in range(2):
         trainer = make(tmp_path / "a", steps=2)
-        batches = trainer.data.batches
-        trainer.data.batches = lambda start, batches=batches: starts.append(start) or batches(start)
+        batches = trainer.batches
+        trainer.batches = lambda start, batches=batches: starts.append(start) or batches(start)
         trainer.method.prepare = lambda loaders, trainer=trainer: prepared.append((trainer.step, dict(loaders)))
         trainer.fit()
     assert prepared == [(0, {})]
@@ -513,7 +513,7 @@ def test_a_data_error_saves_the_state_reached(stop: int, tmp_path: Path, caplog:
     settings = {"dropout": 0.5, "checkpoint_every": 100, "steps": 5}
     whole = trained(make(tmp_path / "whole", **settings))
     trainer = make(tmp_path / "stopped", **settings)
-    batches = trainer.data.batches
+    batches = trainer.batches
 
     def failing(start: int) -> Iterator[dict[str, Any]]:
         for number, one in enumerate(batches(start)):
@@ -521,7 +521,7 @@ def test_a_data_error_saves_the_state_reached(stop: int, tmp_path: Path, caplog:
                 raise DataError("cannot decode a.png")
             yield one
 
-    trainer.data.batches = failing
+    trainer.batches = failing
     with pytest.raises(DataError, match=r"a\.png"):
         trainer.fit()
     assert f"step {stop} is saved" in caplog.text

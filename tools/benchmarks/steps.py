@@ -69,7 +69,7 @@ def make_trainer(name: str, model: str, device: torch.device, precision: str, co
     folder = Path(tempfile.gettempdir())
     schedule = lambda step: 1.0  # noqa: E731
     return Trainer(
-        name, method, optimizers, schedule, unused, unused, unused, settings, folder, device, Interrupts(), {}
+        name, method, optimizers, schedule, unused, {}, unused, unused, settings, folder, device, Interrupts(), {}
     )
 
 

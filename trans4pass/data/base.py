@@ -39,15 +39,12 @@ class Item:
     encoding: str | None = None
     alternatives: tuple[Path, ...] = ()
 
-    def without_label(self) -> "Item":
-        return Item(self.name, self.image)
-
 
 class Common(TypedDict, total=False):
     """What every data set takes besides where it lies and which part of it is read."""
 
     names: Collection[str] | None  # of the images that are read; None: all
-    labelled: bool | None  # False: every label is all 255, and no label file is opened; None: the family's choice, True
+    labelled: bool | None  # False: every label is all 255, and no label file is opened; None: as items have labels
     transform: View | None
     seed: int  # of the transform
     cache: str | Path | None  # folder for decoded samples
@@ -82,12 +79,11 @@ class SegmentationDataset(Dataset):
     ):
         if cache is None and cache_size is not None:
             raise ConfigError(f"cache_size={list(cache_size)} has no effect without cache=<folder>")
-        self.labels = labels
-        self.labelled = labelled is not False
-        self.seed = seed
+        self.labels, self.seed = labels, seed
         # With the labels that they should have, there or not.
         self.found = list(items) if names is None else self._named(list(items), set(names))
-        self.items = self._checked(self.found if self.labelled else [item.without_label() for item in self.found])
+        self.labelled = any(item.label for item in self.found) if labelled is None else labelled
+        self.items = self._checked(self.found if self.labelled else [Item(x.name, x.image) for x in self.found])
         if self.labelled:
             self.prepare_labels()
         self._set_transform(transform)
@@ -117,10 +113,8 @@ class SegmentationDataset(Dataset):
         sample = {key: torch.stack(of) if others else of[0][None] for key, of in parts}
         if self.transform is not None:
             sample = self.transform(sample, [generator])
-        return {key: x[0] for key, x in sample.items()} | {
-            "name": item.name,
-            "seed": derive_seed(self.seed, position, 1) >> 1,
-        }
+        facts = {"name": item.name, "seed": derive_seed(self.seed, position, 1) >> 1}
+        return {key: x[0] for key, x in sample.items()} | facts
 
     def load(self, item: Item) -> tuple[Tensor, Tensor]:
         """The untransformed image and its decoded label, both at the file's size, from the files."""
@@ -139,8 +133,8 @@ class SegmentationDataset(Dataset):
 
     def decode(self, raw: np.ndarray, item: Item) -> Tensor:
         """An item's raw values as train ids; DataError for a value that the label space does not know."""
-        encoding = str(item.encoding)  # no label space knows "None"
-        return torch.from_numpy(self.labels.decode(raw, encoding, str(item.label)))
+        # An item without an encoding is refused, too: no label space knows "None".
+        return torch.from_numpy(self.labels.decode(raw, str(item.encoding), str(item.label)))
 
     def fit_label(self, item: Item, image: Tensor, label: Tensor) -> Tensor:
         """The label (H,W), with what the image (3,H,W) has no pixels for ignored; DataError unless of one size."""
@@ -174,9 +168,8 @@ class SegmentationDataset(Dataset):
         """
         other = copy.copy(self)
         other.labelled = True
-        paths = [(item, Path(folder) / f"{item.name}{LABEL_SUFFIX}") for item in self.items]
-        items = [Item(item.name, item.image, path, self.labels.name) for item, path in paths]
-        items = [item for item in items if item.name not in without]
+        kept = [(item, Path(folder) / f"{item.name}{LABEL_SUFFIX}") for item in self.items if item.name not in without]
+        items = [Item(item.name, item.image, path, self.labels.name) for item, path in kept]
         other.items = other._checked(items, "the folder must hold one for every image: write them anew")
         return other
 
@@ -215,17 +208,14 @@ class SegmentationDataset(Dataset):
 
     def _read(self, item: Item) -> tuple[Tensor, Tensor]:
         try:
-            return self._cached(item)
+            if self.cache is None or not self.cache.serves(self.transform):
+                return self.load(item)
+            files = [item.image, item.label] if self.labelled else [item.image]
+            settings = [*self.settings(), item.encoding]
+            return self.cache.fetch(settings, files, self.labelled, lambda: self.load(item))
         except DataError as error:
             error.image = item.image  # of several that make one, this one is bad
             raise
-
-    def _cached(self, item: Item) -> tuple[Tensor, Tensor]:
-        if self.cache is None or not self.cache.serves(self.transform):
-            return self.load(item)
-        files = [item.image, item.label] if self.labelled else [item.image]
-        settings = [*self.settings(), item.encoding]
-        return self.cache.fetch(settings, files, self.labelled, lambda: self.load(item))
 
     def _named(self, items: list[Item], names: set[str]) -> list[Item]:
         known = {item.name for item in items}
@@ -261,19 +251,12 @@ class SegmentationDataset(Dataset):
             seen[item.name] = item
         if not seen:
             raise DataError(f"{self.name}: the split has no images; {HELP}")
-        if self.labelled:
-            check_labels_exist(items, self.name, fix)
+        if self.labelled and (missing := [item for item in items if not has_label(item)]):
+            item, others = missing[0], len(missing) - 1
+            looked = " and ".join(map(str, [*item.alternatives, item.label])) if item.label else "none"
+            more = f" (nor have {others} more, which tools/check_data.py lists)" if others else ""
+            raise DataError(f"{self.name}: the image {item.image} has no label{more}; looked for {looked}; {fix}")
         return items
-
-
-def check_labels_exist(items: Iterable[Item], dataset: str, fix: str) -> None:
-    """Raise DataError unless every item's label file exists; it names the first and counts the missing."""
-    missing = [item for item in items if not has_label(item)]
-    if missing:
-        item = missing[0]
-        looked = " and ".join(map(str, [*item.alternatives, item.label])) if item.label else "none"
-        more = f" (nor have {len(missing) - 1} more, which tools/check_data.py lists)" if len(missing) > 1 else ""
-        raise DataError(f"{dataset}: the image {item.image} has no label{more}; looked for {looked}; {fix}")
 
 
 def has_label(item: Item) -> bool:

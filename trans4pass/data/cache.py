@@ -18,7 +18,7 @@ from torch.utils.data import get_worker_info
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import IGNORE
 
-from .files import image_size
+from .files import image_size, refusing
 from .views import EvalTransform, Size, View, resize
 
 VERSION = 1  # to be raised with every change of what an entry holds
@@ -75,8 +75,7 @@ class DecodeCache:
         if planes is None:
             image, label = load()
             if self.size is not None:
-                small = resize({"image": image[None], "label": label[None]}, self.size)
-                image, label = small["image"][0], small["label"][0]
+                image, label = (x[0] for x in resize({"image": image[None], "label": label[None]}, self.size).values())
             planes = np.concatenate([image.numpy(), label.numpy()[None]] if labelled else [image.numpy()])
             self._write(path, planes)
         pixels = torch.from_numpy(planes)
@@ -95,15 +94,11 @@ class DecodeCache:
             return
         try:
             path.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".writing", delete=False) as file:
-                temporary = Path(file.name)
-                try:
+            with tempfile.TemporaryDirectory(dir=path.parent) as own:
+                temporary = Path(own, path.name)
+                with temporary.open("wb") as file:
                     np.save(file, planes)
-                    file.close()
-                    temporary.replace(path)  # whole or not there, whoever else writes it
-                except BaseException:
-                    temporary.unlink(missing_ok=True)
-                    raise
+                temporary.replace(path)  # whole or not there, whoever else writes it
         except OSError as error:
             self.writing = False
             # Every worker finds out by itself; one of them logs it.
@@ -123,8 +118,6 @@ def _log_size(folder: Path, dataset: str, count: int, size: int) -> None:
 
 def _stamp(path: Path) -> tuple[str, int, int]:
     """What changes when the file does: where it is, its length in bytes and its time in ns."""
-    try:
+    with refusing(path):
         status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path} is gone; it was there, or expected, when the data set was made") from error
     return str(path.absolute()), status.st_size, status.st_mtime_ns

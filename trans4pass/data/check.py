@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from trans4pass.errors import DataError
 from trans4pass.labels import IGNORE
@@ -66,21 +66,17 @@ def begin(dataset: SegmentationDataset) -> Summary:
     if any(item.label for item in dataset.found):
         dataset.prepare_labels()
     expected = {path for item in dataset.found for path in (item.label, *item.alternatives)}
-    summary = Summary(
-        images=len(dataset),
-        labelled=sum(map(has_label, dataset.found)),
-        counts=np.zeros(dataset.labels.num_classes + 1, np.int64),
-    )
     stray = sorted(path for path in dataset.label_files() if path not in expected and not path.name.startswith("."))
-    summary.faults += [(NO_IMAGE, str(path)) for path in stray]
-    return summary
+    labelled, counts = sum(map(has_label, dataset.found)), np.zeros(dataset.labels.num_classes + 1, np.int64)
+    return Summary(len(dataset), labelled, counts, faults=[(NO_IMAGE, str(path)) for path in stray])
 
 
 def examine(dataset: SegmentationDataset, num_workers: int = 0) -> Iterator[Finding]:
     """One finding per item, in order, read by `num_workers` processes; labels are read where they should be."""
-    loader = DataLoader(_Findings(dataset), batch_size=None, **workers(num_workers))
+    # A list is data set enough for a DataLoader, which without batches gives `collate_fn` one item at a time.
+    reading: dict[str, Any] = {"dataset": dataset.found, "collate_fn": partial(examine_item, dataset)}
     with starting_workers():
-        findings = iter(loader)
+        findings = iter(DataLoader(**reading, batch_size=None, **workers(num_workers)))
     yield from findings
 
 
@@ -105,21 +101,7 @@ def examine_item(dataset: SegmentationDataset, item: Item) -> Finding:
     label = None if raw is None else attempt(VALUE, dataset.decode, raw, item)
     if image is not None and label is not None:
         label = attempt(SIZE, dataset.fit_label, item, image, label)
-    counts = None if image is None or label is None else _count(dataset, label)
-    return Finding(size, counts, faults)
-
-
-def _count(dataset: SegmentationDataset, label: Tensor) -> np.ndarray:
+    if image is None or label is None:
+        return Finding(size, None, faults)
     counts = torch.bincount(label.flatten(), minlength=IGNORE + 1).numpy()
-    return np.append(counts[: dataset.labels.num_classes], counts[IGNORE])
-
-
-class _Findings(Dataset):
-    def __init__(self, dataset: SegmentationDataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset.found)
-
-    def __getitem__(self, index: int) -> Finding:
-        return examine_item(self.dataset, self.dataset.found[index])
+    return Finding(size, np.append(counts[: dataset.labels.num_classes], counts[IGNORE]), faults)

@@ -32,5 +32,4 @@ class Cityscapes(SegmentationDataset):
         return Item(name, image, label, candidates[label], others)
 
     def label_files(self) -> Iterator[Path]:
-        for suffix in ENCODINGS:
-            yield from self.label_root.glob(f"*/*{suffix}")
+        return (path for suffix in ENCODINGS for path in self.label_root.glob(f"*/*{suffix}"))

@@ -24,18 +24,15 @@ class DensePASS(SegmentationDataset):
     def __init__(self, root: str | Path, split: str, labels: LabelSpace, **common: Unpack[Common]):
         images = find_images(self.name, root, f"leftImg8bit/{split}", "*/*.png")
         self.label_root = Path(root) / "gtFine" / split
-        items = map(self._item, images)
         self.unlabelled = not common.get("labelled") and split == "train"
-        if self.unlabelled:
-            items = (item.without_label() for item in items)
-        if common.get("labelled") is None:
-            common["labelled"] = split != "train"
-        super().__init__(items, labels, **common)
+        super().__init__(map(self._item, images), labels, **common)
 
     def _item(self, image: Path) -> Item:
         if image.name.endswith(LABEL_SUFFIX):
             raise DataError(f"{self.name}: the label {image} lies among the images; move it to {self.label_root}")
         name = f"{image.parent.name}/{image.stem.removesuffix('_')}"
+        if self.unlabelled:
+            return Item(name, image)
         return Item(name, image, self.label_root / f"{name}{LABEL_SUFFIX}", "cityscapes19")
 
     def label_files(self) -> Iterator[Path]:

@@ -1,6 +1,6 @@
 """From a folder to image and label files, and from a file to pixels; nothing that a file holds is trusted."""
 
-import os.path
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, UnidentifiedImageError
 from PIL import Image as PILImage
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import decode_image
 
 from trans4pass.errors import PLACE, DataError, UserError
 
@@ -20,10 +20,8 @@ HELP = "datasets_layout.md shows the expected folders; `experiment=pin2pan_toy` 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Of PIL's forty formats only those of data sets: some of the others start programs or are hardly ever tested.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-PNG = b"\x89PNG\r\n\x1a\n"  # how the file begins
 TURNED_BY = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 LABEL_MODES = ("L", "P", "I;16", "I")  # one raw value per pixel; in a paletted file the indices are the values
-COLOUR_LABEL_MODES = ("RGB", "RGBA")
 
 # What a header may claim before anything is decoded. PIL itself refuses from 1.79e8 pixels on.
 MAX_PIXELS = 2**27  # 16384x8192
@@ -56,24 +54,21 @@ def find_images(dataset: str, root: str | Path, folder: str, pattern: str) -> li
     return images
 
 
-def files_below(folder: Path, pattern: str = "*", above: tuple[str, ...] = ()) -> Iterator[Path]:
+def files_below(folder: Path, pattern: str = "*") -> Iterator[Path]:
     """Files under `folder` whose names match, those in linked folders too, which `Path.rglob` passes over.
 
-    `above` are the folders around this one: a link back to one of them is not followed. Raises DataError for a folder
-    that may not be read.
+    A link back to a folder around it is not followed. Raises DataError for a folder that may not be read.
     """
-    real = os.path.realpath(folder)
-    if real in above or not folder.is_dir():
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot look into {error.filename} ({error.strerror}); have it opened to you") from error
+
+    if not folder.is_dir():
         return
-    try:
-        paths = list(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"cannot look into {folder} ({error.strerror}); have it opened to you") from error
-    for path in paths:
-        if path.is_dir():
-            yield from files_below(path, pattern, (*above, real))
-        elif fnmatchcase(path.name, pattern):
-            yield path
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        around = {os.path.realpath(path) for path in (place, *Path(place).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in around]
+        yield from (Path(place, name) for name in names if fnmatchcase(name, pattern))
 
 
 def read_path_list(dataset: str, root: str | Path, path: str | Path) -> set[Path]:
@@ -97,21 +92,16 @@ def _listed(where: str, root: Path, entry: str) -> Path:
     path = Path(os.path.normpath(entry))
     if path.is_absolute() or path.parts[:1] == (os.pardir,):
         raise DataError(f"{where} leads out of {root}; a list holds paths relative to the data set's root, inside it")
-    try:
-        exists = (root / path).is_file()
-    except (OSError, ValueError) as error:  # a name too long, a null byte
-        raise DataError(f"{where} is no path ({error})") from error
-    if not exists:
+    if not os.path.isfile(root / path):  # noqa: PTH113 a name too long is an error to `Path.is_file`
         raise DataError(f"{where} is no file under {root}; copy it there, or remove the line")
     return root / path
 
 
 def read_image(path: Path) -> Tensor:
     """An RGB picture of any common PIL mode as uint8 (3,H,W); 16-bit grey keeps its upper 8 bits, alpha is dropped."""
-    with _refusing(path):
-        data = path.read_bytes()
-        if _suits_torchvision(path, data, "RGB"):
-            return _decoded_by_torchvision(data, ImageReadMode.RGB)
+    with refusing(path):
+        if (pixels := _decoded_by_torchvision(path, ("PNG", "RGB"), ("JPEG", "RGB"))) is not None:
+            return pixels
         picture = _decoded(path)
         if picture.mode.startswith("I"):
             picture = PILImage.fromarray((_sixteen_bits(path, picture) >> 8).astype(np.uint8))
@@ -123,10 +113,9 @@ def read_image(path: Path) -> Tensor:
 
 def read_label(path: Path) -> np.ndarray:
     """Raw label values (H,W), uint8 or uint16."""
-    with _refusing(path):
-        data = path.read_bytes()
-        if _suits_torchvision(path, data, "L") and data.startswith(PNG):
-            return _decoded_by_torchvision(data, ImageReadMode.GRAY)[0].numpy()
+    with refusing(path):
+        if (pixels := _decoded_by_torchvision(path, ("PNG", "L"))) is not None:
+            return pixels[0].numpy()
         picture = _decoded(path)
         _refuse_lossy(path, picture)
         if picture.mode not in LABEL_MODES:
@@ -139,23 +128,23 @@ def read_label(path: Path) -> np.ndarray:
 
 def read_colour_label(path: Path) -> np.ndarray:
     """A label whose colours are the values: (H,W,3) uint8; alpha is dropped."""
-    with _refusing(path):
+    with refusing(path):
         picture = _decoded(path)
         _refuse_lossy(path, picture)
-        if picture.mode not in COLOUR_LABEL_MODES:
+        if picture.mode not in ("RGB", "RGBA"):
             raise DataError(f"the label {path} has mode {picture.mode}; this data set's labels are RGB PNGs of 8 bits")
         return np.asarray(picture)[..., :3]
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(W,H) in pixels as the file's header says; nothing is decoded."""
-    with _refusing(path), PILImage.open(path, formats=FORMATS) as picture:
+    with refusing(path), PILImage.open(path, formats=FORMATS) as picture:
         _check_header(path, picture)
         return picture.size
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path) -> Iterator[None]:
     """Around the reading of a picture: whatever is wrong with the file is a DataError."""
     try:
         # Opening a pipe would wait for ever.
@@ -174,28 +163,25 @@ def _refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _suits_torchvision(path: Path, data: bytes, mode: str) -> bool:
-    """Whether the file is an 8-bit PNG or JPEG of PIL's mode, of which torchvision makes the pixels that PIL does.
+def _decoded_by_torchvision(path: Path, *kinds: tuple[str, str]) -> Tensor | None:
+    """Of a file of these formats and modes of PIL's, with 8 bits, the pixels that PIL makes, uint8 (C,H,W); else None.
 
-    Raises DataError as `_decoded` does for what both refuse.
+    In four fifths of the time for a PNG and a third for a JPEG (tools/benchmark_data.py). Raises DataError as
+    `_decoded` does for what both refuse.
     """
-    # PIL decodes a whole PNG to look for its orientation, which may stand in any of these.
-    if data.startswith(PNG) and (data[24:25] != b"\x08" or any(chunk in data for chunk in TURNED_BY)):
-        return False
+    data = path.read_bytes()
     with PILImage.open(BytesIO(data), formats=FORMATS) as picture:
-        if picture.format not in ("PNG", "JPEG") or picture.mode != mode or "transparency" in picture.info:
-            return False
+        png = picture.format == "PNG"
+        # PIL decodes a whole PNG to look for its orientation, which may stand in any of these.
+        special = png and (data[24:25] != b"\x08" or any(chunk in data for chunk in TURNED_BY))
+        if special or (picture.format, picture.mode) not in kinds or "transparency" in picture.info:
+            return None
         _check_header(path, picture)
-        if picture.format == "PNG":
+        if png:
             picture.verify()  # checksums, some of which decoders skip
         else:
             _refuse_turned(path, picture)
-    return True
-
-
-def _decoded_by_torchvision(data: bytes, mode: ImageReadMode) -> Tensor:
-    """uint8 (C,H,W), in four fifths of the time for a PNG and a third for a JPEG (tools/benchmark_data.py)."""
-    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8))
 
 
 def _decoded(path: Path) -> PILImage.Image:

@@ -60,26 +60,21 @@ class Folder(SegmentationDataset):
                 f"labels are needed to score on {root} or to learn from it, and its annotations is null: where there "
                 "are none, leave it out of what is scored (evaluate.target=null), else set annotations to their folder"
             )
-        if common.get("labelled") is None:
-            common["labelled"] = annotations is not None
-        self.panorama, self.encoding, self.label_suffix = panorama, encoding or labels.name, label_suffix
-        self.suffixes = IMAGE_SUFFIXES if image_suffix is None else (image_suffix,)
+        self.panorama, self.encoding = panorama, encoding or labels.name
+        self.image_suffix, self.label_suffix = image_suffix, label_suffix
         self.label_root = None if annotations is None else Path(root) / annotations.replace("{split}", split)
         folder = images.replace("{split}", split)
-        found = find_images(self.name, root, folder, "**/*" if image_suffix is None else f"**/*{image_suffix}")
-        items = [self._item(path, Path(root) / folder) for path in found if self._suffix(path)]
-        if not items:
-            raise DataError(f"{self.name}: {Path(root) / folder} holds no picture ({', '.join(self.suffixes)})")
-        super().__init__(items, labels, **common)
+        self.image_root = Path(root) / folder
+        found = find_images(self.name, root, folder, f"**/*{image_suffix or ''}")
+        found = [path for path in found if image_suffix or path.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise DataError(f"{self.name}: {self.image_root} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+        super().__init__(map(self._item, found), labels, **common)
         if panorama:
-            point_out_narrow(items[0].image)
+            point_out_narrow(found[0])
 
-    def _suffix(self, path: Path) -> str | None:
-        """The suffix by which a file is an image."""
-        return next((path.name[-len(x) :] for x in self.suffixes if path.name.lower().endswith(x.lower())), None)
-
-    def _item(self, image: Path, folder: Path) -> Item:
-        name = image.relative_to(folder).as_posix().removesuffix(self._suffix(image) or "")
+    def _item(self, image: Path) -> Item:
+        name = image.relative_to(self.image_root).as_posix().removesuffix(self.image_suffix or image.suffix)
         if self.label_root is None:
             return Item(name, image)
         return Item(name, image, self.label_root / f"{name}{self.label_suffix}", self.encoding)

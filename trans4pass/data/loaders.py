@@ -21,31 +21,37 @@ from trans4pass.errors import DataError, UserError
 from .base import Item, SegmentationDataset
 from .samplers import Sampler
 
-OnBad = Callable[[str, str], None]  # called in the main process with a bad sample's image and what is wrong with it
+DataSet = SegmentationDataset | Subset[dict]
+Bad = tuple[str, str]  # a bad sample's image and what is wrong with it
+OnBad = Callable[[str, str], None]  # called with both in the main process
 
 
-class PositionBatches:
+def position_batches(
+    sampler: Sampler, batch_size: int, rank: int = 0, world_size: int = 1, start_batch: int = 0
+) -> Iterator[list[tuple[int, int]]]:
     """Endless batches, lists of (index, position), from batch number `start_batch` on.
 
     Batch b of rank r holds the positions (b * world_size + r) * batch_size + i; together the ranks' batches b are thus
     the batch b of one process with the batch size world_size * batch_size.
     """
-
-    def __init__(self, sampler: Sampler, batch_size: int, rank: int = 0, world_size: int = 1, start_batch: int = 0):
-        self.sampler, self.batch_size = sampler, batch_size
-        self.rank, self.world_size, self.start_batch = rank, world_size, start_batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in count(self.start_batch):
-            first = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(self.sampler.index(position), position) for position in range(first, first + self.batch_size)]
+    for batch in count(start_batch):
+        first = (batch * world_size + rank) * batch_size
+        yield [(sampler.index(position), position) for position in range(first, first + batch_size)]
 
 
 class Batches:
     """A DataLoader's batches; data errors are raised here, with their own type and text, or given to `on_bad`."""
 
-    def __init__(self, loader: DataLoader, on_bad: OnBad | None):
-        self.loader, self.on_bad = loader, on_bad
+    def __init__(self, dataset: DataSet, num_workers: int, on_bad: OnBad | None, replace: bool, **batching: Any):
+        self.on_bad = on_bad
+        self.loader = DataLoader(
+            Samples(dataset, on_bad is not None, replace),
+            **workers(num_workers),
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # else each start would draw from, and shift, the global RNG
+            **batching,
+        )
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -71,67 +77,59 @@ def train_loader(
     batch_size: int,
     num_workers: int = 0,
     start_batch: int = 0,
-    rank: int | None = None,
-    world_size: int | None = None,
     on_bad: OnBad | None = None,
 ) -> Iterator[dict]:
-    """Endless batches {"image": uint8 (B,3,H,W), "label": uint8 (B,H,W), "name": list of B}; `batch_size` is per rank.
+    """This rank's endless batches {"image": uint8 (B,3,H,W), "label": uint8 (B,H,W), "name": list of B}.
 
-    Everything else that the transform puts into a sample is passed on.
+    Everything else that the transform puts into a sample is passed on. `batch_size` is per rank.
 
-    rank and world_size default to this process's. Raises DataError for a file that cannot be used; with `on_bad` the
-    next sample of the data set that can be used stands in for it, at the same position.
+    Raises DataError for a file that cannot be used; with `on_bad` the next sample of the data set that can be used
+    stands in for it, at the same position.
     """
-    rank, world_size = _place(rank, world_size)
-    batches = PositionBatches(sampler, batch_size, rank, world_size, start_batch)
-    samples = Samples(dataset, on_bad is not None, True)
-    return iter(_batches(samples, num_workers, on_bad, batch_sampler=batches, collate_fn=collate))
+    batches = position_batches(sampler, batch_size, dist.rank(), dist.world_size(), start_batch)
+    return iter(Batches(dataset, num_workers, on_bad, True, batch_sampler=batches, collate_fn=collate))
 
 
 def eval_loader(
-    dataset: SegmentationDataset | Subset[dict],
+    dataset: DataSet,
     num_workers: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
     on_bad: OnBad | None = None,
     batch_size: int = 1,
 ) -> Batches:
-    """This rank's share of the data set in batches; every image comes once over all ranks, none is repeated.
+    """A rank's share, by default this one's, of the data set in batches; every image comes once over all ranks.
 
     Of `batch_size` images in a row those of one size are a batch. With `on_bad` a file that cannot be used is left out;
     without, it raises DataError.
     """
-    rank, world_size = _place(rank, world_size)
-    share = range(rank, len(dataset), world_size)
-    samples = Samples(dataset, on_bad is not None, False)
-    batching = {"batch_size": batch_size, "sampler": share, "collate_fn": partial(collate, by_size=True)}
-    return _batches(samples, num_workers, on_bad, **batching)
+    rank = dist.rank() if rank is None else rank
+    share = range(rank, len(dataset), dist.world_size() if world_size is None else world_size)
+    by_size = partial(collate, by_size=True)
+    return Batches(dataset, num_workers, on_bad, False, batch_size=batch_size, sampler=share, collate_fn=by_size)
 
 
-Collated = tuple[list[dict], list[tuple[str, str]]]  # batches, and the bad samples met
-
-
-def collate(samples: list[dict | UserError], by_size: bool = False) -> Collated | UserError:
+def collate(samples: list[dict | UserError], by_size: bool = False) -> tuple[list[dict], list[Bad]] | UserError:
     """A batch of the samples, or one for each size of image, and the bad ones met; the first error instead, if any."""
-    errors = [sample for sample in samples if isinstance(sample, UserError)]
-    if errors:
-        return errors[0]
-    read = [sample for sample in samples if isinstance(sample, dict)]
-    bad = [entry for sample in read for entry in sample.pop("bad", ())]
     batches: dict[Any, list[dict]] = {}
-    for sample in filter(None, read):
-        batches.setdefault(sample["image"].shape if by_size else None, []).append(sample)
+    bad: list[Bad] = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        bad += sample.pop("bad")
+        if sample:
+            batches.setdefault(sample["image"].shape if by_size else None, []).append(sample)
     return [default_collate(batch) for batch in batches.values()], bad
 
 
 class Samples(Dataset):
     """A data set whose user errors are samples: a DataLoader would re-raise them with the worker's traceback in them.
 
-    With `skip` a DataError becomes an entry (image, reason) of the sample's "bad" instead, and the sample is empty or,
-    with `replace`, the next one that can be read.
+    With `skip` a DataError becomes an entry (image, reason) of the sample's "bad" instead, and the sample is
+    empty or, with `replace`, the next one that can be read.
     """
 
-    def __init__(self, dataset: SegmentationDataset | Subset[dict], skip: bool, replace: bool):
+    def __init__(self, dataset: DataSet, skip: bool, replace: bool):
         self.dataset, self.skip, self.replace = dataset, skip, replace
 
     def __len__(self) -> int:
@@ -158,20 +156,6 @@ class Samples(Dataset):
             whole: Any = self.dataset.dataset  # a SegmentationDataset, which torch's Subset does not say
             return whole.items[self.dataset.indices[index]]
         return self.dataset.items[index]
-
-
-def _batches(samples: Samples, num_workers: int, on_bad: OnBad | None, **batching) -> Batches:
-    return Batches(
-        DataLoader(
-            samples,
-            **workers(num_workers),
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # else each start would draw from, and shift, the global RNG
-            **batching,
-        ),
-        on_bad,
-    )
 
 
 class Flag:
@@ -233,7 +217,3 @@ def starting_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if signal.getsignal(signal.SIGCHLD) is not on_child:  # never in other threads than the main one
             signal.signal(signal.SIGCHLD, on_child)
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    return dist.rank() if rank is None else rank, dist.world_size() if world_size is None else world_size

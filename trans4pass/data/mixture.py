@@ -1,9 +1,8 @@
 """Several data sets as one, each with its share of what is drawn."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -25,21 +24,11 @@ class Mixture(SegmentationDataset):
 
     def __init__(self, parts: Mapping[str, SegmentationDataset], weights: Sequence[float]):
         self.parts, self.weights = dict(parts), list(weights)
-        first = next(iter(self.parts.values()))
-        self.labels, self.seed = first.labels, first.seed
+        self.labels = next(iter(self.parts.values())).labels
         self.panorama = all(part.panorama for part in self.parts.values())
-        self._collect()
-
-    def _collect(self) -> None:
-        pairs = [(name, index) for name, part in self.parts.items() for index in range(len(part))]
-        self.places = pairs
         self.labelled = all(part.labelled for part in self.parts.values())
-        self.items = [
-            replace(self.parts[name].items[index], name=f"{name}/{self.parts[name].items[index].name}")
-            for name, index in pairs
-        ]
-        self.found = [item for part in self.parts.values() for item in part.found]
-        self.transform = next(iter(self.parts.values())).transform
+        self.places = [(name, index) for name, part in self.parts.items() for index in range(len(part))]
+        self.items = [replace(item, name=f"{name}/{item.name}") for name, part in parts.items() for item in part.items]
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         index, position = key if isinstance(key, tuple) else (key, key)
@@ -55,13 +44,6 @@ class Mixture(SegmentationDataset):
         return self.parts[name]._count_classes(replace(item, name=rest))
 
     def with_transform(self, transform: View | None) -> "Mixture":
-        return self._changed({name: part.with_transform(transform) for name, part in self.parts.items()})
-
-    def label_files(self) -> Iterator[Path]:
-        return (path for part in self.parts.values() for path in part.label_files())
-
-    def _changed(self, parts: Mapping[str, SegmentationDataset]) -> "Mixture":
         other = copy.copy(self)
-        other.parts = dict(parts)
-        other._collect()
+        other.parts = {name: part.with_transform(transform) for name, part in self.parts.items()}
         return other

@@ -35,9 +35,8 @@ class Sampler(ABC):
 class Shuffle(Sampler):
     """Every image once an epoch, in an order of the epoch's own."""
 
-    def __init__(self, dataset: SegmentationDataset, seed: int):
-        super().__init__(dataset, seed)
-        self._epoch, self._order = -1, [0]
+    _epoch = -1  # the one that `_order` is of
+    _order: list[int]
 
     def index(self, position: int) -> int:
         epoch = position // len(self.dataset)

@@ -4,20 +4,22 @@ What a view cannot see is black, as padding is, has the label 255 and weighs 0.
 """
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Generator, Tensor
 
 from trans4pass.errors import ConfigError
-from trans4pass.labels import IGNORE
 from trans4pass.settings import Positive, Share
 from trans4pass.sphere import Panorama, Pinhole, Warp, rotation
 
 from .files import MAX_PIXELS
-from .views import Sample, View, randint, uniform
+from .views import Range, Sample, View, filling, randint, uniform
 
-Degrees = tuple[float, float]  # lowest, highest
-FOVS = (10.0, 150.0)  # degrees; beyond, hardly a pixel is left in the middle
+Fov = Annotated[float, Interval(ge=10, le=150)]  # degrees; beyond, hardly a pixel is left in the middle
+Quarter = Annotated[float, Interval(ge=-90, le=90)]  # degrees, either way
+Half = Annotated[float, Interval(ge=-180, le=180)]
 POLES = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=torch.float64)
 
 
@@ -36,16 +38,12 @@ class ToSphere(View):
 
     needs_pinholes = True
 
-    def __init__(self, fov: Degrees, pitch: Degrees = (-10.0, 10.0), roll: Degrees = (-5.0, 5.0)):
-        self.fov = between("fov", fov, *FOVS)
-        self.pitch = between("pitch", pitch, -90, 90)
-        self.roll = between("roll", roll, -180, 180)
+    def __init__(self, fov: Range[Fov], pitch: Range[Quarter] = (-10.0, 10.0), roll: Range[Half] = (-5.0, 5.0)):
+        self.fov, self.pitch, self.roll = fov, pitch, roll
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
         view = self.camera(sample, generator)
-        turn = self.turn(generator)
-        part = Part(view, turn, rows_of(view))
-        return warped(sample, Warp(view, part.camera, turn.T @ rotation(part.yaw)))
+        return warped(sample, Part(view, self.turn(generator), rows_of(view)).warp)
 
     def camera(self, sample: Sample, generator: Generator) -> Pinhole:
         height, width = sample["image"].shape[-2:]
@@ -71,14 +69,13 @@ class AroundSphere(ToSphere):
     def __init__(
         self,
         count: Positive,
-        fov: Degrees,
-        pitch: Degrees = (-10.0, 10.0),
-        roll: Degrees = (-5.0, 5.0),
-        latitudes: Degrees | None = None,
+        fov: Range[Fov],
+        pitch: Range[Quarter] = (-10.0, 10.0),
+        roll: Range[Half] = (-5.0, 5.0),
+        latitudes: Range[Quarter] | None = None,
     ):
         super().__init__(fov, pitch, roll)
-        self.images = count
-        self.latitudes = None if latitudes is None else between("latitudes", latitudes, -90, 90)
+        self.images, self.latitudes = count, latitudes
         if latitudes is not None and latitudes[0] == latitudes[1]:
             raise ConfigError(f"latitudes={list(latitudes)} leave a panorama no height: give a lower and an upper one")
 
@@ -96,9 +93,8 @@ class AroundSphere(ToSphere):
         }  # [n, ..., h, w] -> [1, ..., rows, 2 rows]
         empty = torch.ones(rows, 2 * rows, dtype=torch.bool, device=sample["image"].device)
         for number in range(self.images):
-            turn = self.turn(generator)
-            part = Part(view, turn, rows)
-            warp = Warp(view, part.camera, turn.T @ rotation(part.yaw)).to(empty.device)
+            part = Part(view, self.turn(generator), rows)
+            warp = part.warp.to(empty.device)
             columns = (torch.arange(*part.columns) + first + round(number * 2 * rows / self.images)) % (2 * rows)
             place = (..., slice(*part.rows), columns.to(empty.device))
             index = number % len(sample["image"])
@@ -127,9 +123,8 @@ class Tilt(View):
 
     needs_panorama = True
 
-    def __init__(self, pitch: Degrees = (-5.0, 5.0), roll: Degrees = (-5.0, 5.0), horizon: Share = 0.5):
-        self.pitch, self.roll = between("pitch", pitch, -90, 90), between("roll", roll, -90, 90)
-        self.horizon = horizon
+    def __init__(self, pitch: Range[Quarter] = (-5.0, 5.0), roll: Range[Quarter] = (-5.0, 5.0), horizon: Share = 0.5):
+        self.pitch, self.roll, self.horizon = pitch, roll, horizon
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
         height, width = sample["image"].shape[-2:]
@@ -143,13 +138,12 @@ class Part:
 
     Attributes:
         rows, columns: the first and the one after the last; columns count from the middle, where yaw is 0.
-        camera: the part as a panorama, whose middle lies at `yaw` degrees.
+        warp: from the view to the part.
     """
 
     def __init__(self, view: Pinhole, turn: Tensor, rows: int):
         step = 180 / rows  # degrees of a row and of a column
-        border = frame(view) @ turn.T
-        x, y, z = border.unbind(-1)
+        x, y, z = (frame(view) @ turn.T).unbind(-1)
         latitudes, yaws = torch.asin(z).rad2deg(), torch.atan2(x, y).rad2deg()
         upper, lower, left, right = (float(v) for v in (latitudes.max(), latitudes.min(), yaws.min(), yaws.max()))
         size = torch.tensor((view.width, view.height))
@@ -160,9 +154,9 @@ class Part:
         self.rows = max(0, math.floor((90 - upper) / step)), min(rows, math.ceil((90 - lower) / step))
         self.columns = max(-rows, math.floor(left / step)), min(rows, math.ceil(right / step))
         count, width = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
-        self.yaw = sum(self.columns) / 2 * step
         top, bottom = (90 - row * step for row in self.rows)
-        self.camera = Panorama(count, width, top, bottom, 360.0 if width == 2 * rows else width * step)
+        camera = Panorama(count, width, top, bottom, 360.0 if width == 2 * rows else width * step)
+        self.warp = Warp(view, camera, turn.T @ rotation(sum(self.columns) / 2 * step))
 
 
 def rows_of(view: Pinhole) -> int:
@@ -185,19 +179,3 @@ def warped(sample: Sample, warp: Warp) -> Sample:
     return {
         key: warp(x, filling(key)) if key == "image" else warp.nearest(x, filling(key)) for key, x in sample.items()
     }
-
-
-def filling(key: str) -> int:
-    """Of a sample's part, the value where nothing is seen."""
-    return IGNORE if key == "label" else 0
-
-
-def between(name: str, bounds: Degrees, low: float, high: float) -> Degrees:
-    """`bounds`; ConfigError unless they ascend within `low` and `high`."""
-    lowest, highest = bounds
-    if not low <= lowest <= highest <= high:  # NaN, too
-        raise ConfigError(
-            f"{name}={list(bounds)} is no range of degrees: give the lowest and the highest, within {low:g} and "
-            f"{high:g}"
-        )
-    return lowest, highest

@@ -23,7 +23,6 @@ FOLDS = {
 KINDS = {"pinhole": "data", "panorama": "pano"}  # and the folders that hold them
 IMAGE_SUFFIX, LABEL_SUFFIX = "_domain_rgb.png", "_domain_semantic.png"
 # The classes that the label list may name; a class's index here is its train id in labels/indoor13.
-ENCODING = "indoor13"
 CLASSES = (
     "beam", "board", "bookcase", "ceiling", "chair", "clutter", "column", "door", "floor", "sofa", "table", "wall",
     "window",
@@ -63,11 +62,10 @@ class Stanford2D3D(SegmentationDataset):
 
     def _item(self, image: Path) -> Item:
         stem, area = image.name.removesuffix(IMAGE_SUFFIX), image.parents[2].name
-        return Item(f"{area}/{stem}", image, image.parents[1] / "semantic" / f"{stem}{LABEL_SUFFIX}", ENCODING)
+        return Item(f"{area}/{stem}", image, image.parents[1] / "semantic" / f"{stem}{LABEL_SUFFIX}", "indoor13")
 
     def label_files(self) -> Iterator[Path]:
-        for folder in self.label_folders:
-            yield from folder.glob(f"*{LABEL_SUFFIX}")
+        return (path for folder in self.label_folders for path in folder.glob(f"*{LABEL_SUFFIX}"))
 
     def prepare_labels(self) -> None:
         """Read the list of label names, too; DataError if it is missing or wrong."""
@@ -117,22 +115,15 @@ def read_label_list(dataset: str, root: Path, path: str | Path | None) -> np.nda
     if not isinstance(names, list) or not 0 < len(names) <= 2**16:
         raise DataError(f"{dataset}: {found} is not a list of 1 to 65536 names; it is not this data set's list")
     table = np.full(2**16, BEYOND, np.uint8)
-    table[: len(names)] = [_class_index(f"{dataset}: {found}, entry {i}", name) for i, name in enumerate(names)]
+    known = {name: number for number, name in enumerate(CLASSES)} | {UNKNOWN: IGNORE}
+    for i, name in enumerate(names):
+        word = str(name).split("_", 1)[0]
+        if word not in known:
+            raise DataError(f"{dataset}: {found}, entry {i} is {name!r}, and {word!r} is none of {', '.join(known)}")
+        table[i] = known[word]
     if table[0] != IGNORE:
         raise DataError(f"{dataset}: {found}, entry 0 is {names[0]!r} and not {UNKNOWN}; it is another list")
     return table
-
-
-def _class_index(where: str, name: object) -> int:
-    """The index in CLASSES of the class that a name starts with, 255 for the unknown."""
-    if not isinstance(name, str):
-        raise DataError(f"{where} is {name!r} and not a name; it is not this data set's list")
-    word = name.split("_", 1)[0]
-    if word == UNKNOWN:
-        return IGNORE
-    if word not in CLASSES:
-        raise DataError(f"{where} is {name!r}, and {word!r} is none of {', '.join(CLASSES)}")
-    return CLASSES.index(word)
 
 
 def decode_colours(colours: np.ndarray, class_ids: np.ndarray, source: Path) -> np.ndarray:

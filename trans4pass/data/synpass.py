@@ -44,8 +44,7 @@ class SynPASS(SegmentationDataset):
         if time is not None and subset_list is not None:
             raise ConfigError(f"time={time} and subset_list={subset_list} each name a list: leave one of them null")
         self.subset_list = subset_list if time is None else self._list_of(time)
-        items = map(self._item, self._images())
-        super().__init__(items, labels, **common)
+        super().__init__(map(self._item, self._images()), labels, **common)
 
     def _list_of(self, time: Time) -> Path:
         (other,) = {*get_args(Time)} - {time}

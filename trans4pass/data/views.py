@@ -10,7 +10,7 @@ A view that makes one image of several (`images`) is given them one after the ot
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,13 +32,16 @@ MANY_PIXELS = 1 << 20  # from which on scaling the crop is faster than the libra
 Size = tuple[Side, Side]  # width, height in pixels
 
 
+T = TypeVar("T")
+
+
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
         raise ValueError("its first number must be at most its second")
     return bounds
 
 
-Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]  # lowest, highest
+Range = Annotated[tuple[T, T], AfterValidator(_ascending)]  # lowest, highest
 
 
 class View(ABC):
@@ -112,7 +115,9 @@ class CoverCrop(View):
         height, width = sample["image"].shape[-2:]
         factor = max(self.size[0] / width, self.size[1] / height)
         scaled = max(self.size[0], round(width * factor)), max(self.size[1], round(height * factor))
-        return random_crop(resize(sample, scaled), self.size, generator)
+        top, left = (randint(scaled[side] - self.size[side] + 1, generator) for side in (1, 0))
+        kept = (..., slice(top, top + self.size[1]), slice(left, left + self.size[0]))
+        return {key: x[kept] for key, x in resize(sample, scaled).items()}
 
 
 class ScaleCrop(View):
@@ -121,7 +126,7 @@ class ScaleCrop(View):
     Of images that get large only what the crop keeps is scaled.
     """
 
-    def __init__(self, size: Size, base: Side, scale: Range = (0.5, 2.0)):
+    def __init__(self, size: Size, base: Side, scale: Range[PositiveFloat] = (0.5, 2.0)):
         self.size, self.base, self.scale = size, base, scale
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
@@ -139,8 +144,7 @@ class ScaleCrop(View):
         margin = [0, 0, max(0, wanted[1] - scaled[1]), max(0, wanted[0] - scaled[0])]
         if any(margin):
             # Black, as the published weights saw it; the loss never sees it, since the label there is ignored.
-            fill = {"label": IGNORE}
-            sample = {key: F.pad(x, margin, fill=fill.get(key, 0)) for key, x in sample.items()}
+            sample = {key: F.pad(x, margin, fill=filling(key)) for key, x in sample.items()}
         return sample
 
 
@@ -198,10 +202,9 @@ class GaussianNoise(View):
     def one(self, sample: Sample, generator: Generator) -> Sample:
         image, sigma = sample["image"], uniform(0, self.strength, generator)
         noise = sigma * torch.randn(image.shape, generator=generator).to(image.device, non_blocking=True)
-        if image.dtype == torch.uint8:
-            noisy = (image + 255 * noise).round_().clamp_(0, 255).to(torch.uint8)
-        else:
-            noisy = (image + noise).clamp_(0, 1)
+        most = 1 if image.is_floating_point() else 255
+        noisy = (image + most * noise).clamp_(0, most)
+        noisy = noisy if image.is_floating_point() else noisy.round_().to(torch.uint8)
         return {**sample, "image": keep_black(image, noisy)}
 
 
@@ -240,7 +243,7 @@ class TrainTransform(Compose):
         size: Size,
         fit: Literal["resize", "cover_crop", "scale_crop"] = "resize",
         base: Side | None = None,
-        scale: Range = (0.5, 2.0),
+        scale: Range[PositiveFloat] = (0.5, 2.0),
         flip: Share = 0.0,
         blur: Share = 0.0,
         jitter: Share = 0.0,
@@ -278,6 +281,11 @@ def keep_black(image: Tensor, changed: Tensor) -> Tensor:
     return changed * (image.amax(-3, keepdim=True) > 0)
 
 
+def filling(key: str) -> int:
+    """Of a sample's part, the value where nothing is seen."""
+    return IGNORE if key == "label" else 0
+
+
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     """The image bilinear and antialiased, all else by nearest neighbour, at `size` = (W,H)."""
     # Labels by "nearest-exact", which takes a cell's centre: "nearest" takes its upper left pixel, and so shifts them
@@ -297,8 +305,7 @@ def resample(image: Tensor, size: Sequence[int], kept: Sequence[slice]) -> Tenso
     """
     if image.dtype == torch.uint8 and image.device.type == "cpu":
         return _resample_in_bytes(image, size, kept)
-    sides = list(zip((-2, -1), size, kept))
-    taps = {dim: triangles(image.shape[dim], total, part) for dim, total, part in sides}
+    taps = {dim: triangles(image.shape[dim], total, part) for dim, total, part in zip((-2, -1), size, kept)}
     x = image
     for dim, (index, _) in taps.items():  # what nothing is made of goes first
         x = x.narrow(dim, int(index.min()), int(index.max() - index.min()) + 1)
@@ -316,32 +323,22 @@ def resample(image: Tensor, size: Sequence[int], kept: Sequence[slice]) -> Tenso
 
 def _resample_in_bytes(image: Tensor, size: Sequence[int], kept: Sequence[slice]) -> Tensor:
     """`resample` by Pillow, which takes a part of a picture whose borders lie between pixels: a fifth of the time."""
-    rows, columns = (_window(side, total, part) for side, total, part in zip(image.shape[-2:], size, kept))
-    box = columns.begin, rows.begin, columns.end, rows.end
-    planes = image[..., rows.pixels, columns.pixels].flatten(0, -3).numpy()
-    scaled = [
-        np.array(Image.fromarray(plane).resize((columns.length, rows.length), Image.Resampling.BILINEAR, box))
-        for plane in planes
-    ]
-    return torch.from_numpy(np.stack(scaled)).view(*image.shape[:-2], rows.length, columns.length)
+    (rows, top, bottom), (columns, left, right) = map(_made_of, image.shape[-2:], size, kept)
+    height, width = (part.stop - part.start for part in kept)
+    box = left, top, right, bottom
+    planes = [Image.fromarray(plane) for plane in image[..., rows, columns].flatten(0, -3).numpy()]
+    scaled = [np.array(plane.resize((width, height), Image.Resampling.BILINEAR, box)) for plane in planes]
+    return torch.from_numpy(np.stack(scaled)).view(*image.shape[:-2], height, width)
 
 
-class _Window(NamedTuple):
-    """What `length` pixels of a result are made of: pixels of the image, and in these where the result lies."""
-
-    pixels: slice
-    begin: float
-    end: float
-    length: int
-
-
-def _window(side: int, total: int, part: slice) -> _Window:
+def _made_of(side: int, total: int, part: slice) -> tuple[slice, float, float]:
+    """What `part` of `total` pixels is made of: pixels of the image's `side`, and where in these it begins and ends."""
     step = side / total
     reach = max(step, 1.0)
     first = max(0, math.floor((part.start + 0.5) * step - reach))
     last = min(side, math.ceil((part.stop - 0.5) * step + reach))
     end = min(part.stop * step, last) - first  # rounding may have led beyond it
-    return _Window(slice(first, last), part.start * step - first, end, part.stop - part.start)
+    return slice(first, last), part.start * step - first, end
 
 
 def triangles(side: int, total: int, part: slice) -> tuple[Tensor, Tensor]:
@@ -357,18 +354,11 @@ def triangles(side: int, total: int, part: slice) -> tuple[Tensor, Tensor]:
 
 def pick(x: Tensor, size: Sequence[int], kept: Sequence[slice]) -> Tensor:
     """The rows and columns `kept` of what `resize` makes of labels or weights (...,H,W) at `size` = (h,w)."""
-    for dim, total, part in ((-2, size[0], kept[0]), (-1, size[1], kept[1])):
+    for dim, total, part in zip((-2, -1), size, kept):
         step = torch.tensor(x.shape[dim], dtype=torch.float32) / total  # in single precision, as torch has it
         index = ((torch.arange(part.start, part.stop) + 0.5) * step).long().clamp_max(x.shape[dim] - 1)
         x = x.index_select(dim, index.to(x.device))
     return x
-
-
-def random_crop(sample: Sample, size: tuple[int, int], generator: Generator) -> Sample:
-    """A part of `size` = (W,H) pixels of a sample that is at least as large."""
-    height, width = sample["image"].shape[-2:]
-    top, left = randint(height - size[1] + 1, generator), randint(width - size[0] + 1, generator)
-    return {key: x[..., top : top + size[1], left : left + size[0]] for key, x in sample.items()}
 
 
 def randint(count: int, generator: Generator) -> int:

@@ -1,7 +1,6 @@
 """Test-time adaptation without labels or source data: a network's normalisation statistics are those of new images."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,28 +19,26 @@ from trans4pass.settings import Natural, Share, parse
 
 from .export import read_described, write_described
 from .images import find_images
+from .open import CheckpointSettings
 
 
-@dataclass(frozen=True)
-class AdaptSettings:
+@dataclass(frozen=True, kw_only=True)
+class AdaptSettings(CheckpointSettings):
     """See configs/adapt.yaml."""
 
-    checkpoint: str
     input: str
     output: str
     size: Size | None = None
     align: Share | None = None
     batchnorm: bool = True
     num_workers: Natural = 0
-    allow_nonfinite: bool = False
-    plugins: tuple[str, ...] = ()
 
 
 def adapt(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Write a checkpoint's network adapted to a folder of images without labels."""
     settings = parse(AdaptSettings, config, "")
-    described = read_described(Path(settings.checkpoint), Path(settings.output), settings.plugins)
-    described = described.aligned(settings.align)
+    output = Path(settings.output)
+    described = read_described(settings, output).aligned(settings.align)
     network = described.network(settings.allow_nonfinite).to(device)
     items, transform = find_images(Path(settings.input)), EvalTransform(settings.size)
     dataset = SegmentationDataset(items, described.labels, labelled=False, transform=transform)
@@ -51,7 +48,7 @@ def adapt(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         batches = interrupts.between(track(loader, len(loader), "adapt"), dist.largest_share(len(dataset)))
         count = adapt_batchnorms(network, (batch["image"].to(device) for batch in batches))
     if dist.is_main():
-        write_described(Path(settings.output), described, network.cpu())
+        write_described(output, described, network.cpu())
         align = described.model.get("align", 0)
         console.print(f"{count} BatchNorm layers re-estimated on {len(dataset)} images, align={align}")
 
@@ -73,9 +70,19 @@ def adapt_batchnorms(network: Segmentor, images: Iterable[Tensor]) -> int:
     found = batchnorms(network)
     if not found:
         raise ConfigError("this model has no BatchNorm, so that nothing adapts: use align instead")
-    with collecting(network, found):
+    network.eval()
+    momenta = [module.momentum for module in found]
+    for module in found:
+        module.reset_running_stats()
+        module.momentum = None  # the plain mean of all batches
+        module.train()
+    try:
         for batch in images:
             network(batch)
+    finally:
+        for module, momentum in zip(found, momenta, strict=True):
+            module.momentum = momentum
+        network.eval()
     for module in found:
         batches = cast("Tensor", module.num_batches_tracked)  # of this rank: the last one may have fewer, or none
         every = dist.sum_(batches.clone())
@@ -84,20 +91,3 @@ def adapt_batchnorms(network: Segmentor, images: Iterable[Tensor]) -> int:
                 dist.sum_(statistic.mul_(batches)).div_(every)
         batches.copy_(every)
     return len(found)
-
-
-@contextmanager
-def collecting(network: Segmentor, found: list[_BatchNorm]) -> Iterator[None]:
-    """BatchNorms in train mode, averaging over everything that comes, and all else in eval mode."""
-    network.eval()
-    momenta = [module.momentum for module in found]
-    for module in found:
-        module.reset_running_stats()
-        module.momentum = None  # the plain mean of all batches
-        module.train()
-    try:
-        yield
-    finally:
-        for module, momentum in zip(found, momenta, strict=True):
-            module.momentum = momentum
-        network.eval()

@@ -63,10 +63,7 @@ class LoadedModel:
     def __init__(self, network: nn.Module, labels: LabelSpace, device: torch.device, precision: Precision):
         self.network, self.labels, self.device = network.to(device).eval(), labels, device
         self.precision: Precision = precision
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.labels.classes
+        self.classes = labels.classes
 
     def predict(self, image: Picture, views: TTA | None = None, size: tuple[int, int] | None = None) -> Prediction:
         """Segment one image.
@@ -87,13 +84,9 @@ class LoadedModel:
         predictor = Predictor(self.network, self.device, views or TTA(), self.precision)
         logits = resize(predictor(picture[None]), (height, width), predictor.wrap)
         confidence, labels = logits.softmax(1)[0].max(0)
-        return Prediction(
-            labels.to("cpu", torch.uint8).numpy(),
-            self.classes,
-            confidence.cpu().numpy(),
-            original.permute(1, 2, 0).numpy(),  # [3, H, W] -> [H, W, 3]
-            self.labels.palette,
-        )
+        numbers = labels.to("cpu", torch.uint8).numpy()
+        pixels = original.permute(1, 2, 0).numpy()  # [3, H, W] -> [H, W, 3]
+        return Prediction(numbers, self.classes, confidence.cpu().numpy(), pixels, self.labels.palette)
 
 
 def load_model(
@@ -124,9 +117,8 @@ def load_model(
             together.
     """
     allow_plugins(plugins)
-    space = None if labels is None else label_space(labels)
+    named = None if labels is None else label_space(labels).to_dict()
     precision = converted(Precision, precision, "precision")
-    named = None if space is None else space.to_dict()
     network, model_labels = open_checkpoint(source, named, allow_nonfinite, plugins, align)
     if wrap:
         wrap_around(network)
@@ -136,11 +128,10 @@ def load_model(
 
 def wrap_around(network: nn.Module) -> None:
     """Make a network circular; ConfigError for a file whose layers are fixed."""
-    if isinstance(network, OnnxNetwork):
-        if not network.wrap:
-            raise ConfigError("wrap=true: an ONNX file is circular or not from its export on: export it with wrap=true")
-        return
-    make_circular(network)
+    if not isinstance(network, OnnxNetwork):
+        make_circular(network)
+    elif not network.wrap:
+        raise ConfigError("wrap=true: an ONNX file is circular or not from its export on: export it with wrap=true")
 
 
 def label_space(space: str | PathLike[str] | LabelSpace) -> LabelSpace:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from trans4pass import dist
 from trans4pass.build import build
 from trans4pass.console import console, cost
-from trans4pass.data import EvalTransform, SegmentationDataset, Size
+from trans4pass.data import EvalTransform, SegmentationDataset
 from trans4pass.data.files import image_size
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
@@ -29,7 +29,7 @@ from .images import PredictorSettings, check_sizes, make_predictor
 from .metrics import BoundaryIoU, Regions, Scores, SphereConfusion, null_if_nan
 from .pictures import write_prediction
 from .predictor import evaluate
-from .stability import SeamConsistency, Tilts
+from .stability import Predict, SeamConsistency, Tilts
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ class EvaluationSettings(PredictorSettings):
     data: Mapping[str, Any] | None = None
     data_root: str  # which the paths in `data` begin with
     split: str = "val"
-    size: Size | None = None
     labels: Mapping[str, Any] | None = None
     output: str | None = None
     save_predictions: bool = False
@@ -72,23 +71,11 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     dataset: SegmentationDataset = build(data, "data.dataset", labelled=True, **chosen)
     if settings.size is None:
         point_out_scaling(dataset, size, "size=[{0},{1}]")
-    if settings.views == "perspective" and not dataset.panorama:
-        raise ConfigError(
-            f"views=perspective looks around in full panoramas, and the left and right borders of {dataset.name}'s "
-            "images do not meet: use views=windows or views=whole"
-        )
-    if (settings.wrap or settings.yaw_rolls > 1) and not dataset.panorama:
-        raise ConfigError(
-            f"wrap={str(settings.wrap).lower()} and yaw_rolls={settings.yaw_rolls} take left and right border for "
-            f"neighbours, and those of {dataset.name}'s images do not meet: leave them out"
-        )
-    if (settings.seam or settings.rotations) and not dataset.panorama:
-        raise ConfigError(
-            f"seam={str(settings.seam).lower()} and rotations={list(settings.rotations)} turn full panoramas, and the "
-            f"left and right borders of {dataset.name}'s images do not meet: leave them out"
-        )
+    if not dataset.panorama:
+        refuse_panorama_settings(settings, dataset.name)
     # Of shapes that cannot be, now and not at the image that has one.
-    check_sizes(settings, dataset, size, labels, device, panoramas=bool(settings.rotations))
+    panoramas = settings.views == "perspective" or bool(settings.rotations)
+    check_sizes(settings, dataset, size, device, panoramas)
     if settings.size is not None and dataset.panorama and is_stretched(dataset, size):
         log.warning(
             "size=%s stretches %s's panoramas: what knows latitudes (solid_angle, rotations, perspective views) takes "
@@ -135,15 +122,24 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     return result
 
 
+def refuse_panorama_settings(settings: EvaluationSettings, name: str) -> None:
+    """Raise ConfigError for what makes no sense with the images of the data set `name`, whose sides do not meet."""
+    why = f"and the left and right borders of {name}'s images do not meet"
+    if settings.views == "perspective":
+        raise ConfigError(f"views=perspective looks around in full panoramas, {why}: use views=windows or views=whole")
+    if settings.wrap or settings.yaw_rolls > 1:
+        asked = f"wrap={str(settings.wrap).lower()} and yaw_rolls={settings.yaw_rolls}"
+        raise ConfigError(f"{asked} take left and right border for neighbours, {why}: leave them out")
+    if settings.seam or settings.rotations:
+        asked = f"seam={str(settings.seam).lower()} and rotations={list(settings.rotations)}"
+        raise ConfigError(f"{asked} turn full panoramas, {why}: leave them out")
+
+
 class Measures:
     """What is measured of a data set's predictions besides its mIoU."""
 
     def __init__(
-        self,
-        settings: EvaluationSettings,
-        dataset: SegmentationDataset,
-        predict: Callable[[Tensor], Tensor],
-        device: torch.device,
+        self, settings: EvaluationSettings, dataset: SegmentationDataset, predict: Predict, device: torch.device
     ):
         self.panorama, self.classes, self.predict = dataset.panorama, dataset.labels.classes, predict
         self.horizon, count = settings.horizon, len(self.classes)
@@ -211,18 +207,16 @@ def point_out_scaling(dataset: SegmentationDataset, size: Sequence[int] | None, 
 
     It has places for their own width and height.
     """
+    if size is None or not dist.is_main():
+        return
     with contextlib.suppress(DataError):  # a file that cannot be read is named when it is read
         width, height = image_size(dataset.items[0].image)
-        if size is None or not dist.is_main():
-            return
-        stretched = is_stretched(dataset, size)
-        enlarged = size[0] * size[1] > 1.1 * width * height
-        if stretched or enlarged:
+        faults = {"stretched": is_stretched(dataset, size), "enlarged": size[0] * size[1] > 1.1 * width * height}
+        if any(faults.values()):
             log.warning(
                 "images of %s are %dx%d and are scored at %dx%d, %s: %s takes their own size, and the size that the "
                 "model was trained at may serve better",
-                dataset.name, width, height, *size,
-                " and ".join(word for word, holds in (("stretched", stretched), ("enlarged", enlarged)) if holds),
+                dataset.name, width, height, *size, " and ".join(word for word, holds in faults.items() if holds),
                 fix.format(width, height),
             )  # fmt: skip
 

@@ -1,9 +1,8 @@
 """A model in another format: weights that describe themselves, a folder for the hub, or the whole computation."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,26 +19,22 @@ from trans4pass.storage import replacing, write_json, write_text
 
 from .graph import OPSET, Result, check_opset, export_graph
 from .model_card import model_card
-from .open import WEIGHTS_FILE, Described, find_model, read_checkpoint
+from .open import WEIGHTS_FILE, CheckpointSettings, Described, find_model, read_checkpoint
 
-Format = Literal["safetensors", "hub", "onnx", "torch_export"]
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}  # of the output; hub's is a folder
 
 
-@dataclass(frozen=True)
-class ExportSettings:
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(CheckpointSettings):
     """See configs/export.yaml."""
 
-    checkpoint: str
     output: str
-    format: Format = "safetensors"
+    format: Literal["safetensors", "hub", "onnx", "torch_export"] = "safetensors"
     result: Result = "logits"
     size: Size = (1024, 512)
     dynamic: bool = True
     wrap: bool = False
     opset: int = OPSET
-    allow_nonfinite: bool = False
-    plugins: tuple[str, ...] = ()
 
 
 def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
@@ -48,7 +43,7 @@ def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrup
     target, format = Path(settings.output), settings.format
     if format == "onnx":
         check_opset(settings.opset)
-    described = read_described(settings.checkpoint, target, settings.plugins, SUFFIXES.get(format))
+    described = read_described(settings, target, SUFFIXES.get(format))
     network = described.network(settings.allow_nonfinite)
     if described.model.get("lora"):
         merge_adapters(network)
@@ -65,16 +60,14 @@ def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrup
         export_graph(target, network, described.labels, settings.result, settings.size, dynamic, opset)
 
 
-def read_described(
-    source: str | PathLike[str], target: Path, plugins: Collection[str], suffix: str | None = ".safetensors"
-) -> Described:
+def read_described(settings: CheckpointSettings, target: Path, suffix: str | None = ".safetensors") -> Described:
     """A checkpoint that another file is to be made of; WeightsError where it does not describe its model."""
     if suffix is not None and target.suffix != suffix:
         raise ConfigError(f"output={target} must end in {suffix}")
     if suffix is None and (target.suffix in SUFFIXES.values() or target.is_file()):
         raise ConfigError(f"output={target} must be a folder")
-    path = find_model(source)
-    described = read_checkpoint(path, plugins)
+    path = find_model(settings.checkpoint)
+    described = read_checkpoint(path, settings.plugins)
     if not isinstance(described, Described):
         raise WeightsError(f"{path} does not describe its model: give the last.pt or best.pt of a run, or an export")
     return described

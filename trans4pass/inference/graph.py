@@ -9,11 +9,11 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +27,9 @@ from trans4pass.storage import replacing
 log = logging.getLogger(__name__)
 
 Result = Literal["logits", "labels"]
+Exported = tuple[bytes, Callable[[Tensor], Tensor]]  # a file's content, and what it computes
 OPSET, LEAST_OPSET = 20, 19
 TOLERANCE = 1e-3  # largest difference of a logit, or share of pixels with another label
-NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Graph(nn.Module):
@@ -51,7 +51,7 @@ def check_opset(opset: int) -> None:
             f"opset={opset}: operators below {LEAST_OPSET} have no deformable convolution, and the exporter would "
             f"write an invalid graph without a word; the default is {OPSET}"
         )
-    if lacking := [name for name in NEEDS if find_spec(name) is None]:
+    if lacking := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(f"format=onnx needs {', '.join(lacking)}: pip install 'trans4pass[export]'")
 
 
@@ -89,10 +89,8 @@ def export_graph(
     }  # fmt: skip
     content, run = as_torch(program, metadata) if opset is None else as_onnx(program, metadata, opset)
     images = list(trial_images(size, dynamic))
-    try:
+    with errors_of_exporter("exported", "; try dynamic=false"):
         differences = [difference(graph(image), run(image), result) for image in images]
-    except Exception as error:  # onnxruntime's errors have no common base
-        raise ConfigError(f"this model cannot be exported: {first_line(error)}; try dynamic=false") from error
     sizes = " and ".join(f"{image.shape[3]}x{image.shape[2]}" for image in images)
     what = "logits differ from the model's by" if result == "logits" else "share of pixels with another label:"
     if not max(differences) <= TOLERANCE:  # NaN is worse, too
@@ -100,6 +98,15 @@ def export_graph(
     with replacing(target) as file:
         file.write(content)
     console.print(f"wrote {target}; tried on {sizes}: {what} at most {max(differences):.1e}", soft_wrap=True)
+
+
+@contextmanager
+def errors_of_exporter(what: str, fix: str) -> Iterator[None]:
+    """Exporters meet whatever a model does, and their errors, as onnxruntime's, have no common base."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"this model cannot be {what}: {first_line(error)}{fix}") from error
 
 
 def prepare_layers(network: Segmentor) -> None:
@@ -133,44 +140,32 @@ def traced(graph: Graph, size: tuple[int, int], dynamic: bool) -> torch.export.E
     fixed = torch.export.Dim.STATIC
     side = torch.export.Dim.DYNAMIC if dynamic else fixed
     example = torch.zeros(1, 3, size[1], size[0], dtype=torch.uint8)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.export.export(graph, (example,), dynamic_shapes=({0: fixed, 1: fixed, 2: side, 3: side},))
-    except Exception as error:  # the exporter meets whatever a model does
-        fix = "try dynamic=false" if dynamic else "it has operations that torch.export cannot follow"
-        raise ConfigError(f"this model cannot be exported: {first_line(error)} {fix}") from error
+    fix = " try dynamic=false" if dynamic else " it has operations that torch.export cannot follow"
+    with errors_of_exporter("exported", fix), warnings.catch_warnings(action="ignore"):
+        return torch.export.export(graph, (example,), dynamic_shapes=({0: fixed, 1: fixed, 2: side, 3: side},))
 
 
-def as_torch(
-    program: torch.export.ExportedProgram, metadata: dict[str, Any]
-) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def as_torch(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> Exported:
     """The .pt2 file, and what it computes once it is read again."""
     buffer = io.BytesIO()
-    try:
+    with errors_of_exporter("written as .pt2", "; try dynamic=false"):  # it may lack an operation
         torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
-    except Exception as error:  # an operation that the format lacks
-        raise ConfigError(f"this model cannot be written as .pt2: {first_line(error)}; try dynamic=false") from error
     content = buffer.getvalue()
     with warnings.catch_warnings(action="ignore"):  # of a buffer that nobody writes to
         module: Callable[[Tensor], Tensor] = torch.export.load(io.BytesIO(content)).module()
     return content, module
 
 
-def as_onnx(
-    program: torch.export.ExportedProgram, metadata: dict[str, Any], opset: int
-) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def as_onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any], opset: int) -> Exported:
     """The ONNX file, checked by ONNX itself, and what onnxruntime makes of it."""
     import onnx
     import onnxruntime
 
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            converted = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, input_names=["image"], output_names=[metadata["result"]],
-                verbose=False,
-            )  # fmt: skip
-    except Exception as error:  # an operator without a counterpart
-        raise ConfigError(f"this model cannot be written as ONNX: {first_line(error)}") from error
+    with errors_of_exporter("written as ONNX", ""), warnings.catch_warnings(action="ignore"):
+        converted = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, input_names=["image"], output_names=[metadata["result"]],
+            verbose=False,
+        )  # fmt: skip
     assert converted is not None
     converted.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
     proto = converted.model_proto
@@ -196,4 +191,4 @@ def difference(expected: Tensor, got: Tensor, result: Result) -> float:
         return float("nan")
     if result == "labels":
         return float((expected != got).float().mean())
-    return float(np.abs(expected.numpy() - got.numpy()).max())
+    return float((expected - got).abs().max())

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Interval
+from torch import nn
 
 from trans4pass import dist
 from trans4pass.console import console, cost, total_memory
@@ -22,7 +23,7 @@ from trans4pass.settings import Natural, Share, parse
 from trans4pass.sphere import Panorama
 
 from .api import wrap_around
-from .open import open_checkpoint
+from .open import CheckpointSettings, open_checkpoint
 from .pictures import write_prediction
 from .predictor import TTA, Predictor, predict_all
 from .tiling import WINDOW, Perspectives, Windows
@@ -32,22 +33,24 @@ LOOKED_AT = 1000  # images whose headers are read ahead, in a second
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(CheckpointSettings):
     """What eval.yaml, predict.yaml and serve.yaml have in common."""
 
-    checkpoint: str
     model_labels: Mapping[str, Any] | None = None
     wrap: bool = False
     align: Share | None = None
     precision: Precision = "fp32"
-    allow_nonfinite: bool = False
-    plugins: tuple[str, ...] = ()
+
+    def open(self) -> tuple[nn.Module, LabelSpace]:
+        """The network and its label space; `wrap` is for the caller. Raises what `open_checkpoint` does."""
+        return open_checkpoint(self.checkpoint, self.model_labels, self.allow_nonfinite, self.plugins, self.align)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorSettings(ModelSettings, TTA):
     """What eval.yaml and predict.yaml have in common."""
 
+    size: Size | None = None
     views: Literal["whole", "windows", "perspective"] = "whole"
     window: Size | None = None
     overlap: Annotated[float, Interval(ge=0, le=0.75)] = 0.25
@@ -62,16 +65,13 @@ class PredictionSettings(PredictorSettings):
 
     input: str
     output: str
-    size: Size | None = None
     opacity: Share = 0.5
     html: bool = False  # report/predicted.py heeds it
 
 
 def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that the settings describe, and its label space."""
-    network, labels = open_checkpoint(
-        settings.checkpoint, settings.model_labels, settings.allow_nonfinite, settings.plugins, settings.align
-    )
+    network, labels = settings.open()
     common = (network.to(device), device, settings, settings.precision)
     if settings.views == "whole":
         if settings.wrap:
@@ -104,7 +104,7 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
     items, transform = find_images(source), EvalTransform(size)
     dataset = SegmentationDataset(items, labels, labelled=False, transform=transform)
     paths = {item.name: item.image for item in dataset.items}
-    check_sizes(settings, dataset, size, labels, device)
+    check_sizes(settings, dataset, size, device, panoramas=settings.views == "perspective")
     workers = settings.num_workers
     for batch, classes in predict_all(predictor, dataset, workers, "predict", interrupts, classes=True):
         name = batch["name"][0]
@@ -116,30 +116,24 @@ def predict_images(config: Mapping[str, Any], device: torch.device, interrupts: 
 
 
 def check_sizes(
-    settings: PredictorSettings,
-    dataset: SegmentationDataset,
-    size: Size | None,
-    labels: LabelSpace,
-    device: torch.device,
-    panoramas: bool = False,
+    settings: PredictorSettings, dataset: SegmentationDataset, size: Size | None, device: torch.device, panoramas: bool
 ) -> None:
-    """Refuse, before the first is predicted, images beyond memory, and what is no panorama where it must be one.
+    """Refuse, before the first is predicted, images beyond memory, and what is no panorama where they must be some.
 
     What is held at least: the logits of what is predicted at once, and their mean over the views.
     """
-    around = panoramas or settings.views == "perspective"
-    looked_at = dataset.items if around else dataset.items[:LOOKED_AT]
+    looked_at = dataset.items if panoramas else dataset.items[:LOOKED_AT]
     sizes = {tuple(size): "size"} if size else {image_size(item.image): item.image for item in reversed(looked_at)}
     for (width, height), source in sizes.items():
         at_once, fix = (width, height), "views=windows, or a smaller size"
-        if around:
+        if panoramas:
             try:
                 Panorama.of(height, width, settings.horizon)
             except ConfigError as error:
                 raise ConfigError(f"{source}: {error}") from error
         if settings.views != "whole":
             source, at_once, fix = "window", settings.window or WINDOW, "a smaller window"
-        needed = 8 * labels.num_classes * math.prod(at_once) * max(settings.scales) ** 2 / 2**30
+        needed = 8 * dataset.labels.num_classes * math.prod(at_once) * max(settings.scales) ** 2 / 2**30
         if needed > total_memory(device):
             raise ConfigError(
                 f"{source}: {at_once[0]}x{at_once[1]} pixels predicted at once need more than {needed:.0f} GiB, and "

@@ -71,10 +71,8 @@ class Confusion:
         correct = square.diag()
         union = self.counts.sum(1).double() + square.sum(0) - correct
         iou = 100 * correct / union  # 0/0 = NaN: a class that never occurs
-        labelled = self.counts.sum()
-        return Scores(
-            miou=iou.nanmean().item(), iou=iou.tolist(), pixel_accuracy=(100 * correct.sum() / labelled).item()
-        )
+        accuracy = 100 * correct.sum() / self.counts.sum()
+        return Scores(iou.nanmean().item(), iou.tolist(), accuracy.item())
 
 
 SEAM = 0.1  # share of a panorama's columns around its left and right border
@@ -102,8 +100,7 @@ class Regions:
         height, width = label.shape
         edge = seam_width(width)
         seam, *others = self.parts.values()
-        for columns in (slice(0, edge), slice(width - edge, width)):
-            seam.update(label[:, columns], prediction[:, columns])
+        seam.update(label.roll(edge, 1)[:, : 2 * edge], prediction.roll(edge, 1)[:, : 2 * edge])
         for number, band in enumerate(others[:BANDS]):
             rows = slice(number * height // BANDS, (number + 1) * height // BANDS)
             band.update(label[rows], prediction[rows])

@@ -20,8 +20,8 @@ tags: [semantic-segmentation, panorama]
 ---
 # {title}
 
-`{model}` with {parameters:.1f} million parameters: semantic segmentation of panoramas into {count} classes
-({space}): {classes}.
+`{model}` with {parameters:.1f} million parameters: semantic segmentation of panoramas into {labels.num_classes} classes
+({labels.name}): {classes}.
 
 ```python
 from trans4pass import load_model
@@ -47,8 +47,7 @@ def model_card(described: Described, network: Segmentor) -> str:
         title=summary["name"] if summary else model.get("name", "Model"),
         model=model.get("name"),
         parameters=sum(parameter.numel() for parameter in network.parameters()) / 1e6,
-        count=labels.num_classes,
-        space=labels.name,
+        labels=labels,
         classes=", ".join(labels.classes),
         plugins=f", plugins={list(described.plugins)}" if described.plugins else "",
         run="".join(sections(summary, config, stage, described.path.name)) if summary else "",
@@ -60,11 +59,10 @@ def sections(summary: Mapping[str, Any], config: Mapping[str, Any], stage: str, 
     """Figures, data and settings of the run."""
     yield "## Figures\n\nmIoU in % on the validation sets, after each stage's last step; one run, "
     yield f"seed {summary['seed']}. This is `{stage}`'s `{file}`"
-    best = summary["stages"].get(stage, {}).get("best") or {}
+    best, sides = summary["stages"].get(stage, {}).get("best") or {}, summary.get("sides", [])
     if file == "best.pt" and best:
-        figures = ", ".join(f"{side} {best[side]:.2f}" for side in summary.get("sides", ()) if side in best)
+        figures = ", ".join(f"{side} {best[side]:.2f}" for side in sides if side in best)
         yield f", of step {best['step']}, picked by validation labels: {figures}"
-    sides = summary.get("sides", [])
     yield ".\n\n" + row("stage", *sides) + row(*["---"] * (1 + len(sides)))
     for name, values in summary["stages"].items():
         if any(side in values for side in sides):

@@ -10,8 +10,6 @@ from trans4pass.errors import ConfigError, WeightsError, first_line
 from trans4pass.labels import LabelSpace
 from trans4pass.models import SegOutput
 
-METADATA = ("labels", "result", "wrap")  # what an exported file says about itself, as JSON
-
 
 class OnnxNetwork(nn.Module):
     """Logits of images, without the layers of this package.
@@ -22,7 +20,7 @@ class OnnxNetwork(nn.Module):
         size: the (width, height) of the images that it takes; None: any.
     Raises:
         ConfigError: onnxruntime is not installed, or the file gives labels instead of logits.
-        WeightsError: the file is not there, is damaged, or was not written by tools/export.py.
+        WeightsError: the file cannot be read, or was not written by tools/export.py.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,16 +29,14 @@ class OnnxNetwork(nn.Module):
             import onnxruntime
         except ImportError as error:
             raise ConfigError(f"{path} needs onnxruntime: pip install 'trans4pass[onnx]'") from error
-        if not path.is_file():
-            raise WeightsError(f"there is no file {path}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(path, options, onnxruntime.get_available_providers())
         except Exception as error:  # its errors have no common base
             raise WeightsError(f"{path} cannot be read as ONNX: {first_line(error)} Get it again") from error
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        if not {*METADATA} <= metadata.keys():
+        metadata = self.session.get_modelmeta().custom_metadata_map  # texts by name, of which ours are JSON
+        if not {"labels", "result", "wrap"} <= metadata.keys():
             raise WeightsError(f"{path} does not say what its classes are: write it with tools/export.py format=onnx")
         if json.loads(metadata["result"]) != "logits":
             raise ConfigError(f"{path} gives labels, and predicting needs logits: export with result=logits")

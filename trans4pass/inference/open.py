@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -39,6 +40,15 @@ SUFFIXES = (".pt", ".pth", ".safetensors", ".onnx", ".bin")  # of files that hol
 TRAINING = (*STARTS, "freeze")  # a model's settings that only matter while it is trained
 # What the first release called the submodules of its methods.
 FIRST_RELEASE = {"discriminator.": "terms.adversarial.discriminator.", "bank.": "terms.prototypes.bank."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """What the configurations of all tools that open a checkpoint have in common."""
+
+    checkpoint: str
+    allow_nonfinite: bool = False
+    plugins: tuple[str, ...] = ()
 
 
 class Described(NamedTuple):

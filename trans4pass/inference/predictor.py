@@ -61,7 +61,7 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Mean logits (B,K,H,W), float32 on the device, of uint8 images (B,3,H,W)."""
-        return self._mean_of_views(images.to(self.device), self.tta)
+        return self._mean_of_views(images.to(self.device))
 
     def bands(self, images: Tensor, step: Callable[[float], None] = no_progress) -> Iterator[Tensor]:
         """The same as (B,K,h,W), rows from the top on: here all at once, in `Tiled` as they are finished.
@@ -79,13 +79,13 @@ class Predictor:
         """The likeliest classes, uint8 (B,H,W) on the device; NonFinite where logits are NaN or infinite."""
         return torch.cat([require_finite(band, name).argmax(1).to(torch.uint8) for band in self.bands(images, step)], 1)
 
-    def _mean_of_views(self, images: Tensor, tta: TTA) -> Tensor:
-        views = tta.yaw_rolls * len(tta.scales) * (1 + tta.flip)
-        return reduce(torch.add, self._views(images, tta)) / views
+    def _mean_of_views(self, images: Tensor) -> Tensor:
+        views = self.tta.yaw_rolls * len(self.tta.scales) * (1 + self.tta.flip)
+        return reduce(torch.add, self._views(images)) / views
 
-    def _views(self, images: Tensor, tta: TTA) -> Iterator[Tensor]:
+    def _views(self, images: Tensor) -> Iterator[Tensor]:
         """Each view's logits, at the size and place of the images."""
-        size = images.shape[2:]
+        tta, size = self.tta, images.shape[2:]
         for roll, scale in product(range(tta.yaw_rolls), tta.scales):
             shift = roll * size[1] // tta.yaw_rolls
             view, scaled = images.roll(shift, -1), input_size(self.network, size, scale)

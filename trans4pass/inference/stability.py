@@ -36,9 +36,9 @@ class SeamConsistency:
         rolled = predict(image.roll(shift, -1)).roll(-shift, -1)
         equal, edge = (rolled == prediction).sum(0).roll(seam_width(width)), 2 * seam_width(width)
         at_seam, at_others = equal[:edge], equal[width - shift : width - shift + edge]
-        parts = (at_seam.sum(), edge), (equal.sum() - at_seam.sum() - at_others.sum(), width - 2 * edge)
-        counts = torch.stack([torch.stack((same, torch.tensor(columns * height))) for same, columns in parts])
-        self.counts += counts.to(self.counts.device)
+        elsewhere = equal.sum() - at_seam.sum() - at_others.sum()
+        counts = [[at_seam.sum(), edge * height], [elsewhere, (width - 2 * edge) * height]]
+        self.counts += torch.tensor(counts, device=self.counts.device)
 
     def scores(self) -> dict[str, float]:
         """Over all ranks; NaN without images."""
@@ -57,11 +57,7 @@ class Tilts:
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        angles: Sequence[float],
-        horizon: float = 0.5,
-        device: torch.device | str = "cpu",
+        self, num_classes: int, angles: Sequence[float], horizon: float = 0.5, device: torch.device | str = "cpu"
     ):
         self.turns = {f"{name} {angle:g}": {name: angle} for angle in angles for name in ("pitch", "roll")}
         self.confusions = {name: Confusion(num_classes, device) for name in self.turns}

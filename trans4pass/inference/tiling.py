@@ -6,8 +6,6 @@ piece reaches are divided by the weights' sum and handed on. So a panorama's log
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,44 +25,33 @@ UNSEEN = 1e-4
 MOST_VIEWS = 64  # around the sphere at one pitch
 
 
-class Piece(Protocol):
-    """A part of an image that is predicted by itself."""
-
-    top: int  # the first row of the image that it reaches
-    bottom: int  # the first one below it
-
-    def look(self, images: Tensor) -> Tensor:
-        """Of images (B,3,H,W) what the network sees, (B,3,h,w)."""
-        ...
-
-    def weight(self) -> Tensor:
-        """Of each pixel of the piece, (h,w), above 0; asked after `look`."""
-        ...
-
-    def place(self, x: Tensor, onto: Tensor, first: int) -> None:
-        """Add the piece's values (B,C,h,w) to a map (B,C,rows,W) whose first row is the image's row `first`."""
-        ...
-
-
 class Window:
-    """A rectangle of the image; its columns may go on at the other side."""
+    """A rectangle of the image that is predicted by itself; its columns may go on at the other side.
+
+    Attributes:
+        top: the first row of the image that it reaches.
+        bottom: the first one below it.
+    """
 
     def __init__(self, top: int, columns: Tensor, height: int, overlap: float):
         self.top, self.bottom, self.columns, self.overlap = top, top + height, columns, overlap
 
     def look(self, images: Tensor) -> Tensor:
+        """Of images (B,3,H,W) what the network sees, (B,3,h,w)."""
         return images[..., self.top : self.bottom, self.columns]
 
     def weight(self) -> Tensor:
+        """Of each pixel of the piece, (h,w), above 0; asked after `look`."""
         return taper(self.bottom - self.top, self.overlap)[:, None] * taper(len(self.columns), self.overlap)
 
     def place(self, x: Tensor, onto: Tensor, first: int) -> None:
+        """Add the piece's values (B,C,h,w) to a map (B,C,rows,W) whose first row is the image's row `first`."""
         rows = onto[..., self.top - first : self.bottom - first, :]
         rows.index_add_(-1, self.columns.to(onto.device), x)
 
 
 class PerspectiveView:
-    """A pinhole's view of a full panorama; weighted by its pixels' solid angles, too.
+    """A pinhole's view of a full panorama, used as a `Window` is; weighted by its pixels' solid angles, too.
 
     `column` is the border between two of the panorama's columns that it is centred on.
     """
@@ -113,6 +100,9 @@ class PerspectiveView:
                 rows.index_add_(-1, columns, warp(x[:, channel : channel + 1]))
 
 
+Piece = Window | PerspectiveView
+
+
 class Tiled(Predictor):
     """A predictor that looks at pieces; scales and mirrored views are averaged for each of them.
 
@@ -126,17 +116,13 @@ class Tiled(Predictor):
     def __init__(
         self, network: nn.Module, device: torch.device, tta: TTA, precision: Precision, overlap: float, closed: bool
     ):
-        super().__init__(network, device, tta, precision)
+        super().__init__(network, device, TTA(tta.scales, tta.flip), precision)
         if self.wrap:
             raise ConfigError(
                 "this model was trained with wrap=true and takes the left and right border of whatever it sees for "
                 "neighbours, which those of a window or a view are not: use views=whole"
             )
-        self.overlap, self.closed = overlap, closed or tta.yaw_rolls > 1
-
-    @cached_property
-    def _single(self) -> TTA:
-        return TTA(self.tta.scales, self.tta.flip)
+        self.overlap, self.closed, self.sets = overlap, closed or tta.yaw_rolls > 1, tta.yaw_rolls
 
     def pieces(self, height: int, width: int) -> list[Piece]:
         """Those of an image, in the order of their upper borders."""
@@ -157,7 +143,7 @@ class Tiled(Predictor):
             if alignment is not None:
                 alignment.given = statistics  # a piece's colours are moved as the image's
             try:
-                logits = self._mean_of_views(piece.look(images), self._single)
+                logits = self._mean_of_views(piece.look(images))
             finally:
                 if alignment is not None:
                     alignment.given = None
@@ -169,8 +155,7 @@ class Tiled(Predictor):
             del logits, weight
             end = min((later.top for later in pieces[number + 1 :]), default=images.shape[2])
             if end > start:
-                for row in range(0, end - start, ROWS):
-                    done = held[:, :, row : min(row + ROWS, end - start)]
+                for done in held[:, :, : end - start].split(ROWS, 2):
                     yield done[:, :-1] / done[:, -1:]
                 move_up(held, end - start)
                 start = end
@@ -185,16 +170,11 @@ class Windows(Tiled):
         self.window = window
 
     def pieces(self, height: int, width: int) -> list[Piece]:
-        size = min(self.window[0], width), min(self.window[1], height)
-        columns = [
-            torch.arange(left, left + size[0]) % width
-            for left in starts(width, size[0], self.overlap, self.closed, self.tta.yaw_rolls)
-        ]
-        return [
-            Window(top, across, size[1], self.overlap)
-            for top in starts(height, size[1], self.overlap)
-            for across in columns
-        ]
+        across, down = min(self.window[0], width), min(self.window[1], height)
+        tops = starts(height, down, self.overlap)
+        lefts = starts(width, across, self.overlap, self.closed, self.sets)
+        ranges = [torch.arange(left, left + across) % width for left in lefts]
+        return [Window(top, columns, down, self.overlap) for top in tops for columns in ranges]
 
 
 class Perspectives(Tiled):
@@ -215,8 +195,8 @@ class Perspectives(Tiled):
         side, views = self.side or max(MIN_SIDE, natural), []
         view = Pinhole(side, side, self.fov)
         for pitch, count in rings(panorama, self.fov, self.overlap):
-            for number in range(count * self.tta.yaw_rolls):
-                column = (width + 1) // 2 + round(number * width / (count * self.tta.yaw_rolls))
+            for number in range(count * self.sets):
+                column = (width + 1) // 2 + round(number * width / (count * self.sets))
                 views.append(PerspectiveView(panorama, view, column, pitch, self.overlap))
         return sorted(views, key=lambda piece: piece.top)
 

@@ -1,10 +1,6 @@
 """Predict a video frame by frame: its overlay as a video without sound."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,29 +49,38 @@ def predict_video(
             f"input={source}: frames follow each other, so one process predicts a video: leave torchrun out"
         )
     transform, count = EvalTransform(size), 0
-    with decoding(av, source) as container, replacing(output) as file, progress_bar() as bar:
-        stream = container.streams.video[0]
-        task = bar.add_task(f"predict {source.name}", total=stream.frames or None)
-        with av.open(file, "w", format="mp4") as result:
-            target = result.add_stream("libx264", rate=stream.average_rate or RATE)
-            target.pix_fmt = "yuv420p"
-            target.width, target.height = (side // 2 * 2 for side in (stream.width, stream.height))
-            for frame in container.decode(stream):
-                interrupts.check()
-                if frame.rotation:
+    try:
+        with av.open(str(source)) as container:
+            if not container.streams.video:
+                raise DataError(f"{source} holds no pictures, only {', '.join(s.type for s in container.streams)}")
+            stream = container.streams.video[0]
+            with replacing(output) as file, progress_bar() as bar, av.open(file, "w", format="mp4") as result:
+                task = bar.add_task(f"predict {source.name}", total=stream.frames or None)
+                target = result.add_stream("libx264", rate=stream.average_rate or RATE)
+                target.pix_fmt = "yuv420p"
+                target.width, target.height = (side // 2 * 2 for side in (stream.width, stream.height))
+                for frame in container.decode(stream):
+                    interrupts.check()
+                    if frame.rotation:
+                        raise DataError(
+                            f"{source} is stored turned by {frame.rotation} degrees, which players undo: turn its "
+                            f"frames for good, e.g. ffmpeg -i {source.name} upright.mp4"
+                        )
+                    pixels = frame.to_ndarray(format="rgb24")[: target.height, : target.width]
+                    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
+                    shown = overlay(predictor, labels, transform, image, opacity)
+                    result.mux(target.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+                    count += 1
+                    bar.advance(task)
+                if not count:
                     raise DataError(
-                        f"{source} is stored turned by {frame.rotation} degrees, which players undo: turn its frames "
-                        f"for good, e.g. ffmpeg -i {source.name} upright.mp4"
+                        f"{source} holds no frame that can be decoded; convert it, or give its images as a folder"
                     )
-                pixels = frame.to_ndarray(format="rgb24")[: target.height, : target.width]
-                image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
-                shown = overlay(predictor, labels, transform, image, opacity)
-                result.mux(target.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
-                count += 1
-                bar.advance(task)
-            result.mux(target.encode())
-        if not count:
-            raise DataError(f"{source} holds no frame that can be decoded; convert it, or give its images as a folder")
+                result.mux(target.encode())
+    except av.FFmpegError as error:  # it is no video, or breaks off
+        raise DataError(
+            f"{source} cannot be decoded ({error.strerror}): convert it, or give its images as a folder"
+        ) from error
     return count
 
 
@@ -87,17 +92,3 @@ def overlay(
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     colour = Image.fromarray(labels.colorize(classes)).resize(picture.size, Image.Resampling.NEAREST)
     return np.asarray(Image.blend(picture, colour, opacity))
-
-
-@contextmanager
-def decoding(av: ModuleType, path: Path) -> Iterator[Any]:
-    """The file, opened; DataError where it is no video, or breaks off."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} holds no pictures, only {', '.join(s.type for s in container.streams)}")
-            yield container
-    except av.FFmpegError as error:
-        raise DataError(
-            f"{path} cannot be decoded ({error.strerror}): convert it, or give its images as a folder"
-        ) from error

@@ -120,8 +120,7 @@ class Focal(CrossEntropy):
     ) -> Tensor:
         mean = super().forward(logits, labels, normaliser, weights)
         # This rank's share of the mean carries the gradient, the others' shares enter as constants.
-        others = dist.mean_(mean.detach().clone()) - mean.detach()
-        batch_mean = mean + others
+        batch_mean = mean + (dist.mean_(mean.detach().clone()) - mean.detach())
         return self.alpha * (1 - torch.exp(-batch_mean)) ** self.gamma * batch_mean
 
 

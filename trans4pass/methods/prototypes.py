@@ -68,7 +68,7 @@ class PrototypeBank(nn.Module):
         self.register_buffer("collected", torch.zeros(num_classes, channels))
         self.register_buffer("collections", torch.zeros(num_classes))
         # Sums within the step that is running, one entry per domain: a checkpoint never falls inside a step.
-        self._step: dict[str, tuple[Tensor, Tensor]] = {}
+        self._step: dict[str, Tensor] = {}  # (K,E+1): sums of features, and in the last column numbers of pixels
 
     @torch.no_grad()
     def start(self, domains: Iterable[Tensor]) -> None:
@@ -100,19 +100,16 @@ class PrototypeBank(nn.Module):
     def collect(self, domain: str, features: Tensor, labels: Tensor) -> None:
         """Add a (micro-)batch: features (B,E,h,w), labels (B,h,w) with 255 = none."""
         sums, pixels = class_sums(features.detach().to(self.prototypes), labels, len(self.prototypes))
-        if domain in self._step:
-            sums, pixels = sums + self._step[domain][0], pixels + self._step[domain][1]
-        self._step[domain] = (sums, pixels)
+        self._step[domain] = torch.cat((sums, pixels[:, None]), 1) + self._step.get(domain, 0)
 
     @torch.no_grad()
     def after_step(self, step: int) -> bool:
         """Close step number `step` (from 0); returns whether the prototypes were updated."""
         if self._step:
             # One reduction for all domains, whose entries all ranks have in the same order.
-            joint = dist.sum_(torch.stack([torch.cat((sums, n[:, None]), 1) for sums, n in self._step.values()]))
-            for sums, pixels in ((each[:, :-1], each[:, -1]) for each in joint):
-                self.collected += sums / pixels[:, None].clamp_min(1)
-                self.collections += pixels > 0
+            for sums in dist.sum_(torch.stack([*self._step.values()])):
+                self.collected += sums[:, :-1] / sums[:, -1:].clamp_min(1)
+                self.collections += sums[:, -1] > 0
         self._step.clear()
         if (step + 1) % self.update_every:
             return False
@@ -217,16 +214,14 @@ class PrototypeDistillation(Term):
         if weights is not None:
             weights = nn.functional.interpolate(weights[:, None], features.shape[2:])[:, 0]
         self.bank.collect(seen.domain, self._bank_features(seen.network, seen.batch["image"], features), labels)
-        loss, values = self.pull(at_least_single(features), labels, norms["pixels"], weights)
-        return Losses({"": self.weight * loss}, values)
+        return self.pull(at_least_single(features), labels, norms["pixels"], weights)
 
-    def pull(
-        self, features: Tensor, labels: Tensor, pixels: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The unweighted loss of features (B,E,h,w), whose labels are (B,h,w), and values to log."""
-        return prototype_distillation(
+    def pull(self, features: Tensor, labels: Tensor, pixels: Tensor, weights: Tensor | None) -> Losses:
+        """What `forward` returns, of features (B,E,h,w), labels and weights (B,h,w), and the number of pixels."""
+        loss, values = prototype_distillation(
             features, labels, self.bank.prototypes, self.temperature, self.alpha, self.over, pixels, weights
         )
+        return Losses({"": self.weight * loss}, values)
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         if not self.bank.after_step(step):
@@ -258,7 +253,6 @@ class PrototypeContrast(PrototypeDistillation):
     ):
         super().__init__(network, weight, domains, "fixed", momentum, update_every, temperature)
 
-    def pull(
-        self, features: Tensor, labels: Tensor, pixels: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return prototype_contrast(features, labels, self.bank.prototypes, self.temperature, pixels, weights), {}
+    def pull(self, features: Tensor, labels: Tensor, pixels: Tensor, weights: Tensor | None) -> Losses:
+        loss = prototype_contrast(features, labels, self.bank.prototypes, self.temperature, pixels, weights)
+        return Losses({"": self.weight * loss}, {})

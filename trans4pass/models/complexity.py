@@ -16,16 +16,13 @@ def complexity(model: nn.Module, height: int, width: int) -> tuple[int, float]:
     Convolutions, linear layers and attention count. Of deformable convolutions the `native` backend's products count
     and its sampling does not; of `torchvision`'s nothing does. Element-wise work does not count.
     """
-    training, rings = model.training, [m for m in model.modules() if isinstance(m, PrototypeRing)]
-    states = [copy.deepcopy(ring.state_dict()) for ring in rings]
-    for ring in rings:
-        ring.written.fill_(len(ring.bank))  # as training leaves it: an empty ring is never read
+    model = copy.deepcopy(model).eval()
+    for ring in model.modules():
+        if isinstance(ring, PrototypeRing):
+            ring.written.fill_(len(ring.bank))  # as training leaves it: an empty ring is never read
     image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
     with FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops}) as counter:
-        model.eval()(image)
-    model.train(training)
-    for ring, state in zip(rings, states):
-        ring.load_state_dict(state)
+        model(image)
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9
 
 

@@ -41,7 +41,11 @@ class PrototypeRing(nn.Module):
 
         Entries that are not finite are left out: they would stay long after the step that made them is skipped.
         """
-        entries = gather(entries.to(self.bank))
+        entries = entries.to(self.bank)
+        if dist.active():
+            parts = [torch.empty_like(entries) for _ in range(dist.world_size())]
+            td.all_gather(parts, entries.contiguous())
+            entries = torch.cat(parts)  # [B, width, K] -> [ranks * B, width, K]
         finite = entries.isfinite().all(1).all(1)
         # No sizes that only the device knows, for which a host would wait: each place looks for its last entry.
         places = (self.written + finite.cumsum(0) - 1) % len(self.bank)
@@ -65,15 +69,6 @@ class PrototypeRing(nn.Module):
         filled = size if self._full else min(int(self.written), size)
         self._full = filled == size
         return filled
-
-
-def gather(x: Tensor) -> Tensor:
-    """All ranks' `x` [B, ...], of one shape everywhere, in the ranks' order: [ranks * B, ...]."""
-    if not dist.active():
-        return x
-    parts = [torch.empty_like(x) for _ in range(dist.world_size())]
-    td.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
 
 
 class ECRM(nn.Module):

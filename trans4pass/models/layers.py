@@ -1,5 +1,7 @@
 """Building blocks that the encoder and the heads share."""
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,15 +24,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         return super().forward(input)
 
 
-class DepthwiseConv(nn.Module):
+def depthwise_conv(dim: int) -> nn.Sequential:
     """A 3x3 depth-wise convolution under the name that the official checkpoints use."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dwconv(x)
+    return nn.Sequential(OrderedDict(dwconv=nn.Conv2d(dim, dim, 3, padding=1, groups=dim)))
 
 
 class DeformableProjection(nn.Module):

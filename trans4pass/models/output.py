@@ -1,8 +1,8 @@
-"""What heads and segmentors return."""
+"""What heads and segmentors return, and what this package's heads share."""
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 EDGE = "edge"  # auxiliary maps whose names start so are edge logits (B,1,h,w), all others class logits (B,K,h,w)
 
@@ -13,6 +13,17 @@ class HeadOutput(NamedTuple):
     features: Tensor  # (B,E,h,w) the space prototypes live in
     logits: Tensor  # (B,K,h,w) before they are resized to the input
     aux: dict[str, Tensor]  # extra supervised maps by name, before they are resized
+
+
+class Head(nn.Module):
+    """What a head tells the `Segmentor` beside its output; its subclasses' features have the finest map's size."""
+
+    feature_level = 0  # the encoder's map whose size the features have
+    wrap = False  # see models/circular.py
+
+    def __init__(self, num_classes: int, feature_dim: int) -> None:
+        super().__init__()
+        self.num_classes, self.feature_dim = num_classes, feature_dim
 
 
 class SegOutput(NamedTuple):

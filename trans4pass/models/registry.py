@@ -12,6 +12,7 @@ from torch import nn
 from trans4pass.errors import ConfigError
 from trans4pass.settings import Positive, checked, converted, nearest
 
+from . import tuning
 from .alignment import Alignment
 from .circular import is_circular, make_circular
 from .ecrm import ECRM
@@ -26,8 +27,6 @@ from .heads.linear import LinearHead
 from .heads.segformer import SegFormerHead
 from .heads.upernet import UPerNetHead
 from .segmentor import Segmentor
-from .tuning import Frozen, add_adapters
-from .tuning import freeze as freeze_parts
 from .weights import FAMILIES, load_weights, pretrained_weights
 
 T = TypeVar("T")
@@ -75,7 +74,7 @@ def create_model(
     align: float = 0.0,
     statistics: Mapping[str, Sequence[float]] | None = None,
     allow_nonfinite: bool = False,
-    freeze: Sequence[Frozen] = (),
+    freeze: Sequence[tuning.Frozen] = (),
     lora: bool | Mapping[str, Any] = False,
     **settings: Any,
 ) -> Segmentor:
@@ -111,12 +110,11 @@ def create_model(
         name, settings = "timm", {"encoder": name.removeprefix("timm/"), **settings}
     num_classes = converted(Positive, num_classes, "num_classes")
     encoder_name, default_head = MODELS.get(name, (name, None))
-    chosen = {"name": default_head, **({"name": head} if isinstance(head, str) else head or {})}
+    chosen: dict[str, Any] = {"name": default_head, **({"name": head} if isinstance(head, str) else head or {})}
     make_encoder = look_up(encoder_name, ENCODERS, "model", {**MODELS, **ENCODERS})
     if chosen["name"] is None:
         raise ConfigError(f"{name} is an encoder: add head=..., one of {', '.join(HEADS)}")
-    chosen_head = chosen.pop("name")
-    make_head = look_up(chosen_head, HEADS, "head")
+    make_head = look_up(chosen.pop("name"), HEADS, "head")
     makers = (*ENCODERS.values(), *HEADS.values())
     known = {key for make in makers for key in inspect.signature(make).parameters} - {"channels", "num_classes"}
     for setting in settings.keys() - known:
@@ -140,9 +138,9 @@ def create_model(
     if freeze and lora is not False:
         raise ConfigError("model.lora freezes the encoder by itself: leave model.freeze empty, or lora=false")
     if freeze:
-        freeze_parts(encoder, freeze)
+        tuning.freeze(encoder, freeze)
     if lora is not False:
-        assemble(add_adapters, "model.lora", {} if lora is True else lora, encoder)
+        assemble(tuning.add_adapters, "model.lora", lora, encoder)
     model.has_frozen = bool(freeze) or lora is not False
     model.train()
     if wrap:

@@ -33,6 +33,12 @@ class Segmentor(nn.Module):
     `alignment` gives images the source's channel statistics before anything else.
 
     `wrap`: images are full panoramas whose sides are neighbours (see models/circular.py).
+
+    Attributes:
+        num_classes: K.
+        feature_dim: E, the features' channels.
+        feature_stride: pixels of the image per pixel of the features, along each side.
+        has_edges: whether there are auxiliary maps of edges.
     """
 
     wrap = False
@@ -43,18 +49,22 @@ class Segmentor(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
-        head: nn.Module,
+        encoder: Any,  # any modules that keep to the above
+        head: Any,
         context: nn.Module | None = None,
         edges: nn.Module | None = None,
         alignment: Alignment | None = None,
     ) -> None:
         super().__init__()
-        self.encoder: Any = encoder  # any modules that keep to the above
+        self.encoder = encoder
         self.context = context
-        self.head: Any = head
+        self.head = head
         self.edges = edges
         self.alignment = alignment
+        self.num_classes: int = head.num_classes
+        self.feature_dim: int = head.feature_dim
+        self.feature_stride: int = encoder.strides[head.feature_level]
+        self.has_edges: bool = edges is not None or getattr(head, "predicts_edges", False)
         if edges is None and getattr(head, "reads_last_only", False):
             unread = getattr(encoder, "finer_maps", None)  # what would never get a gradient
             if unread is not None:
@@ -62,25 +72,6 @@ class Segmentor(nn.Module):
         mean, std = getattr(encoder, "mean", IMAGENET_DEFAULT_MEAN), getattr(encoder, "std", IMAGENET_DEFAULT_STD)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    @property
-    def num_classes(self) -> int:
-        return self.head.num_classes
-
-    @property
-    def feature_dim(self) -> int:
-        """E, the features' channels."""
-        return self.head.feature_dim
-
-    @property
-    def feature_stride(self) -> int:
-        """Pixels of the image per pixel of the features, along each side."""
-        return self.encoder.strides[self.head.feature_level]
-
-    @property
-    def has_edges(self) -> bool:
-        """Whether there are auxiliary maps of edges."""
-        return self.edges is not None or getattr(self.head, "predicts_edges", False)
 
     def recompute_activations(self) -> None:
         """Compute the encoder's blocks again in the backward pass, instead of keeping what they computed."""

@@ -169,18 +169,14 @@ def read_weights(path: str | PathLike[str]) -> Weights:
     return as_weights(read_file(path), path)
 
 
-def as_weights(content: Any, path: str | PathLike[str]) -> Weights:
-    """The network's tensors in what `read_file` gave."""
-    return Weights(path, *_convert(content, path))
-
-
 def identify(state: Mapping[str, Tensor]) -> Variant | None:
     """The model that a whole state dict belongs to, by names and shapes; None where there is none."""
-    _, state, _ = _convert(dict(state), "the state dict")
+    state = as_weights(dict(state), "the state dict").state
     head = next((head for head, key in HEADS.items() if key in state), None)
     preds = (state.get(key) for key in ("head.pred.weight", "head.pred.1.weight"))
     pred = next((pred for pred in preds if pred is not None and pred.ndim == 4), None)
-    size, resnet = _encoder_size(state), _resnet_name(state)
+    blocks = [key for key in state if re.fullmatch(r"encoder\.body\.layer3\.\d+\.conv1\.weight", key)]
+    size, resnet = _encoder_size(state), RESNETS.get(len(blocks))
     if head is None or pred is None or not (size or resnet):
         return None
     is_default = head == "danet" if resnet else head in FAMILIES
@@ -248,10 +244,9 @@ def read_file(path: str | PathLike) -> Any:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
+        damaged = _damaged_entry(path)
+        if not damaged:
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no PyTorch checkpoint, or holds Python objects, which could run code when read. If you trust "
@@ -261,6 +256,7 @@ def read_file(path: str | PathLike) -> Any:
         raise WeightsError(
             f"{path} cannot be read: it is cut off, damaged or no checkpoint; get it again. ({first_line(error)})"
         ) from error
+    raise WeightsError(f"{path} is damaged at {damaged}: copy it again, or use the one before it")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -273,26 +269,24 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {**description, "method": {f"network.{name}": value for name, value in tensors.items()}}
 
 
-def _check_archive(path: Path) -> None:
-    """Raise WeightsError where the checksums in torch's zip archive show that `path` is damaged."""
+def _damaged_entry(path: Path) -> str | None:
+    """Where torch's zip archive is damaged, as far as its checksums show."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch's old format has no checksums
-            return
+            return None
     with zipfile.ZipFile(path) as archive:
         # A file marked as a folder is none to torch, which would leave its numbers as the memory happens to be.
         folders = (entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER)
-        damaged = archive.testzip() or next(folders, None)
-    if damaged:
-        raise WeightsError(f"{path} is damaged at {damaged}: copy it again, or use the one before it")
+        return archive.testzip() or next(folders, None)
 
 
-def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]:
-    """The format's name, the tensors under this project's names, and the file's names that were dropped."""
+def as_weights(content: Any, path: str | PathLike[str]) -> Weights:
+    """The network's tensors in what `read_file` gave."""
     state, outside = _unwrap(content, path)
     if any("patch_embeddings." in key for key in state):
         encoder, dropped = _split(state, re.compile(r"(?:segformer\.)?encoder\."))
         try:
-            return "transformers", _from_transformers(encoder), outside + dropped
+            return Weights(path, "transformers", _from_transformers(encoder), outside + dropped)
         except (KeyError, ValueError, RuntimeError) as error:
             raise WeightsError(
                 f"{path} has the transformers library's names, some wrong ({error!r}): get it again"
@@ -300,11 +294,12 @@ def _convert(content: Any, path: str | PathLike) -> tuple[str, State, list[str]]
     for format, (mark, classifier, place) in ENCODERS.items():
         if mark in state:
             dropped = [key for key in state if key.startswith(classifier)]
-            return format, {f"{place}{key}": state[key] for key in state if key not in dropped}, outside + dropped
+            kept = {f"{place}{key}": state[key] for key in state if key not in dropped}
+            return Weights(path, format, kept, outside + dropped)
     official = re.compile(rf"^({'|'.join(PREFIXES)})(?=\.)")
     renamed = {official.sub(lambda found: PREFIXES[found[1]], key): value for key, value in state.items()}
     refuse_first_release(renamed, path)
-    return "Trans4PASS" if renamed.keys() == state.keys() else "official", renamed, outside
+    return Weights(path, "Trans4PASS" if renamed.keys() == state.keys() else "official", renamed, outside)
 
 
 def _unwrap(content: Any, path: str | PathLike) -> tuple[State, list[str]]:
@@ -360,11 +355,6 @@ def _encoder_size(state: State) -> str | None:
     norms = [key for key in state if re.fullmatch(r"encoder\.block\d\.\d+\.norm1\.weight", key)]
     depths = tuple(sum(key.startswith(f"encoder.block{stage}.") for key in norms) for stage in STAGES)
     return next((name for name, size in MIX_SIZES.items() if size == (channels, depths)), None)
-
-
-def _resnet_name(state: State) -> str | None:
-    blocks = sum(bool(re.fullmatch(r"encoder\.body\.layer3\.\d+\.conv1\.weight", key)) for key in state)
-    return RESNETS.get(blocks)
 
 
 def _explain(state: State, wanted: State, different: str) -> str:

@@ -15,7 +15,7 @@ from trans4pass.ops.sampling import Placing
 
 
 def _torchvision(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
+    input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
     stride, padding, wrap = placing
     sides = (stride, stride), (padding, padding)
@@ -25,8 +25,7 @@ def _torchvision(
     more = -(-2 // stride)  # columns of output that come of the two or more of input, and are cut off again
     offset = F.pad(round_the_map(offset, input.shape[-1], weight.shape[-1], placing), (0, more))
     input = torch.cat((input[..., -1:], input, input[..., : more * stride - 1]), -1)
-    mask = None if mask is None else F.pad(mask, (0, more))
-    return torchvision.ops.deform_conv2d(input, offset, weight, bias, *sides, mask=mask)[..., :width]
+    return torchvision.ops.deform_conv2d(input, offset, weight, bias, *sides, mask=F.pad(mask, (0, more)))[..., :width]
 
 
 def round_the_map(offset: Tensor, map_width: int, kernel: int, placing: Placing) -> Tensor:
@@ -44,18 +43,14 @@ def _deterministic(*arguments: Any) -> Tensor:
     return native.deform_conv2d(*arguments, forward=lambda: _torchvision(*arguments))
 
 
-def _mmcv(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
-) -> Tensor:
+def _mmcv(input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, placing: Placing) -> Tensor:
     # Optional, and slow to import.
     from mmcv.ops import modulated_deform_conv2d  # pyright: ignore[reportMissingImports]
 
     if placing.wrap:
         raise ConfigError("deform_backend 'mmcv' cannot wrap around the map's sides; use 'auto'")
     # At -1 exactly (zero offset, in the padding) the offset's gradient is 0 here, and not so in the other backends.
-    groups, taps = offset.shape[1] // (2 * weight.shape[-1] ** 2), weight.shape[-1] ** 2
-    if mask is None:
-        mask = input.new_ones(len(input), groups * taps, *offset.shape[2:])
+    groups = offset.shape[1] // (2 * weight.shape[-1] ** 2)
     # It reads memory as if it were contiguous, whatever the strides.
     tensors = [x.contiguous() for x in (input, offset, mask, weight)]
     # The last three: dilation, groups of the weight, offset groups.
@@ -119,6 +114,8 @@ def deform_conv2d(
     Raises ConfigError for an unknown backend, ValueError for shapes that do not fit together.
     """
     _check_shapes(input, offset, mask, weight, stride, padding)
+    if mask is None:
+        mask = offset.new_ones(len(offset), offset.shape[1] // 2, *offset.shape[2:])
     device, result = input.device.type, input.dtype
     if check_backend(backend) == "auto":
         # On CUDA they are not measured against each other: torchvision's is one launch, where native's is dozens.
@@ -128,9 +125,9 @@ def deform_conv2d(
     if torch.is_autocast_enabled(device) and work == torch.float32:
         result = torch.get_autocast_dtype(device)
     values = result if backend in HALF_VALUES else work
-    mask, bias = (t if t is None else t.to(values) for t in (mask, bias))
+    bias = None if bias is None else bias.to(values)
     with torch.autocast(device, enabled=False):
-        tensors = input.to(values), offset.to(work), mask, weight.to(values), bias
+        tensors = input.to(values), offset.to(work), mask.to(values), weight.to(values), bias
         return BACKENDS[backend](*tensors, Placing(stride, padding, wrap)).to(result)
 
 

@@ -6,7 +6,7 @@ it is tested in Triton's interpreter (TRITON_INTERPRET=1), which computes on the
 Sizes in the shapes below: N output positions, K = k*k taps, G offset groups.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -22,7 +22,7 @@ POSITIONS = 256  # of a program, which takes one tap of one offset group of one 
 
 
 def deform_conv2d(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
+    input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, placing: Placing
 ) -> Tensor:
     """See `trans4pass.ops.deform_conv2d`; no samples are kept for the backward pass, and no second derivative is there.
 
@@ -35,18 +35,18 @@ def deform_conv2d(
         )
     if torch.are_deterministic_algorithms_enabled():
         raise ConfigError("deform_backend 'triton' adds gradients up in any order; deterministic=true needs 'auto'")
-    return _DeformConv.apply(input.contiguous(), offset.contiguous(), mask, weight, bias, placing)
+    tensors = input.contiguous(), offset.contiguous(), mask.contiguous(), weight, bias
+    return _DeformConv.apply(*tensors, (weight.shape[-1], *map(int, placing)))
 
 
 class _DeformConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, placing: Placing
+        ctx, input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, placing: Sequence[int]
     ) -> Tensor:
-        mask = None if mask is None else mask.contiguous()
         ctx.save_for_backward(input, offset, mask, weight)
         ctx.placing = placing
-        samples = sample(input, offset, mask, weight.shape[-1], *placing)
+        samples = sample(input, offset, mask, placing)
         matrix = weight.flatten(1).expand(len(input), -1, -1)  # [O, C, k, k] -> [B, O, C*K]
         out = torch.bmm(matrix, samples) if bias is None else torch.baddbmm(bias[:, None], matrix, samples)
         return out.unflatten(2, offset.shape[2:])  # [B, O, N] -> [B, O, Ho, Wo]
@@ -60,96 +60,82 @@ class _DeformConv(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             matrix = weight.flatten(1).t().expand(len(input), -1, -1)  # [O, C, k, k] -> [B, C*K, O]
             samples, grad_input, grad_offset, grad_mask = sample_backward(
-                torch.bmm(matrix, grad), input, offset, mask, weight.shape[-1], *ctx.placing, ctx.needs_input_grad[0]
+                torch.bmm(matrix, grad), input, offset, mask, ctx.placing, ctx.needs_input_grad[0]
             )
             grad_matrix = torch.bmm(grad, samples.transpose(1, 2)).sum(0, dtype=offset.dtype).to(weight.dtype)
         return (
             grad_input.to(input.dtype) if ctx.needs_input_grad[0] else None,
             grad_offset,
-            None if mask is None else grad_mask,
+            grad_mask,
             grad_matrix.view_as(weight),
             grad.sum((0, 2)) if ctx.needs_input_grad[4] else None,
             None,
         )
 
 
-# Operators of torch's, so that compiled graphs and tensors without memory pass them by.
+# Operators of torch's, so that compiled graphs and tensors without memory pass them by. `placing` is the kernel's size,
+# the stride, the padding, and whether the map's sides meet.
 
 
 @torch.library.custom_op("trans4pass::sample", mutates_args=())
-def sample(
-    input: Tensor, offset: Tensor, mask: Tensor | None, kernel: int, stride: int, padding: int, wrap: bool
-) -> Tensor:
+def sample(input: Tensor, offset: Tensor, mask: Tensor, placing: Sequence[int]) -> Tensor:
     """Modulated samples [B, C*K, N] of `input` [B, C, H, W], of its type; all tensors are contiguous."""
-    samples = _new_samples(input, offset, kernel)
-    grid, sizes = _launch(input, offset, kernel)
-    placing = kernel, stride, padding
+    samples = _new_samples(input, offset, mask, placing)
+    grid, sizes = _launch(input, offset, placing)
     with torch.cuda.device_of(input):
-        _sample[grid](input, offset, mask, samples, *sizes, *placing, mask is not None, wrap, POSITIONS)  # pyright: ignore[reportArgumentType] constants
+        _sample[grid](input, offset, mask, samples, *sizes, *placing, POSITIONS)  # pyright: ignore[reportCallIssue] constants
     return samples
 
 
 @sample.register_fake
-def _(input: Tensor, offset: Tensor, mask: Tensor | None, kernel: int, *placing: Any) -> Tensor:
-    return _new_samples(input, offset, kernel)
+def _new_samples(input: Tensor, offset: Tensor, mask: Tensor, placing: Sequence[int]) -> Tensor:
+    return input.new_empty(len(input), input.shape[1] * placing[0] ** 2, offset.shape[2] * offset.shape[3])
 
 
 @torch.library.custom_op("trans4pass::sample_backward", mutates_args=())
 def sample_backward(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    kernel: int,
-    stride: int,
-    padding: int,
-    wrap: bool,
-    scatter: bool,
+    grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor, placing: Sequence[int], scatter: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The samples again, and the gradients of input (in the offset's type, for sums), offset and mask, from theirs.
 
-    Empty are the input's without `scatter`, and the mask's where there is none.
+    The input's is empty without `scatter`.
     """
-    samples, grad_input, grad_offset, grad_mask = made = _new_gradients(input, offset, mask, kernel, scatter)
-    grid, sizes = _launch(input, offset, kernel)
-    tensors = grad.contiguous(), input, offset, mask, samples, grad_input, grad_offset, grad_mask
-    placing = kernel, stride, padding
+    made = _new_gradients(grad, input, offset, mask, placing, scatter)
+    grid, sizes = _launch(input, offset, placing)
+    tensors = grad.contiguous(), input, offset, mask, *made
     with torch.cuda.device_of(input):
-        _sample_backward[grid](*tensors, *sizes, *placing, mask is not None, wrap, scatter, POSITIONS)  # pyright: ignore[reportArgumentType] constants
+        _sample_backward[grid](*tensors, *sizes, *placing, scatter, POSITIONS)  # pyright: ignore[reportCallIssue] constants
     return made
 
 
 @sample_backward.register_fake
-def _(grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor | None, kernel: int, *others: Any):
-    return _new_gradients(input, offset, mask, kernel, scatter=others[-1])
-
-
-def _new_samples(input: Tensor, offset: Tensor, kernel: int) -> Tensor:
-    return input.new_empty(len(input), input.shape[1] * kernel**2, offset.shape[2] * offset.shape[3])
-
-
 def _new_gradients(
-    input: Tensor, offset: Tensor, mask: Tensor | None, kernel: int, scatter: bool
+    grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor, placing: Sequence[int], scatter: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_input = offset.new_zeros(input.shape if scatter else 0)
-    grad_mask = input.new_empty(0) if mask is None else torch.empty_like(mask)
-    return _new_samples(input, offset, kernel), grad_input, torch.empty_like(offset), grad_mask
+    return _new_samples(input, offset, mask, placing), grad_input, torch.empty_like(offset), torch.empty_like(mask)
 
 
-def _launch(input: Tensor, offset: Tensor, kernel: int) -> tuple[tuple[int, int, int], tuple[int, int, int, int, int]]:
+def _launch(input: Tensor, offset: Tensor, placing: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The grid: programs along positions, taps of offset groups, images; the arguments from `height` to `depth`."""
     (batch, channels, height, width), (planes, rows, columns) = input.shape, offset.shape[1:]
-    count, depth = rows * columns, channels * 2 * kernel**2 // planes
+    count, depth = rows * columns, channels * 2 * placing[0] ** 2 // planes
     return (-(-count // POSITIONS), planes // 2, batch), (height, width, columns, count, depth)
 
 
 @triton.jit
-def _corners(offset, tap, place, inside, height, width, columns, count, kernel, stride, padding, WRAP: tl.constexpr):
-    """Of each sample's four neighbours the place in a plane, then whether they are there, then how far below and right
-    of the upper left one the sample lies, as a fraction of a pixel.
+def _corners(
+    offset, height, width, columns, count, kernel, stride, padding, WRAP: tl.constexpr, POSITIONS: tl.constexpr
+):
+    """The program's tap, output positions and which of these there are; of each sample's four neighbours the place in
+    a plane, then whether they are there, then how far below and right of the upper left one the sample lies, as a
+    fraction of a pixel.
 
-    `tap` counts those of all images and groups before this one's.
+    The tap counts those of all images and groups before its own.
     """
+    tap = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    place = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
+    inside = place < count
     number = (tap % (kernel * kernel)).to(tl.int32)
     start = offset + 2 * tap * count
     y = tl.load(start + place, mask=inside, other=0) + (place // columns * stride + number // kernel - padding)
@@ -171,6 +157,7 @@ def _corners(offset, tap, place, inside, height, width, columns, count, kernel, 
     there, there_right = (column >= 0) & (column < width), (right >= 0) & (right < width)
     above, below = row * width, (row + 1) * width
     return (
+        tap, place, inside,
         above + column, above + right, below + column, below + right,
         upper & there, upper & there_right, lower & there, lower & there_right,
         y - top, x - left,
@@ -180,16 +167,14 @@ def _corners(offset, tap, place, inside, height, width, columns, count, kernel, 
 @triton.jit
 def _sample(
     input, offset, mask, samples, height, width, columns, count, depth, kernel, stride, padding,
-    MASKED: tl.constexpr, WRAP: tl.constexpr, POSITIONS: tl.constexpr,
+    WRAP: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
-    inside = place < count
-    taps = kernel * kernel
-    tap = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     # Triton's type says that kernels are never called by each other.
-    i00, i01, i10, i11, is00, is01, is10, is11, fy, fx = _corners(  # pyright: ignore[reportGeneralTypeIssues]
-        offset, tap, place, inside, height, width, columns, count, kernel, stride, padding, WRAP
+    tap, place, inside, i00, i01, i10, i11, is00, is01, is10, is11, fy, fx = _corners(  # pyright: ignore[reportGeneralTypeIssues]
+        offset, height, width, columns, count, kernel, stride, padding, WRAP, POSITIONS
     )
+    taps = kernel * kernel
+    factor = tl.load(mask + tap * count + place, mask=inside, other=0).to(fy.dtype)
     for number in range(depth):
         channel = tap // taps * depth + number
         plane = input + channel * height * width
@@ -199,29 +184,22 @@ def _sample(
         v11 = tl.load(plane + i11, mask=is11, other=0).to(fy.dtype)
         upper, lower = v00 + fx * (v01 - v00), v10 + fx * (v11 - v10)
         value = upper + fy * (lower - upper)
-        if MASKED:
-            value *= tl.load(mask + tap * count + place, mask=inside, other=0).to(fy.dtype)
-        tl.store(samples + (channel * taps + tap % taps) * count + place, value, mask=inside)
+        tl.store(samples + (channel * taps + tap % taps) * count + place, value * factor, mask=inside)
 
 
 @triton.jit
 def _sample_backward(
     grad, input, offset, mask, samples, grad_input, grad_offset, grad_mask,
     height, width, columns, count, depth, kernel, stride, padding,
-    MASKED: tl.constexpr, WRAP: tl.constexpr, SCATTER: tl.constexpr, POSITIONS: tl.constexpr,
+    WRAP: tl.constexpr, SCATTER: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
-    inside = place < count
-    taps = kernel * kernel
-    tap = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     # Triton's type says that kernels are never called by each other.
-    i00, i01, i10, i11, is00, is01, is10, is11, fy, fx = _corners(  # pyright: ignore[reportGeneralTypeIssues]
-        offset, tap, place, inside, height, width, columns, count, kernel, stride, padding, WRAP
+    tap, place, inside, i00, i01, i10, i11, is00, is01, is10, is11, fy, fx = _corners(  # pyright: ignore[reportGeneralTypeIssues]
+        offset, height, width, columns, count, kernel, stride, padding, WRAP, POSITIONS
     )
+    taps = kernel * kernel
     dy, dx, dm = fy * 0, fy * 0, fy * 0
-    factor = dy + 1
-    if MASKED:
-        factor = tl.load(mask + tap * count + place, mask=inside, other=0).to(fy.dtype)
+    factor = tl.load(mask + tap * count + place, mask=inside, other=0).to(fy.dtype)
     for number in range(depth):
         channel = tap // taps * depth + number
         at = (channel * taps + tap % taps) * count + place
@@ -249,5 +227,4 @@ def _sample_backward(
     start = grad_offset + 2 * tap * count + place
     tl.store(start, dy, mask=inside)
     tl.store(start + count, dx, mask=inside)
-    if MASKED:
-        tl.store(grad_mask + tap * count + place, dm, mask=inside)
+    tl.store(grad_mask + tap * count + place, dm, mask=inside)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trans4pass.ops.sampling import Gradients, OptionalTensor, Placing, Sampler, choose_layout
+from trans4pass.ops.sampling import Placing, Sampler, choose_layout
 
 
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,
-    mask: Tensor | None,
+    mask: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     placing: Placing,
@@ -29,14 +29,11 @@ def deform_conv2d(
 
     `forward` gives the result [B, O, Ho, Wo] in another way; the backward pass is that of here all the same.
     """
-    batch, channels, height, width = input.shape
     kernel, (ho, wo) = weight.shape[-1], offset.shape[2:]
     groups = offset.shape[1] // (2 * kernel**2)
-    layout = choose_layout(channels, groups)
-    sampler = layout(batch, channels, height, width, ho, wo, groups, kernel, *placing, is_tiled(input.device))
+    sampler = choose_layout(input.shape[1], groups)(input, offset, kernel, groups, placing, is_tiled(input.device))
     offset = offset.contiguous().view(-1, groups, kernel**2, 2, ho * wo)  # [B, 2*G*k*k, Ho, Wo] -> [B, G, K, 2, N]
-    if mask is not None:
-        mask = mask.contiguous().view(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
+    mask = mask.contiguous().view(-1, groups, kernel**2, ho * wo)  # [B, G*k*k, Ho, Wo] -> [B, G, K, N]
     return _DeformConv.apply(input, offset, mask, weight, bias, sampler, forward).unflatten(2, (ho, wo))
 
 
@@ -53,7 +50,7 @@ class _DeformConv(torch.autograd.Function):
         ctx,
         input: Tensor,
         offset: Tensor,
-        mask: Tensor | None,
+        mask: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         sampler: Sampler,
@@ -69,8 +66,8 @@ class _DeformConv(torch.autograd.Function):
             source = sampler.fill_maps(maps, input[images])
             for positions in parts:
                 block, grid = out[images, :, positions], sampler.grid(positions, offset)
-                tile = images, slice(None), positions
-                samples = sampler.sample_block(block, source, _at(offset, *tile), _at(mask, *tile), grid)
+                tile = images, ..., positions
+                samples = sampler.sample_block(block, source, offset[tile], mask[tile], grid)
                 torch.bmm(matrix.expand(len(block), -1, -1), sampler.columns(samples, block), out=block)
                 if bias is not None:
                     block += bias[:, None]
@@ -84,7 +81,7 @@ class _DeformConv(torch.autograd.Function):
         sampler: Sampler = ctx.sampler
         matrix = sampler.matrix(weight)
         grad_input = torch.empty_like(input) if ctx.needs_input_grad[0] else None
-        grad_offset, grad_mask = torch.empty_like(offset), None if mask is None else torch.empty_like(mask)
+        grad_offset, grad_mask = torch.empty_like(offset), torch.empty_like(mask)
         grad_matrix, grad_bias = torch.zeros_like(matrix), grad.sum((0, 2)) if ctx.needs_input_grad[4] else None
         maps, grad_maps = sampler.new_maps(input), None if grad_input is None else sampler.new_maps(input)
         with torch.autocast(grad.device.type, enabled=False):
@@ -96,17 +93,12 @@ class _DeformConv(torch.autograd.Function):
                     samples, grid = sampler.new_samples(block), sampler.grid(positions, offset)
                     grad_samples = sampler.grad_samples(matrix, block)
                     for groups in sampler.tiles(block):
-                        tile = images, groups, positions
-                        corners = sampler.corners(_at(offset, *tile), _at(mask, *tile), grid)
-                        from_, laid = sampler.tile_of(source, groups), sampler.tile_of(samples, groups)
-                        grads = sampler.tile_of(grad_samples, groups), sampler.tile_of(target, groups)
-                        to = Gradients(_at(grad_offset, *tile), _at(grad_mask, *tile))
-                        sampler.sample_backward(corners, from_, laid, *grads, to)
+                        tile = images, groups, ..., positions
+                        corners = sampler.corners(offset[tile], mask[tile], grid)
+                        laid = source[:, groups], samples[:, groups], grad_samples[:, groups]
+                        onto = None if target is None else target[:, groups]
+                        sampler.sample_backward(corners, *laid, onto, (grad_offset[tile], grad_mask[tile]))
                     grad_matrix += torch.bmm(block, sampler.columns(samples, block).transpose(1, 2)).sum(0)
                 if grad_input is not None and target is not None:
                     grad_input[images] = sampler.unbordered(target)
         return grad_input, grad_offset, grad_mask, sampler.unmatrix(grad_matrix), grad_bias, None, None
-
-
-def _at(x: OptionalTensor, images: slice, groups: slice, positions: slice) -> OptionalTensor:
-    return x if x is None else x[images, groups, ..., positions]

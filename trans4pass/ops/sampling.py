@@ -8,7 +8,7 @@ channels.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ BLOCK_TILES = 4  # at most: a block's memory is written again and again, and che
 BLOCK_POSITIONS = 512  # at least, for matrix products worth their overhead
 ROW_CHANNELS = 8  # from which on rows are faster than planes
 
-OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
+Gradients = tuple[Tensor, Tensor]  # a tile's offset's [n, g, K, 2, P] and mask's [n, g, K, P], to be set
 
 
 class Placing(NamedTuple):
@@ -31,102 +31,65 @@ class Placing(NamedTuple):
     wrap: bool  # whether the map's left and right borders meet, as a full panorama's do
 
 
-class Gradients(NamedTuple):
-    """Those of a tile's offset [n, g, K, 2, P] and mask [n, g, K, P], to be set."""
-
-    offset: Tensor
-    mask: Tensor | None
-
-
 class Corners(NamedTuple):
     """Where the samples of a tile lie, and how much each counts."""
 
     upper_left: Tensor  # [n, g, K, P], index of that neighbour in the flattened, bordered map
     fraction: Tensor  # [n, g, K, 2, P] of a pixel, below and right of it
-    mask: Tensor | None  # [n, g, K, P]
+    mask: Tensor  # [n, g, K, P]
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights [n, g, K, P] of the upper left, upper right, lower left and lower right neighbours, mask included."""
         fy, fx = self.fraction.unbind(3)
-        lower = fy if self.mask is None else fy * self.mask
-        upper = (1 if self.mask is None else self.mask) - lower
+        lower = fy * self.mask
+        upper = self.mask - lower
         upper_right, lower_right = upper * fx, lower * fx
         return upper.sub_(upper_right), upper_right, lower - lower_right, lower_right
 
-    def backward(self, dots: list[Tensor], to: Gradients) -> None:
+    def backward(self, dots: list[Tensor], grad_offset: Tensor, grad_mask: Tensor) -> None:
         """Set the gradients.
 
         `dots` holds, for each neighbour, the dot product over channels of its values and the samples' gradient; it is
         overwritten.
         """
         fy, fx = self.fraction.unbind(3)
-        dy, dx = to.offset.unbind(3)
+        dy, dx = grad_offset.unbind(3)
         upper, lower = torch.lerp(dots[0], dots[1], fx), torch.lerp(dots[2], dots[3], fx)
         dy.copy_(lower - upper)  # `out=` of a strided view would break compiled graphs
         dx.copy_(torch.lerp(dots[1].sub_(dots[0]), dots[3].sub_(dots[2]), fy))
-        if self.mask is not None and to.mask is not None:
-            to.offset.mul_(self.mask.unsqueeze(3))
-            to.mask.copy_(torch.lerp(upper, lower, fy))
+        grad_offset.mul_(self.mask.unsqueeze(3))
+        grad_mask.copy_(torch.lerp(upper, lower, fy))
 
 
-class Sampler(NamedTuple):
+class Sampler:
     """The sizes of one deformable convolution, and what follows from them.
 
     Samples are kept in the order in which they are read and written fastest: here as [n, g, C/G, K*P], a plane per
     channel, which is fast for few channels per offset group; subclasses lay them otherwise. `lay` brings one number per
     sample, [n, g, K, P], into that order, ready to be multiplied with samples; `unlay` brings it back.
+
+    `tiled` says whether the work is cut, as a CPU's caches want it.
     """
 
-    batch: int
-    channels: int
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-    groups: int
-    kernel: int
-    stride: int
-    padding: int
-    wrap: bool
-    tiled: bool  # whether the work is cut, as a CPU's caches want it
-
-    @property
-    def taps(self) -> int:
-        return self.kernel**2
-
-    @property
-    def depth(self) -> int:
-        """Channels per offset group."""
-        return self.channels // self.groups
-
-    @property
-    def row(self) -> int:
-        """Pixels in a row of the bordered map."""
-        return self.width + 2 * BORDER
-
-    @property
-    def shifts(self) -> tuple[int, int, int, int]:
-        """How far each neighbour lies behind the upper left one in a flattened, bordered map."""
-        return 0, 1, self.row, self.row + 1
+    def __init__(self, input: Tensor, offset: Tensor, kernel: int, groups: int, placing: Placing, tiled: bool) -> None:
+        self.batch, self.channels, self.height, self.width = input.shape
+        self.out_height, self.out_width = offset.shape[2:]
+        self.kernel, self.taps = kernel, kernel**2
+        self.stride, self.padding, self.wrap = placing
+        self.groups, self.depth = groups, self.channels // groups  # offset groups, channels of each
+        self.tiled, self.count = tiled, self.out_height * self.out_width
+        self.positions = self.batch * self.count  # output positions of a block, at most
+        if tiled:
+            samples = TILE_SAMPLES * min(groups, BLOCK_TILES)
+            self.positions = max(BLOCK_POSITIONS, samples // (self.channels * self.taps))
+        self.images = max(1, min(self.positions // self.count, self.batch))  # of a block, at most
+        self.row = self.width + 2 * BORDER  # pixels in a row of the bordered map
+        self.shifts = 0, 1, self.row, self.row + 1  # how far each neighbour lies behind the upper left one
 
     def blocks(self) -> Iterator[tuple[slice, list[slice]]]:
         """Slices of the batch, each with the slices of the flattened output positions that cover it."""
-        count, images = self.out_height * self.out_width, self._images
-        parts = [slice(i, min(i + self._positions, count)) for i in range(0, count, self._positions)]
-        return ((slice(i, i + images), parts) for i in range(0, self.batch, images))
-
-    @property
-    def _positions(self) -> int:
-        """Output positions of a block, at most."""
-        if not self.tiled:
-            return self.batch * self.out_height * self.out_width
-        samples = TILE_SAMPLES * min(self.groups, BLOCK_TILES)
-        return max(BLOCK_POSITIONS, samples // (self.channels * self.taps))
-
-    @property
-    def _images(self) -> int:
-        """Images of a block, at most."""
-        return max(1, self._positions // (self.out_height * self.out_width))
+        parts = [slice(i, min(i + self.positions, self.count)) for i in range(0, self.count, self.positions)]
+        return ((slice(i, i + self.images), parts) for i in range(0, self.batch, self.images))
 
     def grid(self, positions: slice, like: Tensor) -> Tensor:
         """Where the samples of some flattened output positions lie at zero offset: [K, 2, P], (y, x)."""
@@ -136,7 +99,7 @@ class Sampler(NamedTuple):
         grid = torch.stack([flat // self.out_width, flat % self.out_width]).to(like.dtype) * self.stride
         return torch.cartesian_prod(tap, tap).unsqueeze(2) + grid
 
-    def corners(self, offset: Tensor, mask: Tensor | None, grid: Tensor) -> Corners:
+    def corners(self, offset: Tensor, mask: Tensor, grid: Tensor) -> Corners:
         """Corners at `offset` [n, g, K, 2, P] from `grid` [K, 2, P]."""
         point = offset + grid
         point[:, :, :, 0].clamp_(-BORDER, self.height)
@@ -153,12 +116,11 @@ class Sampler(NamedTuple):
 
     def new_maps(self, like: Tensor) -> Tensor:
         """Laid zeros for the bordered maps [n, C, H+4, W+4] of a block: made once, since fresh memory is slow."""
-        maps = like.new_zeros(min(self._images, self.batch), self.channels, self.height + 2 * BORDER, self.row)
-        return self.lay_map(maps)
+        return self.lay_map(like.new_zeros(self.images, self.channels, self.height + 2 * BORDER, self.row))
 
     def fill_maps(self, maps: Tensor, x: Tensor) -> Tensor:
         """Write `x` [n, C, H, W], its sides joined or not, into as many of the laid `maps` as it needs: these."""
-        maps = maps[: len(maps) // min(self._images, self.batch) * len(x)]
+        maps = maps[: len(maps) // self.images * len(x)]
         inner = self.unlay_map(maps)[:, :, BORDER:-BORDER]
         if self.wrap:
             inner.copy_(x[..., self._wrapped_columns(x.device)])
@@ -177,12 +139,12 @@ class Sampler(NamedTuple):
     def _wrapped_columns(self, device: torch.device) -> Tensor:
         return torch.arange(-BORDER, self.width + BORDER, device=device) % self.width
 
-    def sample_block(self, block: Tensor, source: Tensor, offset: Tensor, mask: Tensor | None, grid: Tensor) -> Tensor:
+    def sample_block(self, block: Tensor, source: Tensor, offset: Tensor, mask: Tensor, grid: Tensor) -> Tensor:
         """All samples for a `block` [n, O, P] of the result from the laid map; `offset` and `mask` are the block's."""
         samples = self.new_samples(block)
         for groups in self.tiles(block):
-            corners = self.corners(offset[:, groups], None if mask is None else mask[:, groups], grid)
-            self.sample(corners, self.tile_of(source, groups), self.tile_of(samples, groups))
+            corners = self.corners(offset[:, groups], mask[:, groups], grid)
+            self.sample(corners, source[:, groups], samples[:, groups])
         return samples
 
     def sample(self, corners: Corners, source: Tensor, samples: Tensor) -> None:
@@ -204,18 +166,14 @@ class Sampler(NamedTuple):
             dots.append(self.unlay(self.sum_channels(neighbour.mul_(grad)), corners.upper_left.shape))
             if target is not None:
                 self.scatter_add(target, shift, index, torch.mul(grad, weight, out=neighbour))
-        corners.backward(dots, to)
+        corners.backward(dots, *to)
 
     def tiles(self, block: Tensor) -> list[slice]:
         """Slices of the offset groups for a `block` [n, O, P] of the result."""
-        if not self.tiled:
+        if not self.tiled or self.groups == 1:  # rows, which are of one group, have no dimension for it
             return [slice(None)]
         step = max(1, TILE_SAMPLES // (len(block) * self.depth * self.taps * block.shape[2]))
         return [slice(i, i + step) for i in range(0, self.groups, step)]
-
-    def tile_of(self, x: OptionalTensor, groups: slice) -> OptionalTensor:
-        """A tile of laid samples, or of a laid map."""
-        return x if x is None else x[:, groups]
 
     def new_samples(self, block: Tensor) -> Tensor:
         return block.new_empty(len(block), self.groups, self.depth, self.taps * block.shape[2])
@@ -263,26 +221,25 @@ class PointSampler(Sampler):
     """Planes with an offset for every channel: interpolated row by row, with half of the general way's products."""
 
     def sample(self, corners: Corners, source: Tensor, samples: Tensor) -> None:
-        index, (fy, fx), mask = self._lay_corners(corners)
+        index, fy, fx, mask = self._lay_corners(corners)
         upper, upper_right, lower, lower_right = (self.gather(source, shift, index) for shift in self.shifts)
         torch.lerp(upper.lerp_(upper_right, fx), lower.lerp_(lower_right, fx), fy, out=samples)
-        if mask is not None:
-            samples.mul_(mask)
+        samples.mul_(mask)
 
     def sample_backward(
         self, corners: Corners, source: Tensor, samples: Tensor, grad: Tensor, target: Tensor | None, to: Gradients
     ) -> None:
-        (index, (fy, fx), mask), shape = self._lay_corners(corners), corners.upper_left.shape
+        (index, fy, fx, mask), shape = self._lay_corners(corners), corners.upper_left.shape
         upper, upper_right, lower, lower_right = (self.gather(source, shift, index) for shift in self.shifts)
         dx = torch.lerp(upper_right - upper, lower_right - lower, fy)
         upper, lower = upper.lerp_(upper_right, fx), lower.lerp_(lower_right, fx)
         torch.lerp(upper, lower, fy, out=samples)
         dy = lower.sub_(upper)
-        if mask is not None and to.mask is not None:
-            to.mask.copy_(self.unlay(grad, shape) * self.unlay(samples, shape))
-            samples.mul_(mask)
-            grad = grad * mask
-        for slope, out in zip((dy, dx), to.offset.unbind(3)):
+        grad_offset, grad_mask = to
+        grad_mask.copy_(self.unlay(grad, shape) * self.unlay(samples, shape))
+        samples.mul_(mask)
+        grad = grad * mask
+        for slope, out in zip((dy, dx), grad_offset.unbind(3)):
             out.copy_(self.unlay(grad, shape) * self.unlay(slope, shape))
         if target is not None:
             below = grad * fy
@@ -292,24 +249,18 @@ class PointSampler(Sampler):
             for shift, part in zip(self.shifts, parts):
                 self.scatter_add(target, shift, index, part)
 
-    def _lay_corners(self, corners: Corners) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        fraction = [self.lay(x) for x in corners.fraction.unbind(3)]
-        return self.lay_index(corners.upper_left), fraction, None if corners.mask is None else self.lay(corners.mask)
+    def _lay_corners(self, corners: Corners) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        fy, fx = (self.lay(x) for x in corners.fraction.unbind(3))
+        return self.lay_index(corners.upper_left), fy, fx, self.lay(corners.mask)
 
 
 class RowSampler(Sampler):
     """Samples as [n*P*K, C], a row of channels per sample: fast for many channels and one offset group."""
 
-    def tiles(self, block: Tensor) -> list[slice]:
-        return [slice(None)]
-
-    def tile_of(self, x: OptionalTensor, groups: slice) -> OptionalTensor:
-        return x
-
     def new_samples(self, block: Tensor) -> Tensor:
         return block.new_empty(len(block) * block.shape[2] * self.taps, self.channels)
 
-    def sample_block(self, block: Tensor, source: Tensor, offset: Tensor, mask: Tensor | None, grid: Tensor) -> Tensor:
+    def sample_block(self, block: Tensor, source: Tensor, offset: Tensor, mask: Tensor, grid: Tensor) -> Tensor:
         corners, step = self.corners(offset, mask, grid), torch.arange(2, device=source.device)
         neighbours = self.lay_index(corners.upper_left).unsqueeze(1) + (step[:, None] * self.row + step).flatten()
         weights = torch.cat([self.lay(weight) for weight in corners.weights()], 1)  # both [n*P*K, 4]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from trans4pass.build import CONFIGS, build
@@ -60,9 +60,8 @@ def check_split(config: Mapping[str, Any], split: str, labels: LabelSpace) -> ch
 
 
 def counts_table(summaries: Mapping[str, check.Summary], published: Mapping[str, int | None]) -> Table:
-    table = Table(title="images", title_justify="left")
-    for column in ("split", "images", "published", "labels", "sizes (width x height: images)"):
-        table.add_column(column, justify="left" if column[:2] in ("sp", "si") else "right")
+    counts = (Column(heading, justify="right") for heading in ("images", "published", "labels"))
+    table = Table("split", *counts, "sizes (width x height: images)", title="images", title_justify="left")
     for split, summary in summaries.items():
         sizes = [f"{w}x{h}: {n}" for (w, h), n in summary.sizes.most_common(3)]
         sizes += [f"{len(summary.sizes) - 3} more sizes"] if len(summary.sizes) > 3 else []
@@ -113,15 +112,12 @@ def percent(share: float) -> str:
 
 
 def frequency_table(summaries: Mapping[str, check.Summary], labels: LabelSpace) -> Table:
-    table = Table(title="class frequencies in % of the labelled pixels", title_justify="left")
-    table.add_column("class")
+    splits = (Column(split, justify="right") for split in summaries)
+    table = Table("class", *splits, title="class frequencies in % of the labelled pixels", title_justify="left")
     columns = [shares(summary) for summary in summaries.values()]
-    for split in summaries:
-        table.add_column(split, justify="right")
-    for i, name in enumerate((*labels.classes, "ignored, of all pixels")):
-        if i == labels.num_classes:
-            table.add_section()
-        table.add_row(name, *(percent(column[i]) for column in columns))
+    for i, name in enumerate((*labels.classes, "ignored, of all pixels"), 1):
+        cells = (percent(column[i - 1]) for column in columns)
+        table.add_row(name, *cells, end_section=i == labels.num_classes)
     return table
 
 

@@ -71,14 +71,6 @@ class RunContext:
     device: torch.device
     interrupts: Interrupts
 
-    @property
-    def num_workers(self) -> int:
-        return self.settings.num_workers
-
-    @property
-    def plugins(self) -> tuple[str, ...]:
-        return self.settings.plugins
-
     def network(self, model: Mapping[str, Any]) -> Segmentor:
         """A fresh network, the same for the same seed; `model` overrides the run's settings. Files are not read."""
         torch.manual_seed(self.seed("network"))
@@ -132,7 +124,7 @@ class RunContext:
     def meta(self, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What every checkpoint says about its model: all but the files that it once started from."""
         described = without_starts({**self.settings.model, **(model or {})})
-        return {"model": described, "labels": self.labels.to_dict(), "plugins": list(self.plugins)}
+        return {"model": described, "labels": self.labels.to_dict(), "plugins": list(self.settings.plugins)}
 
 
 def without_starts(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,23 +18,13 @@ from torch.utils.data import Subset
 from trans4pass import dist
 from trans4pass.build import build, find_target
 from trans4pass.console import track
-from trans4pass.data import (
-    EvalTransform,
-    Mixture,
-    SegmentationDataset,
-    TrainTransform,
-    View,
-    eval_loader,
-    train_loader,
-)
+from trans4pass.data import EvalTransform, Mixture, SegmentationDataset, TrainTransform, View, eval_loader, train_loader
 from trans4pass.errors import ConfigError
-from trans4pass.methods import Batch, DomainBatch, Pass
+from trans4pass.methods import DomainBatch, Pass
 from trans4pass.models import MULTIPLE, as_float, channel_statistics
 from trans4pass.settings import Positive, parse
-from trans4pass.storage import recall_json, write_json
 from trans4pass.training import checkpoint, to_device
 
-from .context import RunContext
 from .stage import Stage
 
 log = logging.getLogger(__name__)
@@ -59,32 +49,23 @@ class DomainSettings:
 
 
 class Domain:
-    """One domain of a training stage.
+    """One domain of a training stage; `labelling` is the stage that labels it, None where that is none."""
 
-    Args:
-        labelling: the labelling stages before it, by name.
-    """
-
-    def __init__(self, stage: Stage, name: str, config: Mapping[str, Any], labelling: Mapping[str, Stage]):
-        self.stage, self.name, self.where = stage, name, f"{stage.where}.domains.{name}"
+    def __init__(self, stage: Stage, name: str, config: Mapping[str, Any]):
+        self.stage, self.run, self.name, self.where = stage, stage.run, name, f"{stage.where}.domains.{name}"
         self.settings = parse(DomainSettings, config, self.where)
-        self.labelling = None
-        if self.settings.labels not in (TRUTH, NO_LABELS):
-            if self.settings.labels not in labelling:
-                raise ConfigError(
-                    f"{self.where}.labels={self.settings.labels} is neither {TRUTH}, {NO_LABELS} nor an enabled "
-                    f"labelling stage before it ({', '.join(labelling) or 'there is none'})"
-                )
-            if not isinstance(self.settings.data, str):
-                raise ConfigError(
-                    f"{self.where}.labels={self.settings.labels} are of one data set, and data has "
-                    f"{', '.join(self.settings.data)}: let a teacher label several (experiment=pin2pan_teacher)"
-                )
-            self.labelling = labelling[self.settings.labels]
-
-    @property
-    def run(self) -> RunContext:
-        return self.stage.run
+        labels, data = self.settings.labels, self.settings.data
+        self.labelling = None if labels in (TRUTH, NO_LABELS) else stage.labelling.get(labels)
+        if self.labelling is None and labels not in (TRUTH, NO_LABELS):
+            raise ConfigError(
+                f"{self.where}.labels={labels} is neither {TRUTH}, {NO_LABELS} nor an enabled labelling stage before "
+                f"it ({', '.join(stage.labelling) or 'there is none'})"
+            )
+        if self.labelling is not None and not isinstance(data, str):
+            raise ConfigError(
+                f"{self.where}.labels={labels} are of one data set, and data has {', '.join(data)}: let a teacher "
+                "label several (experiment=pin2pan_teacher)"
+            )
 
     @cached_property
     def view(self) -> View:
@@ -93,20 +74,18 @@ class Domain:
     @cached_property
     def files(self) -> SegmentationDataset:
         """The training set as it lies on disk, with its view, without pseudo-labels, which may not exist yet."""
-        labelled = self.settings.labels == TRUTH
-        seed = self.run.seed(self.stage.name, self.name, "augmentation")
         settings, sides = self.settings, self.settings.data
+        seed = self.run.seed(self.stage.name, self.name, "augmentation")
+        how: dict[str, Any] = {"labelled": settings.labels == TRUTH, "seed": seed}
         if isinstance(sides, str):
-            chosen = {} if settings.images is None else {"names": self.chosen_images()}
-            dataset = self.run.dataset(sides, settings.split, self.where, labelled=labelled, seed=seed, **chosen)
+            how |= {} if settings.images is None else {"names": self.chosen_images()}
+            dataset = self.run.dataset(sides, settings.split, self.where, **how)
         else:
             if not sides:
                 raise ConfigError(f"{self.where}.data is empty: give the name of a data set, or {{name: weight, ...}}")
             if settings.images is not None:
                 raise ConfigError(f"{self.where}.images chooses from one data set, and data has {', '.join(sides)}")
-            parts = {
-                side: self.run.dataset(side, settings.split, self.where, labelled=labelled, seed=seed) for side in sides
-            }
+            parts = {side: self.run.dataset(side, settings.split, self.where, **how) for side in sides}
             dataset = Mixture(parts, list(sides.values()))
         dataset.notes = self.stage.folder / f"notes_{self.name}"
         return dataset.with_transform(self.view)
@@ -152,21 +131,23 @@ class Domain:
         seed = self.run.seed(self.stage.name, self.name, "order")
         dataset = self.dataset if dataset is None else dataset
         sampler = build(self.settings.sampler, f"{self.where}.sampler", dataset=dataset, seed=seed)
-        return train_loader(
-            dataset, sampler, self.settings.batch_size, self.run.num_workers, start, on_bad=self.stage.bad
-        )
+        batch_size, workers = self.settings.batch_size, self.run.settings.num_workers
+        return train_loader(dataset, sampler, batch_size, workers, start, on_bad=self.stage.bad)
+
+    def samples(self, count: int) -> Iterator[dict[str, Any]]:
+        """A few unaugmented samples, spread over the set, as batches of one."""
+        spread = max(1, len(self.dataset) // count)
+        return islice(eval_loader(self.unaugmented, rank=0, world_size=spread, on_bad=self.stage.bad), count)
 
     def check_sampler(self) -> None:
         """Refuse a sampler that the data set, or what is known of it, is not for."""
         sampler = find_target(self.settings.sampler.get("_target_"), f"{self.where}.sampler")
-        several = self.settings.data
+        several, chosen = self.settings.data, f"{self.where}.sampler={sampler.__name__}"
         if getattr(sampler, "needs_labels", False) and self.settings.labels == NO_LABELS:
-            raise ConfigError(f"{self.where}.sampler={sampler.__name__} reads labels, and labels is {NO_LABELS}")
+            raise ConfigError(f"{chosen} reads labels, and labels is {NO_LABELS}")
         weighs = getattr(sampler, "needs_weights", False)
         if weighs and isinstance(several, str):
-            raise ConfigError(
-                f"{self.where}.sampler={sampler.__name__} draws from several data sets: give data={{name: weight, ...}}"
-            )
+            raise ConfigError(f"{chosen} draws from several data sets: give data={{name: weight, ...}}")
         if not weighs and not isinstance(several, str) and len(set(several.values())) > 1:
             raise ConfigError(
                 f"{self.where}.data has weights, which sampler={sampler.__name__} does not read: set "
@@ -189,51 +170,31 @@ class Domain:
             log.warning("%s gives images that are no full panoramas, and model.wrap=true joins their sides", self.where)
 
 
-class StageData:
-    """The batches of all domains of a stage (see `trans4pass.training.TrainingData`)."""
-
-    def __init__(self, domains: Mapping[str, Domain], first_pass_batch: int):
-        self.domains, self.first_pass_batch = domains, first_pass_batch
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        loaders = {name: domain.batches(start) for name, domain in self.domains.items()}
-        while True:
-            yield {name: next(loader) for name, loader in loaders.items()}
-
-    def passes(self) -> Mapping[str, Pass]:
-        return {name: FirstPass(domain, self.first_pass_batch) for name, domain in self.domains.items()}
-
-    def samples(self, domain: Domain, count: int) -> Iterator[dict[str, Any]]:
-        """A few unaugmented samples, spread over the set, as batches of one."""
-        spread = max(1, len(domain.dataset) // count)
-        return islice(eval_loader(domain.unaugmented, rank=0, world_size=spread, on_bad=domain.stage.bad), count)
-
-
 class FirstPass(Pass):
     """This rank's share of a pass over a domain's images; what `fold` has so far is kept in the stage's folder."""
 
     def __init__(self, domain: Domain, batch_size: int):
         super().__init__(self.without(()))
         self.domain, self.batch_size, self.folds = domain, batch_size, 0
+        self.title = f"{domain.stage.name}: first pass, {domain.name}"
 
     def without(self, done: Collection[str]) -> Iterator[DomainBatch]:
         """The batches, without the images of these names."""
         domain, run, dataset = self.domain, self.domain.run, self.domain.unaugmented
         share = range(dist.rank(), len(dataset), dist.world_size())
         left = Subset(dataset, [index for index in share if dataset.items[index].name not in done])
-        loader = eval_loader(left, run.num_workers, 0, 1, domain.stage.bad, self.batch_size)
-        batches = track(loader, len(loader), f"{domain.stage.name}: first pass, {domain.name}")
-        for batch in run.interrupts.between(batches, dist.largest_share(len(dataset))):
+        loader = eval_loader(left, run.settings.num_workers, 0, 1, domain.stage.bad, self.batch_size)
+        tracked = track(loader, len(loader), self.title)
+        for batch in run.interrupts.between(tracked, dist.largest_share(len(dataset))):
             yield to_device({domain.name: batch}, run.device)[domain.name]
 
     def fold(self, function: Callable[[Tensor, DomainBatch], Tensor], state: Tensor) -> Tensor:
         self.folds += 1
         path = self.domain.stage.folder / FIRST_PASS / f"{self.domain.name}_{self.folds}_rank{dist.rank()}.pt"
-        what = f"{self.domain.stage.name}: first pass, {self.domain.name}"
         kept = checkpoint.load_latest(path) or {"state": state, "names": []}
         state, names, saved = kept["state"].to(state), set(kept["names"]), time.monotonic()
         if names:
-            log.info("%s: goes on behind %d images", what, len(names))
+            log.info("%s: goes on behind %d images", self.title, len(names))
         try:
             for batch in self.without(names):
                 state = function(state, batch)
@@ -243,7 +204,7 @@ class FirstPass(Pass):
                     saved = time.monotonic()
         finally:
             checkpoint.save({"state": state, "names": sorted(names)}, path)
-            log.info("%s: %d images are done and kept", what, len(names))
+            log.info("%s: %d images are done and kept", self.title, len(names))
         return state
 
 
@@ -282,24 +243,23 @@ def counted_class_weights(domain: Domain) -> list[float]:
 
     The published list fits the same formula with shares of all pixels, the ignored ones included.
     """
-    path: Path = domain.stage.folder / f"class_weights_{domain.name}.json"
-    # Rank 0 decides: it may have written the file before the others look.
-    known = dist.broadcast_object(recall_json(path, domain.run.labels.classes, "the classes are counted again"))
-    if known is not None:
-        return list(known.values())
-    log.info("counting the classes of %d labels for class_weights=auto", len(domain.dataset))
-    counts = domain.dataset.class_counts().double()
-    weights = [round(1 / math.log(1.1 + share), 4) for share in (counts / counts.sum()).tolist()]
-    if dist.is_main():
-        write_json(path, dict(zip(domain.run.labels.classes, weights, strict=True)))
-    return weights
+    classes = domain.run.labels.classes
+
+    def count() -> dict[str, float]:
+        log.info("counting the classes of %d labels for class_weights=auto", len(domain.dataset))
+        counts = domain.dataset.class_counts().double()
+        weights = [round(1 / math.log(1.1 + share), 4) for share in (counts / counts.sum()).tolist()]
+        return dict(zip(classes, weights, strict=True))
+
+    file, again = f"class_weights_{domain.name}.json", "the classes are counted again"
+    return list(domain.stage.remembered(file, classes, again, count).values())
 
 
 def counted_channel_statistics(domain: Domain) -> dict[str, list[float]]:
     """Mean over up to 256 images of their channels' means and deviations, in [0,1]; every rank must call it."""
     dataset = domain.files.with_transform(None)
     spread = Subset(dataset, range(0, len(dataset), -(-len(dataset) // STATISTICS_IMAGES)))
-    loader = eval_loader(spread, domain.run.num_workers, on_bad=domain.stage.bad)
+    loader = eval_loader(spread, domain.run.settings.num_workers, on_bad=domain.stage.bad)
     tracked = track(loader, len(loader), f"{domain.stage.name}: channel statistics of {domain.name}")
     batches = domain.run.interrupts.between(tracked, dist.largest_share(len(spread)))
     pairs = [torch.stack(channel_statistics(as_float(batch["image"]))).flatten(1) for batch in batches]

@@ -31,7 +31,7 @@ def processes(device: str) -> Iterator[torch.device]:
     name_slurm_ranks()
     torch.backends.cudnn.allow_tf32 = False  # torch's default is true; `tf32` is the setting of a run
     chosen = choose_device(device)
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield chosen
         return
     # Ranks ask each other whether to stop through the CPU, which need not wait for the GPU.

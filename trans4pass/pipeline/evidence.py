@@ -29,9 +29,9 @@ from trans4pass.report.viewer import Map, Seen, Span, shrunk
 from trans4pass.storage import recall_json, write_json
 
 from .context import RunContext
+from .evaluator import SCORES
 from .launch import config_dir_option
 from .own_data import is_image
-from .score_sheet import SCORES
 from .stage import Stage
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def look(run: RunContext, stages: Mapping[str, Stage], final: str) -> Look:
     unlabelled: dict[str, dict[str, float]] = {}
     before: dict[int, np.ndarray] = {}
     for name in [name for name in stages if name in shown or not truth]:
-        network = opened(run, stages[name], name)
+        network = opened(stages[name])
         if network is None:
             continue
         predictor, confidences = Predictor(network.to(run.device), run.device), []
@@ -127,14 +127,14 @@ def readable(dataset: SegmentationDataset, index: int) -> bool:
     return True
 
 
-def opened(run: RunContext, stage: Stage, name: str) -> Segmentor | None:
+def opened(stage: Stage) -> Segmentor | None:
     """The network that a training stage left; None, said, where its file cannot be read."""
     try:
-        described = read_checkpoint(stage.last_path, run.plugins)
+        described = read_checkpoint(stage.last_path, stage.run.settings.plugins)
         assert isinstance(described, Described)  # a training stage's own file
         return described.network(allow_nonfinite=True)
     except WeightsError as error:  # of the first stage, which nothing else needs any more
-        log.warning("%s: the pictures go without stage %s", error, name)
+        log.warning("%s: the pictures go without stage %s", error, stage.name)
         return None
 
 
@@ -197,7 +197,7 @@ def write_evidence(run: RunContext, final: Stage, seen: Sequence[Seen]) -> None:
     path = folder / "report.json"
     before = recall_json(path, ("command",), "it is written anew") or {"command": None}
     command = command_line() or before["command"]
-    write_json(path, {"command": command, "panoramas": entries, "prototypes": similarity(run, final)})
+    write_json(path, {"command": command, "panoramas": entries, "prototypes": similarity(final)})
 
 
 def command_line() -> str | None:
@@ -211,9 +211,9 @@ def command_line() -> str | None:
     return f"{start} tools/train.py {shlex.join([*folder, *typed])}"
 
 
-def similarity(run: RunContext, final: Stage) -> list[list[float | None]] | None:
+def similarity(final: Stage) -> list[list[float | None]] | None:
     """Cosines between the final stage's prototypes (K,K); None where it has no bank of them."""
-    described = read_checkpoint(final.last_path, run.plugins)
+    described = read_checkpoint(final.last_path, final.run.settings.plugins)
     tensors = described.method if isinstance(described, Described) else {}
     bank = next((x for name, x in tensors.items() if name.endswith(".bank.prototypes")), None)
     if bank is None:

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -26,16 +26,14 @@ def settings(name: str, arguments: Sequence[str]) -> str:
         if choice is not None:
             own.append(f"{place or group}.<setting>:\n{described(CONFIGS / group / f'{choice}.yaml')}")
     chosen = ["Files of configs/ that can be chosen, <group>=<name>:", *lines, ""] if lines else []
-    return "\n".join([*chosen, "Settings and their defaults (???: must be given):\n", "\n\n".join(own)]).replace(
-        "$", "$$"
-    )
+    text = "\n".join([*chosen, "Settings and their defaults (???: must be given):\n", "\n\n".join(own)])
+    return text.replace("$", "$$")  # Hydra takes it for a template
 
 
 def described(path: Path) -> str:
     """A configuration's text without its heading and what is meant for Hydra."""
-    text = re.sub(
-        r"^(?:defaults|hydra):.*(?:\n(?:[ \t].*)?)*", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^(?:defaults|hydra):.*(?:\n(?:[ \t].*)?)*", "", text, flags=re.MULTILINE)
     return re.sub(r"\A(?:#.*\n)+", "", text).strip()
 
 
@@ -65,19 +63,13 @@ def choices(arguments: Sequence[str]) -> str:
 
 def named(key: str, group: str, roots: Sequence[Path]) -> list[str]:
     """The names of a group's files, which can be chosen as `key`."""
-    names = [*(MODELS if group == "model" else ()), *("timm",) * (group == "model")]
+    names = [*MODELS, "timm"] if group == "model" else []
     names += [path.stem for root in roots for path in sorted((root / group).glob("[!_]*.yaml"))]
     return textwrap.wrap(f"  {key}: {', '.join(names)}", WIDTH, subsequent_indent="    ", break_long_words=False)
 
 
 def summary_line(path: Path, width: int) -> str:
     """The first comment that says what a file is, not how it is called: its first sentence, or `width` characters."""
-    sentence = re.split(r"[.:] ", next(descriptions(path), ""))[0].rstrip(".")
+    comment = re.search(r"^# (?!@package|python )(.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    sentence = re.split(r"[.:] ", comment[1])[0].rstrip(".") if comment else ""
     return textwrap.shorten(sentence, width, placeholder=" ...")
-
-
-def descriptions(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        words = line.removeprefix("# ")
-        if line.startswith("# ") and not words.startswith(("@package", "python ")):
-            yield words

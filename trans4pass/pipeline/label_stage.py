@@ -65,11 +65,10 @@ class LabelStage(ImageStage):
         limits = pseudo_labels.thresholds(counts, self.settings.keep, self.settings.cap)
         confusion, kept = self.write(dataset, limits)
         dist.barrier()
-        share = kept.sum().item() / counts.sum().item()
-        named = dict(zip(self.run.labels.classes, limits.tolist(), strict=True))
+        share, classes = kept.sum().item() / counts.sum().item(), self.run.labels.classes
         log.info("%s: %.1f%% of the pixels kept", self.name, 100 * share)
         if dist.is_main():
-            write_json(self.folder / "thresholds.json", named)
+            write_json(self.folder / "thresholds.json", dict(zip(classes, limits.tolist(), strict=True)))
             write_json(self.folder / "quality.json", self.quality(counts, confusion, kept))
             shutil.rmtree(self.folder / "maps")
         seconds = round(time.perf_counter() - started, 1)
@@ -87,21 +86,16 @@ class LabelStage(ImageStage):
         left = sorted(index for share in dist.gather_objects(missing) for index in share)
         if left:
             log.info("%s: predicting %d of %d images", self.name, len(left), len(dataset))
-            network = self.run.network({} if self.start is None else self.start.model)
-            if self.start is not None:
-                self.start.load_network(network)
-            self.forget_start()
-            predictor = Predictor(network.to(self.run.device), self.run.device, self.settings, self.settings.precision)
-            remaining, how = torch.utils.data.Subset(dataset, left), (self.run.num_workers, self.name)
-            predictions = predict_all(
-                predictor, remaining, *how, self.run.interrupts, self.bad, self.settings.batch_size
-            )
-            for batch, logits in predictions:
+            network, _ = self.started_network({})
+            predictor = Predictor(network, self.run.device, self.settings, self.settings.precision)
+            workers, interrupts = self.run.settings.num_workers, self.run.interrupts
+            how = workers, self.name, interrupts, self.bad, self.settings.batch_size
+            for batch, logits in predict_all(predictor, torch.utils.data.Subset(dataset, left), *how):
                 for name, of_image in zip(batch["name"], logits.split(1), strict=True):
                     maps = pseudo_labels.confidence(of_image)
                     pseudo_labels.spill(self.spilled(name), *maps)
                     counts += pseudo_labels.histogram(*maps, len(counts))
-        return dist.sum_(torch.from_numpy(counts).to(self.run.device)).cpu().numpy()
+        return dist.sum_(torch.from_numpy(counts)).numpy()
 
     def found(self, dataset: SegmentationDataset) -> tuple[np.ndarray, list[int]]:
         """Of this rank's share the counts of maps that are there, and the indices of items without.
@@ -130,7 +124,8 @@ class LabelStage(ImageStage):
     def share(self, items: Sequence[T], task: str, function: Callable[[T], R]) -> Iterator[R]:
         """`function` of each of this rank's share of the items, with a progress bar; threads compute it ahead."""
         share = items[dist.rank() :: dist.world_size()]
-        tracked = track(computed_ahead(function, share, self.run.num_workers), len(share), f"{self.name}: {task}")
+        results = computed_ahead(function, share, self.run.settings.num_workers)
+        tracked = track(results, len(share), f"{self.name}: {task}")
         return self.run.interrupts.between(tracked, dist.largest_share(len(items)))
 
     def write(self, dataset: SegmentationDataset, limits: np.ndarray) -> tuple[Confusion, Tensor]:
@@ -161,9 +156,7 @@ class LabelStage(ImageStage):
             kept += torch.from_numpy(counts)
             if truth is not None:
                 confusion.update(truth, torch.tensor(written))
-        counts, kept = (dist.sum_(x.to(self.run.device)).cpu() for x in (confusion.counts, kept))
-        confusion.counts = counts
-        return confusion, kept
+        return confusion.reduce(), dist.sum_(kept)
 
     @cached_property
     def truth(self) -> SegmentationDataset | None:

@@ -28,7 +28,7 @@ from trans4pass.models import MODELS
 from trans4pass.settings import closest, nested
 
 from .environment import choose_workers, processes
-from .help import choices, comment, settings
+from .help import choices, comment, config_roots, settings
 from .own_data import as_typed, filled
 
 log = logging.getLogger(__name__)
@@ -210,8 +210,7 @@ def known_settings(name: str, overrides: Sequence[str]) -> set[str]:
     """All keys of configs/<name>.yaml, inner ones too, with the choices among `overrides`; empty if they do not fit."""
     words = [override.split(",")[0] for override in overrides]  # of a sweep the first
     choices = [word for word in words if chooses(word)]
-    if own := re.search(r"--config-dir[= ](\S+)", " ".join(overrides)):
-        choices.append(f"hydra.searchpath=[file://{Path(own[1]).resolve()}]")
+    choices += [f"hydra.searchpath=[file://{own.resolve()}]" for own in config_roots(overrides)[1:]]
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra.compose(name, choices, return_hydra_config=True)

@@ -74,6 +74,6 @@ def next_command(run: RunContext, images: Path, size: Sequence[int] | None) -> s
     """What predicts all images of a folder, or the one image."""
     values = {"checkpoint": str(run.folder), "input": str(images), "output": str(run.folder / "predictions")}
     values |= {"size": list(size)} if size else {}
-    values |= {"plugins": list(run.plugins)} if run.plugins else {}
+    values |= {"plugins": list(run.settings.plugins)} if run.settings.plugins else {}
     words = [f"{key}={as_typed(value)}" for key, value in values.items()]
     return f"python tools/predict.py {shlex.join(words)} html=true"

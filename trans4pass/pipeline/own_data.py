@@ -45,6 +45,7 @@ LABELS = {
     "Structured3D": "indoor8",
 }  # fmt: skip
 ANY = LabelSpace("any", ("any",), np.zeros((1, 3), np.uint8), {})  # to see what data sets are labelled in
+SIDES = {"source": "source", "panoramas": "target", "scored": "scored"}  # what is typed -> the side that it is
 IMAGES = ("images", "image", "img", "photos", "rgb")  # what folders of images and of their labels are called
 ANNOTATIONS = ("labels", "annotations", "masks", "label", "mask", "semantic", "gt")
 
@@ -70,10 +71,6 @@ class Choice(NamedTuple):
     def typed(self) -> str:
         return f"{self.key}={as_typed(self.value)}"
 
-    @property
-    def in_a_shell(self) -> str:
-        return shlex.quote(self.typed) if '"' in self.typed else self.typed
-
 
 def filled(config: DictConfig) -> DictConfig:
     """A composed configuration with what its `source` and `panoramas` ask for; any without these as it is.
@@ -93,18 +90,17 @@ def filled(config: DictConfig) -> DictConfig:
     if hydra.runtime.choices["experiment"] != EXPERIMENT:
         keys |= changed_by_experiment(config, hydra.runtime.choices, str(hydra.job.config_name))
 
-    def composed(choices: Sequence[Choice]) -> DictConfig:
-        chosen = [choice for choice in choices if choice.key.lstrip("+") not in keys]
-        return compose(hydra.job.config_name, [*(choice.typed for choice in chosen), *typed])
+    choices: list[Choice] = []
 
-    choices = list(sides(config, names))
-    first = composed(choices)
-    choices += labels_of(first, keys, folders)
-    second = composed(choices)
-    choices += sizes(second, keys)
-    result = composed(choices)
-    log.info("%s", in_words([choice for choice in choices if choice.key.lstrip("+") not in keys]))
-    return result
+    def composed(more: Iterator[Choice]) -> DictConfig:
+        choices.extend(choice for choice in more if choice.key.lstrip("+") not in keys)
+        return compose(hydra.job.config_name, [*(choice.typed for choice in choices), *typed])
+
+    config = composed(sides(config, names))
+    config = composed(labels_of(config, keys, folders))
+    config = composed(sizes(config, keys))
+    log.info("%s", in_words(choices))
+    return config
 
 
 def changed_by_experiment(config: DictConfig, groups: Mapping[str, str], name: str) -> set[str]:
@@ -126,7 +122,7 @@ def as_typed(value: Any) -> str:
 
 
 def in_words(choices: Sequence[Choice]) -> str:
-    words = [choice.in_a_shell for choice in choices]
+    words = [shlex.quote(choice.typed) if '"' in choice.typed else choice.typed for choice in choices]
     width = max((len(word) for word in words if len(word) < 60), default=0)
     lines = (f"  {word:<{width}}  {choice.why}".rstrip() for word, choice in zip(words, choices))
     return "\n".join(("chosen (type a setting to have another value):", *lines))
@@ -141,23 +137,23 @@ def sides(config: DictConfig, names: Collection[str]) -> Iterator[Choice]:
         if config[key] is None:
             example = "source=/data/cityscapes panoramas=/data/my_panoramas"
             raise ConfigError(f"{key} is missing: name a folder or a data set, e.g. experiment=mine {example}")
-    for key in ("source", "panoramas", "scored"):
+    for key in SIDES:
         if not isinstance(config[key], str | None):
             raise ConfigError(
                 f"{key} is {config[key]}, which is no text: a folder whose name looks like something else needs quotes "
                 f"of its own, e.g. '{key}=\"2024_05\"'"
             )
-    yield from side("source", str(config.source), "source", "train", True, names)
-    yield from side("panoramas", str(config.panoramas), "target", "train", False, names)
+    for key in SIDES:
+        if config[key] is not None:
+            yield from side(key, config[key], names)
     if config.scored is not None:
-        yield from side("scored", str(config.scored), "scored", "val", True, names, "+")
         yield Choice("+evaluate.scored", "val", "where the gain is measured")
 
 
-def side(
-    key: str, word: str, name: str, split: str, labelled: bool, names: Collection[str], new: str = ""
-) -> Iterator[Choice]:
-    """The data set that `word` means as the side called `name`; `new` is + where the configuration has no such side."""
+def side(key: str, word: str, names: Collection[str]) -> Iterator[Choice]:
+    """The data set that `word` means as a key of `SIDES`."""
+    name, split = SIDES[key], "val" if key == "scored" else "train"
+    new = "+" if key == "scored" else ""  # the configuration has no such side
     if word in names:
         yield Choice(f"{new}data@data.{name}", word, f"{key} is a file of configs/data")
         return
@@ -175,7 +171,7 @@ def side(
         yield Choice(f"{new}data@data.{name}", layout, f"{key} has {LAYOUTS[layout].format(split=split)}")
         yield Choice(f"data.{name}.dataset.root", word, "")
         return
-    values, why = plain_folder(key, root, split, labelled)
+    values, why = plain_folder(key, root, split, labelled=key != "panoramas")
     yield Choice(f"{new}data@data.{name}", "folder", why)
     for setting, value in {"root": word, **values}.items():
         yield Choice(f"data.{name}.dataset.{setting}", value, "")
@@ -243,9 +239,9 @@ def is_image(path: Path) -> bool:
 # ---- what they are ----
 
 
-def labels_of(config: DictConfig, typed: Collection[str], folders: Sequence[Path]) -> list[Choice]:
+def labels_of(config: DictConfig, typed: Collection[str], folders: Sequence[Path]) -> Iterator[Choice]:
     """The label space that the source is labelled with, and what can be scored; `folders` are like configs/."""
-    dataset, choices = config.data.source.dataset, []
+    dataset = config.data.source.dataset
     kind = str(dataset._target_).rsplit(".", 1)[-1]
     if "labels" not in typed:
         known = {path.stem: path for folder in folders for path in sorted((folder / "labels").glob("*.yaml"))}
@@ -254,14 +250,12 @@ def labels_of(config: DictConfig, typed: Collection[str], folders: Sequence[Path
                 f"what the labels of source={config.source} mean must be said: labels=<label space>, one of "
                 f"{', '.join(known)} or one of your own (docs/own_data.md)"
             )
-        why = "the classes that the source is labelled with"
-        shared = Choice("labels", LABELS[kind], why)
+        choice = Choice("labels", LABELS[kind], "the classes that the source is labelled with")
         if "scored" in config.data:
-            shared = shared_labels(config, shared, [LabelSpace.from_yaml(path) for path in known.values()])
-        choices.append(shared)
+            choice = shared_labels(config, choice, [LabelSpace.from_yaml(path) for path in known.values()])
+        yield choice
     if kind == "Folder" and "{split}" not in dataset.images:
-        choices.append(Choice("evaluate.source", None, "the source has no folder val of its own: it is not scored"))
-    return choices
+        yield Choice("evaluate.source", None, "the source has no folder val of its own: it is not scored")
 
 
 def shared_labels(config: DictConfig, first: Choice, spaces: Sequence[LabelSpace]) -> Choice:
@@ -300,11 +294,10 @@ def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
     if "source_base" in typed:
         short = converted(Positive, config.source_base, "source_base")
     yield Choice("source_base", short, f"source images are {width}x{height}{note}")
+    size, at = None, "their own size"
     if short < min(width, height):
-        size = [round(side * short / min(width, height)) for side in (width, height)]
-        yield Choice("data.source.eval_size", size, "source images are scored at the size of training")
-    else:
-        yield Choice("data.source.eval_size", None, "source images are scored at their own size")
+        size, at = [round(side * short / min(width, height)) for side in (width, height)], "the size of training"
+    yield Choice("data.source.eval_size", size, f"source images are scored at {at}")
     (width, height), note = commonest(target, skip)
     size = fitted(width, height)
     if "panorama_size" in typed:

@@ -39,7 +39,7 @@ READ_BY_STAGES = (
 
 def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Run or resume all stages of a composed configuration (configs/train.yaml)."""
-    settings = run_settings(chosen_experiment(config))
+    settings = run_settings(config)
     environment.set_switches(settings.threads, settings.deterministic, settings.tf32)
     folder = Path(settings.run_dir)
     with claimed(folder, settings.resume, settings.overwrite, settings.stages):
@@ -52,15 +52,11 @@ def train(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
             raise
 
 
-def chosen_experiment(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration; ConfigError where no experiment was chosen."""
+def run_settings(config: Mapping[str, Any]) -> RunSettings:
+    """The run's settings of a composed configuration; ConfigError where no experiment was chosen."""
     if "stages" not in config:
         known = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
         raise ConfigError(f"choose what to run with experiment=<name>: {', '.join(known)}. Help: --help")
-    return config
-
-
-def run_settings(config: Mapping[str, Any]) -> RunSettings:
     return parse(RunSettings, {key: value for key, value in config.items() if key not in READ_BY_STAGES}, "")
 
 
@@ -123,7 +119,19 @@ def make_stages(run: RunContext) -> list[Stage]:
         raise ConfigError("no training stage is enabled: set stages.<name>.enabled=true for at least one")
     if run.settings.final_stage not in (None, *trained):
         raise ConfigError(f"final_stage={run.settings.final_stage} is none of the training stages {', '.join(trained)}")
+    refuse_unread_target_labels(run.config)
     return list(stages.values())
+
+
+def refuse_unread_target_labels(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError where labelled panoramas are named, and no stage, enabled or not, would read them."""
+    named = config.get("target_labels")
+    domains = [domain for stage in config["stages"].values() for domain in (stage.get("domains") or {}).values()]
+    if named is not None and all(domain.get("images") is None for domain in domains):
+        raise ConfigError(
+            f"target_labels={named} has no effect, since no stage of this experiment reads labels of panoramas: take "
+            "experiment=few_labels, or set stages.<name>.domains.<domain>.images"
+        )
 
 
 def find_init(name: str, init: Any, stages: Mapping[str, Stage]) -> Stage | str | None:

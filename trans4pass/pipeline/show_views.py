@@ -20,7 +20,7 @@ from trans4pass.training import to_device
 
 from .context import RunContext
 from .domains import NO_LABELS, TRUTH
-from .run import chosen_experiment, make_stages, prepare_data, run_settings
+from .run import make_stages, prepare_data, run_settings
 from .train_stage import TrainStage
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def show_views(config: Mapping[str, Any], device: torch.device, interrupts: Inte
     A domain that learns pseudo-labels has them where the run has written them. A teacher's labels, which follow from
     its weights, are not shown.
     """
-    settings = run_settings({**chosen_experiment(config), "num_workers": 0})
+    settings = run_settings({**config, "num_workers": 0})
     path = Path(f"{settings.run_dir}_views.png")
     labels = LabelSpace.from_dict(settings.labels)
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,7 +56,7 @@ def rows(stage: TrainStage, interrupts: Interrupts) -> Iterator[tuple[str, list[
     """A title and pictures of each domain, then of each phase that the method makes of them."""
     with torch.device("meta"):  # no weights are needed
         method = stage.build_method(ahead=True)
-    domains, titles = stage.data.domains.items(), {}
+    domains, titles = stage.domains.items(), {}
     missing = {name for name, d in domains if d.labelling is not None and d.labelling.result() is None}
     for name, domain in domains:
         kind = domain.settings.labels

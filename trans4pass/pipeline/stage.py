@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +17,44 @@ from trans4pass import dist
 from trans4pass.data import EvalTransform, SegmentationDataset, Size
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.hub import fetched
-from trans4pass.models import pretrained_weights
+from trans4pass.models import Segmentor, pretrained_weights
 from trans4pass.precision import Precision
 from trans4pass.settings import flatten, parse
 from trans4pass.storage import read_json, recall_json, write_json
 from trans4pass.training import checkpoint
 
-from .bad_samples import BadSamples
 from .context import RunContext
 from .start import Start, read_start, start_of_method
 
 log = logging.getLogger(__name__)
+
+
+class BadSamples:
+    """Counts and logs the samples of a stage that were skipped (on_bad_sample=skip), each once, interruptions included.
+
+    `<folder>/bad_samples.json` lists them by image, with reasons; other ranks have files of their own until `finish`.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / (f"bad_samples.{dist.rank()}.json" if dist.rank() else "bad_samples.json")
+        self.reasons: dict[str, str] = recall_json(self.path, (), "samples that were skipped are counted anew") or {}
+
+    def __call__(self, image: str, reason: str) -> None:
+        if image in self.reasons:
+            return
+        self.reasons[image] = reason
+        log.warning("bad sample %d skipped: %s: %s", len(self.reasons), image, reason)
+        write_json(self.path, self.reasons)
+
+    def finish(self) -> int:
+        """The number over all ranks, listed by rank 0; every rank must call it."""
+        self.reasons = {image: reason for part in dist.gather_objects(self.reasons) for image, reason in part.items()}
+        if dist.is_main() and self.reasons:
+            write_json(self.path, self.reasons)
+        elif not dist.is_main():
+            self.path.unlink(missing_ok=True)
+        return len(self.reasons)
+
 
 # Settings that change what a run shows or how fast it is, but not its result.
 COSMETIC = ("enabled", "log_every", "checkpoint_every", "batch_size", "first_pass_batch")
@@ -41,6 +68,9 @@ class Stage(ABC):
         config: the settings as they were composed.
         init: the finished stage whose result it starts from, the path of a checkpoint, or None.
         labelling: the labelling stages before it, by name.
+        folder: of the stage; `last_path` is the checkpoint in it that a training stage leaves.
+        where: the settings' place in the configuration, for messages.
+        bad: takes samples that cannot be used; None where such a sample stops the run.
     """
 
     Settings: ClassVar[type]
@@ -57,6 +87,8 @@ class Stage(ABC):
         labelling: Mapping[str, "Stage"],
     ):
         self.run, self.name, self.config, self.init, self.labelling = run, name, config, init, labelling
+        self.folder, self.where = run.folder / name, f"stages.{name}"
+        self.last_path = self.folder / "last.pt"
         values = {key: value for key, value in config.items() if key != "_target_"}
         self.settings = parse(self.Settings, values, self.where)
         self.bad = BadSamples(self.folder) if run.settings.on_bad_sample == "skip" else None
@@ -79,14 +111,6 @@ class Stage(ABC):
 
     # ---- what they share ----
 
-    @property
-    def folder(self) -> Path:
-        return self.run.folder / self.name
-
-    @property
-    def where(self) -> str:
-        return f"stages.{self.name}"
-
     @cached_property
     def file_digest(self) -> str:
         """Of the content of the checkpoint from outside: another file under the same name is another start."""
@@ -96,21 +120,13 @@ class Stage(ABC):
         except OSError as error:
             raise WeightsError(f"{self.where}.init={self.init} cannot be read ({error.strerror})") from error
 
-    @property
-    def last_path(self) -> Path:
-        """The checkpoint that a training stage leaves."""
-        return self.folder / "last.pt"
-
     @cached_property
     def start(self) -> Start | None:
         """What the stage starts from: its `init`, else the model's `weights` or `pretrained` ones, else nothing."""
         model = {**self.run.settings.model, **getattr(self.settings, "model", {})}
         allow_nonfinite = bool(model.get("allow_nonfinite"))
         if isinstance(self.init, Stage):
-            content = self.init.last_content()
-            return start_of_method(
-                self.init.last_path, content["model"], content["method"], content["deployed"], allow_nonfinite
-            )
+            return start_of_method(self.init.last_path, self.init.last_content(), allow_nonfinite)
         path = self.init or model.get("weights")
         if self.init is None and model.get("pretrained"):
             with torch.device("meta"):
@@ -118,7 +134,7 @@ class Stage(ABC):
             return Start(pretrained_weights(network, path), {}, {}, allow_nonfinite)
         if path is None:
             return None
-        return read_start(Path(path), self.run.labels, self.run.plugins, allow_nonfinite, self.where)
+        return read_start(Path(path), self.run.labels, self.run.settings.plugins, allow_nonfinite, self.where)
 
     def forget_start(self) -> None:
         """Give its memory back, once it is taken over."""
@@ -140,6 +156,21 @@ class Stage(ABC):
     def digest(self) -> str:
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def remembered(self, file: str, keys: Collection[str], again: str, make: Callable[[], Any]) -> Any:
+        """The values by name that a file of the stage's folder holds, else what `make` gives, which is then kept there.
+
+        `keys` are those that it must have, and `again` says what is done where it is damaged. Every rank must call it;
+        None is not kept.
+        """
+        path = self.folder / file
+        # Rank 0 decides: it may have written the file before the others look.
+        values = dist.broadcast_object(recall_json(path, keys, again))
+        if values is None:
+            values = make()
+            if values is not None and dist.is_main():
+                write_json(path, values)
+        return values
 
     def result(self) -> dict[str, Any] | None:
         """What a finished stage left; None where it is not finished."""
@@ -228,6 +259,15 @@ class ImageStage(Stage):
         """The set, at the size at which it is predicted."""
         chosen, transform = self.settings, EvalTransform(self.settings.size)
         return self.run.dataset(chosen.data, chosen.split, self.where, labelled=False, transform=transform)
+
+    def started_network(self, changes: Mapping[str, Any]) -> tuple[Segmentor, dict[str, Any]]:
+        """The network that it starts from, on the device, and its model's settings, some of which may be changed."""
+        assert self.start is not None  # `check` refuses an init that is null
+        model = {**self.start.model, **changes}
+        network = self.run.network(model)
+        self.start.load_network(network)
+        self.forget_start()
+        return network.to(self.run.device), model
 
 
 def without_cache(dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,11 +70,10 @@ def point_out_random(model: str) -> None:
     )  # fmt: skip
 
 
-def start_of_method(
-    path: Path, model: Mapping[str, Any], method: Mapping[str, Tensor], deployed: str, allow_nonfinite: bool
-) -> Start:
-    """From a method's tensors, of which those of the submodule `deployed` are the network to go on with."""
-    return Start(Weights(path, "Trans4PASS", submodule_state(method, deployed), []), model, method, allow_nonfinite)
+def start_of_method(path: Path, content: Mapping[str, Any], allow_nonfinite: bool) -> Start:
+    """From a checkpoint's `method`: the tensors of its submodule `deployed` are the network to go on with."""
+    network = submodule_state(content["method"], content["deployed"])
+    return Start(Weights(path, "Trans4PASS", network, []), content["model"], content["method"], allow_nonfinite)
 
 
 def read_start(path: Path, labels: LabelSpace, plugins: Collection[str], allow_nonfinite: bool, where: str) -> Start:
@@ -94,4 +93,4 @@ def read_start(path: Path, labels: LabelSpace, plugins: Collection[str], allow_n
             f"this run's are labels/{labels.name} ({', '.join(labels.classes)}): set labels={held.labels.name}, or "
             "start from another checkpoint"
         )
-    return start_of_method(path, held.model, held.method, held.deployed, allow_nonfinite)
+    return start_of_method(path, held._asdict(), allow_nonfinite)

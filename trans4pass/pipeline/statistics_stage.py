@@ -9,7 +9,6 @@ from typing import Any
 from trans4pass import dist
 from trans4pass.console import track
 from trans4pass.data import eval_loader
-from trans4pass.errors import ConfigError
 from trans4pass.inference.adapt import adapt_batchnorms
 from trans4pass.training import checkpoint
 
@@ -36,18 +35,12 @@ class StatisticsStage(ImageStage):
 
     def execute(self) -> dict[str, Any]:
         started, run = time.perf_counter(), self.run
-        if self.start is None:
-            raise ConfigError(f"{self.where}.init is null")
-        model = {**self.start.model, **self.settings.model}
-        network = run.network(model)
-        self.start.load_network(network)
-        self.forget_start()
-        network.to(run.device)
-        loader = eval_loader(self.dataset, run.num_workers, on_bad=self.bad)
+        network, model = self.started_network(self.settings.model)
+        loader = eval_loader(self.dataset, run.settings.num_workers, on_bad=self.bad)
         batches = run.interrupts.between(track(loader, len(loader), self.name), dist.largest_share(len(self.dataset)))
         count = adapt_batchnorms(network, (batch["image"].to(run.device) for batch in batches))
         log.info("%s: statistics of %d BatchNorms re-estimated on %d images", self.name, count, len(self.dataset))
-        evaluator = ValidationSets(run, self.name, self.settings.precision)
+        evaluator = ValidationSets(self)
         scores = evaluator.evaluate(network, 0, final=True).scores
         if dist.is_main():
             state = {f"network.{key}": value for key, value in network.state_dict().items()}

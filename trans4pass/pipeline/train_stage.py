@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, cast
@@ -16,22 +16,14 @@ from trans4pass import dist
 from trans4pass.build import build
 from trans4pass.errors import ConfigError
 from trans4pass.inference import submodule_state
-from trans4pass.methods import ClassMix, MeanTeacher, Method, Viewed
+from trans4pass.methods import Batch, ClassMix, MeanTeacher, Method, Pass, Viewed
 from trans4pass.settings import Positive, converted
 from trans4pass.storage import recall_json, write_json
-from trans4pass.training import (
-    Monitor,
-    Trackers,
-    Trainer,
-    TrainerSettings,
-    build_optimizers,
-    checkpoint,
-    make_schedule,
-    trained_and_frozen,
-)
-from trans4pass.training.schedules import Schedule
+from trans4pass.training import Monitor, Tracker, Trainer, TrainerSettings, checkpoint
+from trans4pass.training.optim import build_optimizers, trained_and_frozen
+from trans4pass.training.schedules import Schedule, make_schedule
 
-from .domains import FIRST_PASS, NO_LABELS, Domain, StageData, counted_channel_statistics, with_class_weights
+from .domains import FIRST_PASS, NO_LABELS, Domain, FirstPass, counted_channel_statistics, with_class_weights
 from .evaluator import ValidationSets
 from .stage import Stage
 from .start import point_out_random
@@ -75,14 +67,10 @@ class TrainStage(Stage):
             given = f"steps={self.settings.steps} and epochs={self.settings.epochs}"
             fix = f"set {self.where}.steps=<number>" if self.settings.steps is None else f"set {self.where}.epochs=null"
             raise ConfigError(f"{self.where} has {given}, and exactly one of them counts: {fix}")
-        shared = (
-            {}
-            if self.settings.global_batch is None
-            else {"batch_size": self.batch_per_process(self.settings.global_batch)}
-        )
-        domains = {name: {**config, **shared} for name, config in self.settings.domains.items()}.items()
-        made = {name: Domain(self, name, config, self.labelling) for name, config in domains}
-        self.data = StageData(made, self.settings.first_pass_batch)
+        batch = self.settings.global_batch
+        shared = {} if batch is None else {"batch_size": self.batch_per_process(batch)}
+        configs = self.settings.domains.items()
+        self.domains = {name: Domain(self, name, {**config, **shared}) for name, config in configs}
 
     def batch_per_process(self, batch: int) -> int:
         """Of a step's images of a domain those in one of this process's batches."""
@@ -97,7 +85,7 @@ class TrainStage(Stage):
 
     def check(self) -> None:
         """Everything but the network's own memory: data sets are found, and the method is built on no device."""
-        for domain in self.data.domains.values():
+        for domain in self.domains.values():
             domain.check_sampler()
             _ = domain.files
         with torch.device("meta"):
@@ -109,14 +97,14 @@ class TrainStage(Stage):
         if not isinstance(self.init, Stage) and self.needs_start and self.start is not None:
             self.start.check(method.network)
         if method.network.wrap:
-            for domain in self.data.domains.values():
+            for domain in self.domains.values():
                 domain.check_circular()
 
     def check_views(self, method: Method) -> None:
         """Refuse views that a method's domains are not for, and what is pasted between batches of different shapes."""
         shapes: dict[str, tuple[Any, Any]] = {
             name: (domain.settings.batch_size, getattr(domain.view, "size", None))
-            for name, domain in self.data.domains.items()
+            for name, domain in self.domains.items()
         }
         for name, made in getattr(method, "derive", {}).items():
             if isinstance(made, Viewed):
@@ -132,7 +120,7 @@ class TrainStage(Stage):
                         f"of {other_size} (width, height); give both one batch_size, and views of one size"
                     )
         if isinstance(method, MeanTeacher):
-            for domain in (self.data.domains[name] for name in method.teaches if name in self.data.domains):
+            for domain in (self.domains[name] for name in method.teaches if name in self.domains):
                 if (method.wrap or method.views > 1) and not domain.goes_round:
                     raise ConfigError(
                         f"{self.where}.method has wrap={str(method.wrap).lower()} and views={method.views}, for which "
@@ -143,7 +131,7 @@ class TrainStage(Stage):
                     domain.check_circular()
 
     def check_view(self, where: str, made: Viewed) -> None:
-        domain = self.data.domains.get(made.domain)
+        domain = self.domains.get(made.domain)
         if domain is not None and made.view.needs_panorama and not domain.goes_round:
             raise ConfigError(
                 f"{where} turns whole panoramas around (yaw_roll, YawRoll or Tilt), and {domain.where} gives it crops "
@@ -202,10 +190,19 @@ class TrainStage(Stage):
         return {**super().identity(), "processes": dist.world_size(), "evaluate": sides, "eval_size": sizes}
 
     def inputs(self) -> dict[str, str]:
-        labelling = {d.settings.labels: d.labelling for d in self.data.domains.values() if d.labelling is not None}
+        labelling = {d.settings.labels: d.labelling for d in self.domains.values() if d.labelling is not None}
         return super().inputs() | {name: labelling[name].digest for name in sorted(labelling)}
 
     # ---- what the trainer is made of ----
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """All domains' batches, from number `start` on."""
+        loaders = {name: domain.batches(start) for name, domain in self.domains.items()}
+        while True:
+            yield {name: next(loader) for name, loader in loaders.items()}
+
+    def passes(self) -> dict[str, Pass]:
+        return {name: FirstPass(domain, self.settings.first_pass_batch) for name, domain in self.domains.items()}
 
     def build_trainer(self) -> tuple[Trainer, ValidationSets]:
         method = self.build_method()
@@ -219,14 +216,14 @@ class TrainStage(Stage):
         if dist.active() and self.run.device.type == "cuda":
             method = cast(Method, convert_sync_batchnorm(method))  # timm's, which keeps its norms' activations
         settings, device = self.trainer_settings(), self.run.device
-        evaluator = ValidationSets(self.run, self.name, settings.precision, self.data, self.judge)
-        monitor = Monitor(self.build_tracker(), self.name, settings.steps, self.settings.log_every, device)
+        evaluator = ValidationSets(self, self.domains, self.judge)
+        monitor = Monitor(self.build_trackers(), self.name, settings.steps, self.settings.log_every, device)
         optimizers, schedule = self.build_optimizers(method), self.build_schedule()
         log.info("%s: %s", self.name, trained_and_frozen(method))
         meta = {**self.run.meta(self.model()), "stage": self.name}
         return Trainer(
-            self.name, method, optimizers, schedule, self.data, evaluator, monitor, settings, self.folder, device,
-            self.run.interrupts, meta,
+            self.name, method, optimizers, schedule, self.batches, self.passes(), evaluator, monitor, settings,
+            self.folder, device, self.run.interrupts, meta,
         ), evaluator  # fmt: skip
 
     @property
@@ -236,34 +233,32 @@ class TrainStage(Stage):
         return isinstance(self.init, str) or not begun
 
     def trainer_settings(self) -> TrainerSettings:
-        names = [field.name for field in fields(TrainerSettings)]
-        chosen: dict[str, Any] = {name: getattr(self.settings, name) for name in names}
-        chosen |= {"steps": self.count_steps(), "seed": self.run.seed(self.name, "layers")}
-        return TrainerSettings(**chosen)
+        chosen = {field.name: getattr(self.settings, field.name) for field in fields(TrainerSettings)}
+        return TrainerSettings(**{**chosen, "steps": self.count_steps(), "seed": self.run.seed(self.name, "layers")})
 
     def count_steps(self) -> int:
         if self.settings.steps is not None:
             return self.settings.steps
-        first = next(iter(self.data.domains.values()))
+        first = next(iter(self.domains.values()))
         batch = first.settings.batch_size * dist.world_size() * self.settings.accumulate
         return max(1, round((self.settings.epochs or 0) * len(first.files) / batch))
 
     def build_method(self, ahead: bool = False) -> Method:
         """The method with a fresh network; `ahead` of the stages before it, nothing is counted on their labels."""
         where, network = f"{self.where}.method", self.run.network(self.model(ahead))
-        config = with_class_weights(self.settings.method, where, self.data.domains, "source", ahead)
+        config = with_class_weights(self.settings.method, where, self.domains, "source", ahead)
         if "terms" in config:
             terms = weighted_terms(config, where)
             config["terms"] = {n: {k: v for k, v in term.items() if k != "optim"} for n, term in terms.items()}
         torch.manual_seed(self.run.seed(self.name, "method"))
         method: Method = build(config, where, network=network)
-        if set(method.domains) != set(self.data.domains):
+        if set(method.domains) != set(self.domains):
             raise ConfigError(
-                f"{self.where}.domains has {', '.join(self.data.domains)}; the method reads "
+                f"{self.where}.domains has {', '.join(self.domains)}; the method reads "
                 f"{', '.join(method.domains)}: add a domain that is missing, or leave out what reads it, "
                 "and leave out a domain that nothing reads"
             )
-        for name, domain in self.data.domains.items():
+        for name, domain in self.domains.items():
             if domain.settings.labels == NO_LABELS and method.learns_labels_of(name):
                 raise ConfigError(
                     f"{domain.where}.labels is {NO_LABELS}, and the method learns from that domain's labels: name a "
@@ -275,24 +270,22 @@ class TrainStage(Stage):
         """The model's settings of this stage, with the source's channel statistics: its start's, or counted here."""
         model = {**self.run.settings.model, **self.settings.model}
         if model.get("statistics") is None:
-            later = ahead and ("source" in self.data.domains or isinstance(self.init, Stage))
+            later = ahead and ("source" in self.domains or isinstance(self.init, Stage))
             model["statistics"] = UNKNOWN if later else self.statistics
         return model
 
     @cached_property
     def statistics(self) -> dict[str, Any] | None:
         """Of the source's channels: its start's, else counted; kept, as a stage that goes on needs no start."""
-        path = self.folder / "channel_statistics.json"
-        # Rank 0 decides: it may have written the file before the others look.
-        known = dist.broadcast_object(recall_json(path, ("mean", "std"), "the statistics are looked for again"))
-        if known is not None:
+
+        def look() -> dict[str, Any] | None:
+            known = self.start.model.get("statistics") if self.start is not None else None
+            if known is None and "source" in self.domains:
+                known = counted_channel_statistics(self.domains["source"])
             return known
-        known = self.start.model.get("statistics") if self.start is not None else None
-        if known is None and "source" in self.data.domains:
-            known = counted_channel_statistics(self.data.domains["source"])
-        if known is not None and dist.is_main():
-            write_json(path, known)
-        return known
+
+        again = "the statistics are looked for again"
+        return self.remembered("channel_statistics.json", ("mean", "std"), again, look)
 
     def build_optimizers(self, method: Method) -> dict[str, torch.optim.Optimizer]:
         terms = weighted_terms(self.settings.method, f"{self.where}.method")
@@ -302,10 +295,10 @@ class TrainStage(Stage):
     def build_schedule(self) -> Schedule:
         return make_schedule(dict(self.settings.schedule), self.count_steps(), f"{self.where}.schedule")
 
-    def build_tracker(self) -> Trackers:
+    def build_trackers(self) -> list[Tracker]:
         configs = self.run.settings.trackers.items() if dist.is_main() else ()
         place = {"folder": self.folder, "run": self.run.settings.name, "stage": self.name}
-        return Trackers([build(config, f"trackers.{name}", **place) for name, config in configs])
+        return [build(config, f"trackers.{name}", **place) for name, config in configs]
 
     # ---- what it starts from, and its best step ----
 
@@ -313,15 +306,15 @@ class TrainStage(Stage):
         """mIoU by side of a checkpoint from outside that the stage starts from, before it is trained on."""
         if not isinstance(self.init, str):
             return {}
-        path = self.folder / "initial.json"
-        # Rank 0 decides: it may have written the file before the others look.
-        scores = dist.broadcast_object(recall_json(path, list(self.run.validation), f"{self.init} is scored again"))
-        if scores is None:  # the network itself: what will be deployed, an average, has yet to start from it
-            scores = evaluator.scores(method.network.eval(), list(self.run.validation))
+        sides = list(self.run.validation)
+
+        def score() -> dict[str, float]:
+            # The network itself: what will be deployed, an average, has yet to start from it.
+            scores = evaluator.scores(method.network.eval(), sides)
             log.info("%s starts from %s: mIoU %s", self.name, self.init, evaluator.in_words(scores) or "not measured")
-            if dist.is_main():
-                write_json(path, scores)
-        return scores
+            return scores
+
+        return self.remembered("initial.json", sides, f"{self.init} is scored again", score)
 
     def best_scores(self, trainer: Trainer, evaluator: ValidationSets) -> dict[str, float]:
         """The best step's mIoU on all sides: while training it was measured on the side that picks it only."""

@@ -34,16 +34,15 @@ def lines(title: str, series: Mapping[str, Points]) -> str:
     for value, words in zip(up, labelled(up), strict=True):
         parts.append(f'<path class="grid" d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}"/>')
         parts.append(text(LEFT - 6, y(value) + 4, words, "end"))
-    parts += [
-        text(x(value), HEIGHT - 6, words, "middle") for value, words in zip(across, labelled(across), strict=True)
-    ]
+    for value, words in zip(across, labelled(across), strict=True):
+        parts.append(text(x(value), HEIGHT - 6, words, "middle"))
     for number, points in enumerate(curves.values()):
         path = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in points)
         dashes = ' stroke-dasharray="5 3"' if number >= COLOURS else ""
         parts.append(f'<path class="curve" stroke="{colour(number)}"{dashes} d="M{path}"/>')
         if len(points) < 8:
             parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour(number)}"/>' for a, b in points]
-    return figure(title, parts, WIDTH, HEIGHT, list(curves))
+    return figure(title, parts, HEIGHT, list(curves))
 
 
 def bars(title: str, rows: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> str:
@@ -64,7 +63,7 @@ def bars(title: str, rows: Mapping[str, Sequence[float | None]], names: Sequence
             parts.append(f'<rect x="{left:.1f}" y="{y:.1f}" {size} rx="1.5" fill="{colour(number)}">{tip}</rect>')
             parts.append(text(left + length + 4, y + BAR - 0.5, f"{value:.0f}"))
         top += pitch
-    return figure(title, parts, WIDTH, top, list(names) if len(names) > 1 else [])
+    return figure(title, parts, top, names if len(names) > 1 else [])
 
 
 def matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float | None]], what: str) -> str:
@@ -72,10 +71,10 @@ def matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float | N
 
     `what` has the places {row}, {column} and {value}.
     """
-    left, top = 8 + 6.2 * min(LONGEST, max(map(len, names))), 2.0
+    foot = 6.2 * min(LONGEST, max(map(len, names)))
+    left, top = 8 + foot, 2.0
     cell = (WIDTH - left - 4) / len(names)
     deep = top + cell * len(names)
-    foot = 6.2 * min(LONGEST, max(map(len, names)))
     parts = []
     for i, row in enumerate(names):
         parts.append(text(left - 6, top + (i + 0.5) * cell + 4, short(row), "end", "name"))
@@ -93,18 +92,16 @@ def matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float | N
             shade = f'fill="var(--c0)" fill-opacity="{min(1.0, max(0.0, value)):.3f}"'
             parts.append(f"<rect {place} {shade}><title>{tip}</title></rect>")
     parts.append(f'<path class="grid" fill="none" d="M{left:.1f} {top}H{WIDTH - 4}V{deep:.1f}H{left:.1f}Z"/>')
-    return figure(title, parts, WIDTH, deep + foot + 8, [])
+    return figure(title, parts, deep + foot + 8, [])
 
 
-def figure(title: str, parts: Sequence[str], width: float, height: float, names: Sequence[str]) -> str:
+def figure(title: str, parts: Sequence[str], height: float, names: Sequence[str]) -> str:
     keys = "".join(
         f'<span><i class="{"again" if n >= COLOURS else ""}" style="background:{colour(n)}"></i>{escape(name)}</span>'
         for n, name in enumerate(names)
     )
     key = f'<div class="key">{keys}</div>' if names else ""
-    drawing = (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-    )
+    drawing = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}{key}</figure>\n"
 
 
@@ -130,10 +127,7 @@ def labelled(values: Sequence[float]) -> list[str]:
     if all(len(one) <= DIGITS and "e" not in one for one in plain):
         return plain
     parts = [f"{value:e}".split("e") for value in values]
-    return [
-        "0" if not value else f"{float(mantissa):g}e{int(power)}"
-        for value, (mantissa, power) in zip(values, parts, strict=True)
-    ]
+    return [f"{float(mantissa):g}e{int(power)}" if float(mantissa) else "0" for mantissa, power in parts]
 
 
 def colour(number: int) -> str:

@@ -91,11 +91,8 @@ def distinguish(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     flat, unequal = differing(configs)
     shared = [key for key in unequal if all(key in one for one in flat)]
     every = [in_words(one, unequal) for one in flat]
-    brief = [
-        in_words(one, [key for key in shared if one[key] is not None and one[key] is not False])
-        or in_words(one, shared)
-        for one in flat
-    ]
+    on = [[key for key in shared if one[key] is not None and one[key] is not False] for one in flat]
+    brief = [in_words(one, keys or shared) for one, keys in zip(flat, on, strict=True)]
     meanings = {words: {whole for other, whole in zip(brief, every, strict=True) if other == words} for words in brief}
     return [words if len(meanings[words]) == 1 else whole for words, whole in zip(brief, every, strict=True)]
 

@@ -1,7 +1,7 @@
 """report.html: finished runs on one page that opens from disk, without a network; several runs side by side."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .viewer import Map, Seen, Span, group, page
 RATES, MIOU = "lr/", "miou/"  # in front of what the trackers call learning rates and scores
 NO_LOSSES = (RATES, MIOU, "grad_norm/", "seconds_per_step", "skipped")
 MOST_SHOWN = 40  # settings that differ between runs
-Runs = Mapping[str, RunFolder]  # by names that distinguish them
+Runs = Mapping[str, RunFolder]  # by what stands in front of their curves' and bars' names; nothing for a single run
 
 
 def report_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
@@ -47,24 +47,27 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
 
 def report_page(runs: Sequence[RunFolder]) -> str:
     """The page. What an older run did not leave is left out."""
-    named = dict(zip(distinct([run.name for run in runs]), runs, strict=True))
-    title = " and ".join(named)
-    groups = [(name, *pictures(run)) for name, run in named.items()]
-    shown = {name: group(seen, labels) for name, seen, labels in groups if labels is not None}
+    names = distinct([str(run.summary.get("name") or run.folder.name) for run in runs])
+    named = dict(zip(names, runs, strict=True))
+    title, several = " and ".join(named), len(runs) > 1
+    marked = {f"{name}: " if several else "": run for name, run in named.items()}
+    pictured = {name: run for name, run in named.items() if run.evidence.get("panoramas")}
+    groups = [group(pictures(run), LabelSpace.from_dict(run.config["labels"])) for run in pictured.values()]
+    viewers = side_by_side({name: viewer(place) for place, name in enumerate(pictured)}, several)
     sections = [
         f"<h1>{escape(title)}</h1>",
-        side_by_side(named, lambda run: headline(run) + stages_table(run)),
-        differences(named) if len(runs) > 1 else "",
-        section("Look around", viewers(shown, len(runs) > 1), "A click on a picture opens it in the large view."),
-        section("Classes", charts(class_charts(named)), "After the last step, on the validation sets."),
-        section("Training", charts(curves(named))),
-        section("Confusion", charts(confusions(named)), "Rows are true classes, columns predicted ones."),
-        section("Around the panorama", "".join(region_tables(named))),
-        section("Pseudo-labels", charts(pseudo_labels(named))),
-        section("Prototypes", charts(prototypes(named)), "Cosine similarity of the final stage's prototypes."),
-        section("How it was made", side_by_side(named, provenance)),
+        side_by_side({name: headline(run) + stages_table(run) for name, run in named.items()}, several),
+        differences(named) if several else "",
+        section("Look around", viewers, "A click on a picture opens it in the large view."),
+        section("Classes", charts(class_charts(marked)), "After the last step, on the validation sets."),
+        section("Training", charts(curves(marked))),
+        section("Confusion", charts(confusions(marked)), "Rows are true classes, columns predicted ones."),
+        section("Around the panorama", "".join(region_tables(marked))),
+        section("Pseudo-labels", charts(pseudo_labels(marked))),
+        section("Prototypes", charts(prototypes(marked)), "Cosine similarity of the final stage's prototypes."),
+        section("How it was made", side_by_side({name: provenance(run) for name, run in named.items()}, several)),
     ]
-    return page(title, "\n".join(filter(None, sections)), list(shown.values()))
+    return page(title, "\n".join(filter(None, sections)), groups)
 
 
 def section(title: str, content: str, words: str = "") -> str:
@@ -78,11 +81,11 @@ def charts(figures: Iterable[str]) -> str:
     return f'<div class="charts">{inside}</div>' if inside else ""
 
 
-def side_by_side(runs: Runs, draw: Callable[[RunFolder], str]) -> str:
-    """The same of every run, side by side, under their names where there are several."""
-    heads = [f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "" for name in runs]
-    parts = [head + draw(run) for head, run in zip(heads, runs.values(), strict=True)]
-    return f'<div class="runs">{"".join(f"<article>{part}</article>" for part in parts)}</div>'
+def side_by_side(parts: Mapping[str, str], several: bool) -> str:
+    """The same of every run that has it, side by side, under their names where there are several."""
+    heads = {name: f"<h3>{escape(name)}</h3>" if several else "" for name in parts}
+    articles = "".join(f"<article>{heads[name]}{part}</article>" for name, part in parts.items())
+    return f'<div class="runs">{articles}</div>' if parts else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
@@ -97,20 +100,14 @@ def distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} ({place})" if name in doubled else name for place, name in enumerate(names, 1)]
 
 
-def prefixed(runs: Runs, name: str, what: str) -> str:
-    """What a curve or bar is called: with its run's name where there are several."""
-    return what if len(runs) == 1 else f"{name}: {what}"
-
-
 # ---- figures ----
 
 
 def headline(run: RunFolder) -> str:
     summary, side = run.summary, run.summary.get("goal")
     final = summary["stages"][summary["final"]]
-    facts = {}
-    if side is None:  # nothing better is known of the images that the run is for
-        facts |= {key: share(final[key]) for key in measured(summary) if key in final}
+    # Without a goal nothing better is known of the images that the run is for.
+    facts = {key: share(final[key]) for key in measured(summary) if key in final} if side is None else {}
     if side in final:
         before = first_score(summary["stages"], side)
         gain = "" if summary["gain"] is None else f" ({summary['gain']:+.1f})"
@@ -137,7 +134,7 @@ def stages_table(run: RunFolder) -> str:
     return table(("stage", *unlabelled, *scores, "steps", "minutes", "s/step"), rows) + note
 
 
-def differences(runs: Runs) -> str:
+def differences(runs: Mapping[str, RunFolder]) -> str:
     flat, unequal = differing([run.config for run in runs.values()])
     rows = []
     for stage in dict.fromkeys(stage for run in runs.values() for stage in run.config.get("stages", {})):
@@ -154,10 +151,11 @@ def differences(runs: Runs) -> str:
 def class_charts(runs: Runs) -> Iterable[str]:
     for side in dict.fromkeys(side for run in runs.values() for stage in run.stages.values() for side in stage.scores):
         columns: dict[str, Mapping[str, float]] = {}
-        for name, run in runs.items():
+        for mark, run in runs.items():
             for stage, scores in first_and_final(run, side).items():
-                iou = confusion(scores).scores().iou
-                columns[prefixed(runs, name, stage)] = dict(zip(class_names(run), iou, strict=True))
+                confusion = Confusion(len(scores["confusion"]))
+                confusion.counts = torch.tensor(scores["confusion"])
+                columns[mark + stage] = dict(zip(class_names(run), confusion.scores().iou, strict=True))
         classes = dict.fromkeys(key for column in columns.values() for key in column)
         rows = {key: [column.get(key) for column in columns.values()] for key in classes}
         if rows:
@@ -166,51 +164,46 @@ def class_charts(runs: Runs) -> Iterable[str]:
 
 def curves(runs: Runs) -> Iterable[str]:
     scores: dict[str, Points] = {}
-    for name, run in runs.items():
+    for mark, run in runs.items():
         before = 0
         for stage in run.stages.values():
             steps = max((step for points in stage.curves.values() for step, _ in points), default=0)
             for key, points in stage.curves.items():
                 if key.startswith(MIOU):
-                    label = prefixed(runs, name, key.removeprefix(MIOU))
+                    label = mark + key.removeprefix(MIOU)
                     scores[label] = [*scores.get(label, ()), *((before + step, value) for step, value in points)]
             before += int(steps)
     yield lines("mIoU in % over all stages' steps", scores)
-    for title, wanted in (("losses", is_loss), ("learning rates", lambda key: key.startswith(RATES))):
+    kinds = {"losses": lambda key: not key.startswith(NO_LOSSES), "learning rates": lambda key: key.startswith(RATES)}
+    for title, wanted in kinds.items():
         for stage in dict.fromkeys(stage for run in runs.values() for stage in run.stages):
             series = {
-                prefixed(runs, name, key.removeprefix(RATES)): points
-                for name, run in runs.items() if stage in run.stages
+                mark + key.removeprefix(RATES): points
+                for mark, run in runs.items() if stage in run.stages
                 for key, points in run.stages[stage].curves.items() if wanted(key)
             }  # fmt: skip
             yield lines(f"{stage}: {title}", series)
 
 
-def is_loss(key: str) -> bool:
-    return not key.startswith(NO_LOSSES)
-
-
 def confusions(runs: Runs) -> Iterable[str]:
-    for name, run in runs.items():
+    for mark, run in runs.items():
         side = run.summary.get("goal")
         for stage, scores in first_and_final(run, side).items():
-            counts = confusion(scores).counts.double()
+            counts = torch.tensor(scores["confusion"], dtype=torch.float64)
             shares = (counts / counts.sum(1, keepdim=True))[:, :-1].tolist()
-            title = f"{prefixed(runs, name, stage)}, on the {side}"
+            title = f"{mark}{stage}, on the {side}"
             yield matrix(title, class_names(run), shares, "{value} of {row} is predicted as {column}")
 
 
 def region_tables(runs: Runs) -> Iterable[str]:
     """mIoU of the seam's columns and of bands of latitude."""
-    for name, run in runs.items():
-        found = {stage: scores["regions"] for stage, scores in first_and_final(run, run.summary.get("goal")).items()}
-        stages = {stage: regions for stage, regions in found.items() if regions}
+    for mark, run in runs.items():
+        scored = first_and_final(run, run.summary.get("goal"))
+        stages = {stage: scores["regions"] for stage, scores in scored.items() if scores["regions"]}
         if stages:
-            rows = [
-                (in_degrees(region, run), *(number(values.get(region)) for values in stages.values()))
-                for region in next(iter(stages.values()))
-            ]
-            yield table((prefixed(runs, name, "mIoU in %"), *stages), rows)
+            names = next(iter(stages.values()))
+            rows = [[in_degrees(name, run), *(number(found.get(name)) for found in stages.values())] for name in names]
+            yield table((f"{mark}mIoU in %", *stages), rows)
 
 
 def in_degrees(region: str, run: RunFolder) -> str:
@@ -225,20 +218,19 @@ def in_degrees(region: str, run: RunFolder) -> str:
 
 
 def pseudo_labels(runs: Runs) -> Iterable[str]:
-    for name, run in runs.items():
+    for mark, run in runs.items():
         for stage, facts in run.stages.items():
             if facts.quality:
                 parts = {key: values for key, values in facts.quality.items() if values}
                 shares = {c: [values.get(c) for values in parts.values()] for c in parts["coverage"]}
                 rows = {c: [None if x is None else 100 * x for x in of] for c, of in shares.items()}
-                yield bars(f"{prefixed(runs, name, stage)}: per class, in %", rows, list(parts))
+                yield bars(f"{mark}{stage}: per class, in %", rows, list(parts))
 
 
 def prototypes(runs: Runs) -> Iterable[str]:
-    for name, run in runs.items():
-        if run.evidence.get("prototypes"):
-            title = prefixed(runs, name, str(run.summary["final"]))
-            yield matrix(title, class_names(run), run.evidence["prototypes"], "{row} and {column}: {value}")
+    for mark, run in runs.items():
+        if similar := run.evidence.get("prototypes"):
+            yield matrix(f"{mark}{run.summary['final']}", class_names(run), similar, "{row} and {column}: {value}")
 
 
 def first_and_final(run: RunFolder, side: str | None) -> dict[str, Mapping[str, Any]]:
@@ -248,13 +240,6 @@ def first_and_final(run: RunFolder, side: str | None) -> dict[str, Mapping[str, 
     return {name: scored[name] for name in dict.fromkeys((*list(scored)[:1], final)) if name in scored}
 
 
-def confusion(scores: Mapping[str, Any]) -> Confusion:
-    counts = torch.tensor(scores["confusion"])
-    result = Confusion(len(counts))
-    result.counts = counts
-    return result
-
-
 def class_names(run: RunFolder) -> list[str]:
     return list(run.config["labels"]["classes"])
 
@@ -262,27 +247,19 @@ def class_names(run: RunFolder) -> list[str]:
 # ---- pictures ----
 
 
-def pictures(run: RunFolder) -> tuple[list[Seen], LabelSpace | None]:
-    """The panoramas that the run has left, and their label space; None where there are none."""
-    if not run.evidence.get("panoramas"):
-        return [], None
-    folder = run.folder / "report"
-    seen = []
+def pictures(run: RunFolder) -> list[Seen]:
+    """The panoramas that the run has left."""
+    folder, seen = run.folder / "report", []
     for entry in run.evidence["panoramas"]:
         maps = [Map(one["name"], np.asarray(Image.open(folder / one["file"])), one["truth"]) for one in entry["maps"]]
         span = None if entry["span"] is None else Span(**entry["span"])
         seen.append(Seen(entry["name"], Image.open(folder / entry["photo"]), maps, span, entry["note"]))
-    return seen, LabelSpace.from_dict(run.config["labels"])
+    return seen
 
 
-def viewers(shown: Iterable[str], named: bool) -> str:
-    """Each run's viewer with the flat pictures of all its panoramas below it."""
-    parts = []
-    for place, name in enumerate(shown):
-        head = f"<h3>{escape(name)}</h3>" if named else ""
-        places = "".join(f'<div class="{kind}" data-group="{place}"></div>' for kind in ("viewer", "panels"))
-        parts.append(f"<article>{head}{places}</article>")
-    return f'<div class="runs">{"".join(parts)}</div>' if parts else ""
+def viewer(place: int) -> str:
+    """The viewer of the page's group `place`, with the flat pictures of all its panoramas below it."""
+    return "".join(f'<div class="{kind}" data-group="{place}"></div>' for kind in ("viewer", "panels"))
 
 
 # ---- where it comes from ----
@@ -290,24 +267,21 @@ def viewers(shown: Iterable[str], named: bool) -> str:
 
 def provenance(run: RunFolder) -> str:
     made = run.environment
-    revision = made.get("revision")
-    at = f"git checkout {revision}\n" if revision else ""
+    at = f"git checkout {made['revision']}\n" if made.get("revision") else ""
     note = (
         "The working tree was changed: git.diff in the run's folder has the differences. " if made.get("dirty") else ""
     )
     command = run.evidence.get("command") or "# the command was not recorded; config.yaml holds every setting"
     rows = [(key, str(value or "none")) for key, value in made.items() if key not in ("revision", "dirty", "packages")]
     rows += list(made.get("packages", {}).items())
-    settings = "".join(
-        details(f"Settings of {name}", f"<pre>{escape(yaml.safe_dump(dict(stage.settings), sort_keys=False))}</pre>")
-        for name, stage in run.stages.items() if stage.settings
-    )  # fmt: skip
-    whole = f"<pre>{escape(yaml.safe_dump(dict(run.config), sort_keys=False))}</pre>"
+    settings = {f"Settings of {name}": stage.settings for name, stage in run.stages.items() if stage.settings}
+    settings |= {"All settings": run.config}
+    texts = {title: escape(yaml.safe_dump(dict(values), sort_keys=False)) for title, values in settings.items()}
     return (
         f'<pre class="command">{escape(at + command)}</pre><p class="soft">{note}The folder was '
         f"{escape(str(run.config.get('run_dir', '')))}.</p>"
         + details("Machine and packages", table(("", ""), rows, "settings"))
-        + settings + details("All settings", whole)
+        + "".join(details(title, f"<pre>{text}</pre>") for title, text in texts.items())
     )  # fmt: skip
 
 

@@ -3,9 +3,8 @@
 import csv
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -19,15 +18,14 @@ SUMMARY = ("stages", "seed", "final", "model", "gain")
 AGAIN = "run the same command again with resume=true, which writes it anew"
 
 
-@dataclass(frozen=True)
-class StageFolder:
+class StageFolder(NamedTuple):
     """One stage's files.
 
     Attributes:
         settings: that it was made with.
         curves: what its trackers recorded, name -> (step, value).
         scores: by side `confusion` (K rows of labels, K+1 columns of predictions, the last for none), `regions` and
-            `images`, as pipeline/score_sheet.py writes them.
+            `images`, as pipeline/evaluator.py writes them.
         quality: of pseudo-labels, by class: `coverage` and `accuracy`.
     """
 
@@ -37,8 +35,7 @@ class StageFolder:
     quality: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class RunFolder:
+class RunFolder(NamedTuple):
     """A finished run; `evidence` is what pipeline/evidence.py left in its folder `report`."""
 
     folder: Path
@@ -47,10 +44,6 @@ class RunFolder:
     environment: Mapping[str, Any]
     evidence: Mapping[str, Any]
     stages: Mapping[str, StageFolder]
-
-    @property
-    def name(self) -> str:
-        return str(self.summary.get("name") or self.folder.name)
 
 
 def read_figures(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -75,22 +68,13 @@ def read_figures(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 def read_run(folder: Path) -> RunFolder:
     """All of a run; raises what `read_figures` does."""
     summary, config = read_figures(folder)
-    stages = {name: read_stage(folder / name) for name in summary["stages"]}
-    return RunFolder(
-        folder,
-        summary,
-        config,
-        read_if_any(folder / "environment.json"),
-        read_if_any(folder / "report" / "report.json"),
-        stages,
-    )
-
-
-def read_stage(folder: Path) -> StageFolder:
-    settings = read_if_any(folder / "settings.json").get("stage", {})
-    return StageFolder(
-        settings, read_curves(folder), read_if_any(folder / "scores.json"), read_if_any(folder / "quality.json")
-    )
+    stages = {}
+    for name in summary["stages"]:
+        place = folder / name
+        settings, scores, quality = (read_if_any(place / f"{what}.json") for what in ("settings", "scores", "quality"))
+        stages[name] = StageFolder(settings.get("stage", {}), read_curves(place), scores, quality)
+    environment, evidence = (read_if_any(folder / file) for file in ("environment.json", "report/report.json"))
+    return RunFolder(folder, summary, config, environment, evidence, stages)
 
 
 def read_if_any(path: Path) -> Mapping[str, Any]:

@@ -54,8 +54,7 @@ def table(summary: Mapping[str, Any]) -> Table:
     for column in (*scores, *gains, *unlabelled, "minutes"):
         shown.add_column(column, justify="right", no_wrap=True)
     for stage, values in stages.items():
-        initial = values.get("initial")
-        if initial:
+        if initial := values.get("initial"):
             shown.add_row(f"before {stage}", *(text for one in sides for text in (number(initial.get(one)), "")))
         cells = scores_of(values, sides)
         if base is not None:

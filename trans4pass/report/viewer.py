@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -17,7 +16,6 @@ from PIL import Image
 from trans4pass.labels import LabelSpace
 from trans4pass.sphere import Panorama
 
-ASSETS = Path(__file__).parent / "assets"
 LARGEST = 2048  # width in pixels that pictures are scaled down to
 QUALITY = 85  # of photos, as JPEG
 LEAST_ASPECT = 2.0  # width / height from which an image that says nothing else is taken for a full panorama
@@ -68,9 +66,9 @@ class Seen:
         return self.name.removesuffix("_")
 
 
-def viewer_page(seen: Sequence[Seen], labels: LabelSpace, title: str) -> str:
-    """A page with a viewer of some pictures, whose maps hold classes of `labels`."""
-    body = f'<h1>{html.escape(title)}</h1>\n<div class="viewer" data-group="0"></div>'
+def viewer_page(seen: Sequence[Seen], labels: LabelSpace, title: str, links: str = "") -> str:
+    """A page with a viewer of some pictures, whose maps hold classes of `labels`; `links` are HTML."""
+    body = f'<h1>{html.escape(title)}</h1>{links}\n<div class="viewer" data-group="0"></div>'
     return page(title, body, [group(seen, labels)])
 
 
@@ -81,16 +79,13 @@ def page(title: str, body: str, groups: Sequence[Mapping[str, Any]]) -> str:
     return Template(asset("page.html")).substitute(texts, script=asset("viewer.js") if groups else "")
 
 
-@cache
 def asset(name: str) -> str:
-    return (ASSETS / name).read_text()
+    return (Path(__file__).parent / "assets" / name).read_text()
 
 
 def group(seen: Sequence[Seen], labels: LabelSpace) -> dict[str, Any]:
     """What viewer.js takes: classes, and pictures with their maps as data URIs."""
-    classes = [
-        {"name": name, "colour": colour.tolist()} for name, colour in zip(labels.classes, labels.palette, strict=True)
-    ]
+    classes = [{"name": name, "colour": colour} for name, colour in labels.to_dict()["classes"].items()]
     return {"classes": classes, "panoramas": [_picture(one) for one in seen]}
 
 

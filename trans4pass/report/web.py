@@ -12,18 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from threading import BoundedSemaphore
+from typing import Annotated
 
+from annotated_types import Interval
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from trans4pass.data import Size
 from trans4pass.data.files import image_size
 from trans4pass.errors import DataError, UserError
 from trans4pass.inference import LoadedModel, write_label, write_picture
+from trans4pass.inference.images import ModelSettings
+from trans4pass.settings import Positive
 
-from .viewer import Map, Seen, Span, asset, group, page
+from .viewer import Map, Seen, Span, asset, viewer_page
 
 UPLOAD = "upload"
 RESULTS = {"view.html": "text/html", "labels.png": "image/png", "overlay.png": "image/png"}
@@ -31,32 +36,33 @@ DOWNLOADS = """<p><a href="/">another panorama</a> ·
 download <a href="labels.png" download>labels</a> (class numbers), <a href="overlay.png" download>overlay</a></p>"""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What is taken: megabytes of a file, pixels of a picture, panoramas predicted at once, results kept."""
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings(ModelSettings):
+    """See configs/serve.yaml."""
 
-    megabytes: int
-    pixels: int
-    at_once: int
-    kept: int
+    host: str
+    port: Annotated[int, Interval(ge=0, le=65535)]
+    size: Size | None
+    megabytes: Positive
+    pixels: Positive
+    at_once: Positive | None
+    kept: Positive
 
 
-def make_app(
-    model: LoadedModel, folder: Path, limits: Limits, host: str = "127.0.0.1", size: tuple[int, int] | None = None
-) -> FastAPI:
-    """The page of a model.
+def make_app(model: LoadedModel, folder: Path, settings: ServeSettings, at_once: int) -> FastAPI:
+    """The page of a model, which predicts `at_once` pictures at a time.
+
+    Requests that call another name than the `host` that is listened on are refused, so that no other site can make its
+    name lead here; 0.0.0.0 takes any name.
 
     Args:
-        folder: where uploads and results lie, the latest `limits.kept` of them; nothing is written elsewhere.
-        host: the address that is listened on. Requests that call another name are refused, so that no other site can
-            make its name lead here; 0.0.0.0 takes any name.
-        size: (width, height) in pixels at which pictures are predicted; None: their own.
+        folder: where uploads and results lie, the latest `settings.kept` of them; nothing is written elsewhere.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # its pages load scripts from elsewhere
-    names = ["*"] if host == "0.0.0.0" else ["127.0.0.1", "localhost", host]
+    names = ["*"] if settings.host == "0.0.0.0" else ["127.0.0.1", "localhost", settings.host]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
-    free, results = BoundedSemaphore(limits.at_once), deque[Path]()
-    texts = {"style": asset("style.css"), "megabytes": str(limits.megabytes), "pixels": f"{limits.pixels:,}"}
+    free, results = BoundedSemaphore(at_once), deque[Path]()
+    texts = {"style": asset("style.css"), "megabytes": str(settings.megabytes), "pixels": f"{settings.pixels:,}"}
     start = Template(asset("serve.html")).substitute(texts)
 
     @app.get("/")
@@ -65,12 +71,12 @@ def make_app(
 
     @app.post("/panoramas")
     async def upload(request: Request) -> dict[str, str]:
-        content = await body(request, limits.megabytes)
+        content = await body(request, settings.megabytes)
         if not free.acquire(blocking=False):
             raise HTTPException(503, "busy with other panoramas; try again in a moment", {"Retry-After": "5"})
         place = folder / secrets.token_hex(16)
         try:
-            await run_in_threadpool(predict, model, content, place, limits.pixels, size)
+            await run_in_threadpool(predict, model, content, place, settings.pixels, settings.size)
         except Exception as error:
             shutil.rmtree(place)
             if not isinstance(error, UserError):
@@ -79,7 +85,7 @@ def make_app(
         finally:
             free.release()
         results.append(place)
-        if len(results) > limits.kept:
+        if len(results) > settings.kept:
             shutil.rmtree(results.popleft())
         return {"page": f"/panoramas/{place.name}/view.html"}
 
@@ -125,6 +131,4 @@ def predict(model: LoadedModel, content: bytes, place: Path, pixels: int, size: 
     write_label(place / "labels.png", found.labels, photo.size)
     write_picture(place / "overlay.png", found.overlay())
     seen = Seen("panorama", photo, [Map("prediction", found.labels)], Span.of(width, height))
-    title = "Prediction"
-    shown = f'<h1>{title}</h1>{DOWNLOADS}\n<div class="viewer" data-group="0"></div>'
-    (place / "view.html").write_text(page(title, shown, [group([seen], model.labels)]))
+    (place / "view.html").write_text(viewer_page([seen], model.labels, "Prediction", DOWNLOADS))

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,28 +10,6 @@ from torch import Tensor
 from trans4pass.errors import ConfigError
 
 ROUNDING = 1e-9  # degrees by which a panorama may pass a pole
-
-
-class Camera(Protocol):
-    """An image on the sphere of directions: its size in pixels, and where it looks."""
-
-    @property
-    def height(self) -> int: ...
-
-    @property
-    def width(self) -> int: ...
-
-    def rays(self) -> Tensor:
-        """The directions of the pixels' centres, float64 (H,W,3), of length 1."""
-        ...
-
-    def locate(self, rays: Tensor) -> Tensor:
-        """Where directions (...,3) are seen, float64 (...,2): x and y in pixels, NaN behind the camera."""
-        ...
-
-    def solid_angles(self) -> Tensor:
-        """The share of the sphere that each pixel covers, float64 (H,W) in steradians; their sum is the image's."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -83,11 +61,13 @@ class Panorama:
         return math.radians(self.top) - y * (math.radians(self.top - self.bottom) / self.height)
 
     def rays(self) -> Tensor:
+        """The directions of the pixels' centres, float64 (H,W,3), of length 1."""
         yaw, latitude = self.yaw(centres(self.width)), self.latitude(centres(self.height))[:, None]
         parts = latitude.cos() * yaw.sin(), latitude.cos() * yaw.cos(), latitude.sin().expand(-1, self.width)
         return torch.stack(parts, -1)
 
     def locate(self, rays: Tensor) -> Tensor:
+        """Where directions (...,3) are seen, float64 (...,2): x and y in pixels."""
         x, y, z = rays.unbind(-1)
         yaw, latitude = torch.atan2(x, y), torch.atan2(z, torch.hypot(x, y))
         column = (yaw / math.radians(self.fov) + 0.5) * self.width
@@ -95,6 +75,7 @@ class Panorama:
         return torch.stack((column, row), -1)
 
     def solid_angles(self) -> Tensor:
+        """The share of the sphere that each pixel covers, float64 (H,W) in steradians; their sum is the image's."""
         sines = self.latitude(torch.arange(self.height + 1, dtype=torch.float64)).sin()
         rows = (sines[:-1] - sines[1:]) * (math.radians(self.fov) / self.width)
         return rows[:, None].expand(-1, self.width)
@@ -118,21 +99,27 @@ class Pinhole:
         return self.width / 2 / math.tan(math.radians(self.fov) / 2)
 
     def rays(self) -> Tensor:
+        """See `Panorama`."""
         right = (centres(self.width) - self.width / 2) / self.focal
         up = (self.height / 2 - centres(self.height)[:, None]) / self.focal
         rays = torch.stack(torch.broadcast_tensors(right, torch.ones_like(right), up), -1)
         return rays / rays.norm(dim=-1, keepdim=True)
 
     def locate(self, rays: Tensor) -> Tensor:
+        """See `Panorama`; NaN behind the camera."""
         x, y, z = rays.unbind(-1)
         depth = torch.where(y > 0, y / self.focal, torch.nan)
         return torch.stack((self.width / 2 + x / depth, self.height / 2 - z / depth), -1)
 
     def solid_angles(self) -> Tensor:
+        """See `Panorama`."""
         x = (torch.arange(self.width + 1, dtype=torch.float64) - self.width / 2) / self.focal
         y = ((torch.arange(self.height + 1, dtype=torch.float64) - self.height / 2) / self.focal)[:, None]
         corner = torch.atan2(x * y, (1 + x**2 + y**2).sqrt())  # of the rectangle from the middle to each corner
         return corner.diff(dim=0).diff(dim=1)
+
+
+Camera = Panorama | Pinhole  # an image on the sphere of directions
 
 
 def centres(count: int) -> Tensor:

@@ -14,9 +14,8 @@ FACES = {  # yaw and pitch in degrees of where each looks
 def to_cube(images: Tensor, panorama: Panorama, size: int) -> Tensor:
     """Panoramas (B,C,h,w) -> faces (B,6,C,size,size) in the order of `FACES`, bilinear; 0 where nothing is seen."""
     face = Pinhole(size, size, 90.0)
-    return torch.stack(
-        [Warp(panorama, face, rotation(*angles)).to(images.device)(images) for angles in FACES.values()], 1
-    )
+    warps = [Warp(panorama, face, rotation(*angles)).to(images.device) for angles in FACES.values()]
+    return torch.stack([warp(images) for warp in warps], 1)
 
 
 def from_cube(faces: Tensor, panorama: Panorama) -> Tensor:

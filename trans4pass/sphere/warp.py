@@ -19,10 +19,6 @@ class Warp(nn.Module):
         seen: bool (H,W), the pixels of the target whose direction lies within the source.
     """
 
-    position: Tensor
-    index: Tensor
-    seen: Tensor
-
     def __init__(self, source: Camera, target: Camera, rotation: Tensor | None = None):
         super().__init__()
         rays = target.rays()
@@ -30,15 +26,15 @@ class Warp(nn.Module):
             rays = rays @ rotation.to(rays).T
         position = source.locate(rays)  # (H,W,2)
         size = torch.tensor((source.width, source.height), dtype=torch.float64)
-        self.source, self.target = source, target
+        self.source = source
         self.closed = isinstance(source, Panorama) and source.closed
         inside = (position >= 0) & (position <= size)  # False for NaN
         seen = inside[..., 1] if self.closed else inside.all(-1)
         position = torch.where(seen[..., None], position, 0.0)
         cell = torch.minimum(position.floor(), size - 1).long()
-        self.register_buffer("seen", seen, persistent=False)
-        self.register_buffer("position", position.float(), persistent=False)
-        self.register_buffer("index", cell[..., 1] * source.width + cell[..., 0], persistent=False)
+        self.seen = nn.Buffer(seen, persistent=False)
+        self.position = nn.Buffer(position.float(), persistent=False)
+        self.index = nn.Buffer(cell[..., 1] * source.width + cell[..., 0], persistent=False)
 
     def forward(self, images: Tensor, fill: float = 0.0) -> Tensor:
         """Images, logits or weights (B,C,h,w) -> (B,C,H,W), bilinear and differentiable; `fill` where nothing is seen.

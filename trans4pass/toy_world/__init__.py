@@ -2,7 +2,7 @@
 
 It stands in for the real data sets where there is only a laptop: a few hundred small images, rendered in seconds, on
 which adaptation from pinhole images to panoramas runs from end to end and visibly helps. Eleven of Cityscapes' classes
-occur (`scene.CLASSES`); the ego car is ignored.
+occur (`configs/labels/toy11.yaml`); the ego car is ignored.
 
 Every image is one scene: a street (`Street`), upright boxes and ellipsoids (`SHAPE`) on it, a camera and a look. No
 camera tilts, so that a ray's direction in plan depends on its column only and its rise on its row only: a box is then
@@ -12,9 +12,9 @@ afterwards, once per ray (`shade`).
 The two domains differ in two ways, each with a strength:
 
 `appearance` (0 = none, 1 = default, any value >= 0)
-    Light, colour cast, contrast, saturation, haze, noise and the hue of materials (`Shift`). Each target image draws
-    its own strength uniformly from 0 to 1.3 times the setting. Labels do not depend on it. At 0 the target looks like
-    the source, which keeps its natural variation from scene to scene.
+    Light, colour cast, contrast, saturation, haze, noise and the hue of materials (`draw_look`). Each target image
+    draws its own strength uniformly from 0 to 1.3 times the setting. Labels do not depend on it. At 0 the target looks
+    like the source, which keeps its natural variation from scene to scene.
 `geometry` (0 = none, 1 = default, 0 <= value <= 1)
     Sizes of streets and buildings, densities of objects, camera height and the range of camera headings go linearly
     from the source's to the target's (`STREETS`). The projection cannot be interpolated: any value above 0 gives

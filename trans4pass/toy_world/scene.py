@@ -7,34 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-
-class ToyClass(NamedTuple):
-    name: str
-    label_id: int  # as in Cityscapes' labelIds
-    train_id: int  # as in Cityscapes' labelTrainIds
-    colour: tuple[int, int, int]  # of the label maps in previews
-
-
-CLASSES = (
-    ToyClass("road", 7, 0, (128, 64, 128)),
-    ToyClass("sidewalk", 8, 1, (244, 35, 232)),
-    ToyClass("building", 11, 2, (70, 70, 70)),
-    ToyClass("wall", 12, 3, (102, 102, 156)),
-    ToyClass("pole", 17, 5, (153, 153, 153)),
-    ToyClass("traffic sign", 20, 7, (220, 220, 0)),
-    ToyClass("vegetation", 21, 8, (107, 142, 35)),
-    ToyClass("terrain", 22, 9, (152, 251, 152)),
-    ToyClass("sky", 23, 10, (70, 130, 180)),
-    ToyClass("person", 24, 11, (220, 20, 60)),
-    ToyClass("car", 26, 13, (0, 0, 142)),
-)
-EGO, IGNORED = 1, 255  # the ego car's label id; its train id
-ROAD, SIDEWALK, BUILDING, WALL, POLE, SIGN, VEGETATION, TERRAIN, SKY, PERSON, CAR = (c.label_id for c in CLASSES)
-
-TRAIN_IDS = np.full(256, IGNORED, np.uint8)  # label id -> train id
-TRAIN_IDS[[c.label_id for c in CLASSES]] = [c.train_id for c in CLASSES]
-PALETTE = np.zeros((256, 3), np.uint8)  # label id -> preview colour
-PALETTE[[c.label_id for c in CLASSES]] = [c.colour for c in CLASSES]
+# As in Cityscapes' labelIds.
+ROAD, SIDEWALK, BUILDING, WALL, POLE, SIGN = 7, 8, 11, 12, 17, 20
+VEGETATION, TERRAIN, SKY, PERSON, CAR = 21, 22, 23, 24, 26
+EGO = 1  # the ego car, which no class counts
 
 
 # ---------------------------------------------------------------------- the two domains' streets: everything to tune
@@ -82,10 +58,7 @@ OTHER_STREETS: dict[str, Range] = {
 def other_streets(streets: Mapping[str, Range], share: float) -> dict[str, Range]:
     """`streets`, `share` of the way to `OTHER_STREETS`."""
     others = {**streets, **OTHER_STREETS}
-    moved = {
-        name: [(1 - share) * bound + share * other for bound, other in zip(both, others[name])]
-        for name, both in streets.items()
-    }
+    moved = {name: (1 - share) * np.array(streets[name]) + share * np.array(others[name]) for name in streets}
     return {name: (low, high) for name, (low, high) in moved.items()}
 
 

@@ -1,7 +1,6 @@
 """How it looks: the colours and labels of what the rays meet, and the image that a camera makes of them."""
 
 import functools
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.random import Generator
 
 from .lighting import WARM, halo, in_shadow, lamplight
 from .rays import FAR, Camera, turn
-from .scene import BOX, BRICKS, CARBODY, DISC, FACADE, LEAVES, ROAD, SIDEWALK, SKY, TERRAIN, Scene, Street, from_hex
+from .scene import BOX, BRICKS, CARBODY, DISC, FACADE, LEAVES, ROAD, SIDEWALK, SKY, TERRAIN, Scene, from_hex
 
 PANES = from_hex("293040 8599b0")[..., None]  # of windows, darkest and brightest (2,3,1)
 LAMPS = from_hex("f2edcc bf0d0d")[..., None]  # of cars, front and back (2,3,1)
@@ -17,21 +16,6 @@ GROUND = from_hex("4f4f57 998c82 6b7333")  # of road, sidewalk and terrain
 ZENITH, HORIZON = from_hex("6b9ef2 ebf2ff")[..., None]  # (3,1) each
 
 
-@dataclass(frozen=True)
-class Shift:
-    """How the target's look moves at strength 1; at strength s gains act to the power of s, all others s times."""
-
-    sun: float = 0.45  # gain of the direct light: dim and soft
-    ambient: float = 0.92  # gain of the sky's light
-    cast: tuple[float, float, float] = (1.22, 1.0, 0.74)  # gains of red, green and blue
-    contrast: float = 0.72  # gain around middle grey
-    saturation: float = 0.62  # gain
-    haze: float = 0.014  # added share of the light lost per metre
-    noise: float = 0.025  # added standard deviation of the pixels' noise, full scale 1
-    hue: float = 35.0  # rotation of the materials' colours, degrees
-
-
-SHIFT = Shift()
 FOG_HEIGHT = 45.0  # m
 STRENGTH_MAX = 1.3  # a target image's strength is uniform from 0 to this times the setting: always strong is too hard
 
@@ -39,8 +23,7 @@ STRENGTH_MAX = 1.3  # a target image's strength is uniform from 0 to this times 
 # ----------------------------------------------------------------------------------------------- colours: (3,n) each
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """Light, air and camera of one image."""
 
     sun: float  # strength of the direct light
@@ -58,29 +41,37 @@ class Look:
     # Below, the weather's (`weather.relight`); unset, there is none.
     fog: float = 0.0  # share of the light lost per metre of fog, which is grey and hides the sky too
     night: float = 0.0  # strength of lit windows and cars
-    lamps: np.ndarray = field(default_factory=lambda: np.empty((3, 0), np.float32))  # (3,L) street lamps that are on, m
+    lamps: np.ndarray = np.empty((3, 0), np.float32)  # (3,L) street lamps that are on, m
     shadows: float = 0.0  # share of the direct light that shadows take
-    sun_colour: np.ndarray = field(default_factory=lambda: np.ones((3, 1), np.float32))  # gains of red, green and blue
+    sun_colour: np.ndarray = np.ones((3, 1), np.float32)  # gains of red, green and blue
 
 
 def draw_look(rng: Generator, strength: float) -> Look:
-    """The source's natural variation, moved by `strength` times `SHIFT`."""
+    """The source's natural variation, moved by the target's shift.
+
+    At strength 1 the shift is what is written here; at strength s its gains act to the power of s, all others s times.
+    """
     azimuth, elevation = np.deg2rad(rng.uniform((0, 25), (360, 60)))
-    level = np.cos(elevation)
     return Look(
-        sun=rng.uniform(0.45, 0.75) * SHIFT.sun**strength,
-        towards_sun=np.array([level * np.sin(azimuth), level * np.cos(azimuth), np.sin(elevation)], np.float32),
-        ambient=rng.uniform(0.55, 0.75) * SHIFT.ambient**strength,
+        sun=rng.uniform(0.45, 0.75) * 0.45**strength,  # dim and soft
+        towards_sun=direction(azimuth, elevation),
+        ambient=rng.uniform(0.55, 0.75) * 0.92**strength,
         clouds=rng.uniform(0, 1),
-        hue=rng.uniform(-8, 8) + SHIFT.hue * strength,
-        haze=rng.uniform(0.001, 0.004) + SHIFT.haze * strength,
-        cast=(rng.uniform(0.95, 1.05, 3) * np.asarray(SHIFT.cast) ** strength).astype(np.float32),
-        contrast=rng.uniform(0.95, 1.1) * SHIFT.contrast**strength,
-        saturation=rng.uniform(0.9, 1.15) * SHIFT.saturation**strength,
-        noise=rng.uniform(0.005, 0.015) + SHIFT.noise * strength,
+        hue=rng.uniform(-8, 8) + 35 * strength,
+        haze=rng.uniform(0.001, 0.004) + 0.014 * strength,
+        cast=(rng.uniform(0.95, 1.05, 3) * np.array((1.22, 1.0, 0.74)) ** strength).astype(np.float32),
+        contrast=rng.uniform(0.95, 1.1) * 0.72**strength,
+        saturation=rng.uniform(0.9, 1.15) * 0.62**strength,
+        noise=rng.uniform(0.005, 0.015) + 0.025 * strength,
         ground=rng.uniform(0.85, 1.15, (3, 1)) * rng.uniform(0.95, 1.05, (3, 3)),
         drift=rng.uniform(0, 256, (2, 1)).astype(np.float32),
     )
+
+
+def direction(azimuth: float, elevation: float) -> np.ndarray:
+    """The unit vector, float32 (3,), `azimuth` radians clockwise from +y and `elevation` above the horizon."""
+    level = np.cos(elevation)
+    return np.array([level * np.sin(azimuth), level * np.cos(azimuth), np.sin(elevation)], np.float32)
 
 
 def shade(
@@ -94,10 +85,8 @@ def shade(
 
     colours, labels = np.empty_like(rays), np.full(found.shape, SKY, np.uint8)
     labels[shapes] = scene.shapes["label"][found[shapes]]
-    light = _light(scene, points[:, shapes], found[shapes], look)
-    colours[:, shapes] = _shade_shapes(scene.shapes, found[shapes], points[:, shapes], distance[shapes], light, look)
-    light = _light(scene, points[:, ground], found[ground], look)
-    labels[ground], colours[:, ground] = _shade_ground(scene.street, points[:, ground], distance[ground], light, look)
+    colours[:, shapes] = _shade_shapes(scene, found[shapes], points[:, shapes], distance[shapes], look)
+    labels[ground], colours[:, ground] = _shade_ground(scene, found[ground], points[:, ground], distance[ground], look)
     colours[:, sky] = _shade_sky(rays[:, sky] / length[sky], look)
     distance[sky] = 0  # the haze is in its colours
     glow = HORIZON * (look.ambient + 0.3 * look.sun)
@@ -108,21 +97,15 @@ def shade(
     return colours.reshape(3, *hit.shape), labels.reshape(hit.shape)
 
 
-class Light(NamedTuple):
-    """Light at points, apart from the sky's: gains of red, green and blue."""
+def _light(scene: Scene, index: np.ndarray, points: np.ndarray, look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """The look's direct light and that of lamps, gains (3,n) each, at `points` (3,n) of shapes `index` (n,).
 
-    sun: np.ndarray  # (3,n) of the look's direct light
-    lamps: np.ndarray  # (3,n), or 0
-
-
-def _light(scene: Scene, points: np.ndarray, index: np.ndarray, look: Look) -> Light:
-    """The light at `points` (3,n) of shapes `index` (n,): all of the sun and no lamps, unless the weather says more."""
-    sun, lamps = np.broadcast_to(look.sun_colour, points.shape), np.zeros((), np.float32)
+    All of the sun and no lamps, unless the weather says more.
+    """
+    sun = np.broadcast_to(look.sun_colour, points.shape)
     if look.shadows > 0:
         sun = sun * (1 - np.float32(look.shadows) * in_shadow(scene, points, index, look.towards_sun))
-    if look.lamps.size:
-        lamps = WARM * lamplight(points, look.lamps)
-    return Light(sun, lamps)
+    return sun, WARM * lamplight(points, look.lamps)
 
 
 def _shade_air(colours: np.ndarray, rays: np.ndarray, distance: np.ndarray, position: np.ndarray, look: Look):
@@ -143,10 +126,10 @@ def _shade_sky(rays: np.ndarray, look: Look) -> np.ndarray:
 
 
 def _shade_ground(
-    street: Street, points: np.ndarray, distance: np.ndarray, light: Light, look: Look
+    scene: Scene, index: np.ndarray, points: np.ndarray, distance: np.ndarray, look: Look
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Label ids (n,) and colours (3,n) of `points` (3,n) on the ground, `distance` (n,) m away."""
-    x, y, _ = points
+    """Label ids (n,) and colours (3,n) of `points` (3,n) on the ground, shape `index` (n,), `distance` (n,) m away."""
+    street, (x, y, _) = scene.street, points
     across = x - street.middle(y)
     beside, before = np.abs(across) - street.road, np.abs(y - street.crossing) - street.crossing_road
     beyond = np.minimum(beside, before)  # m beyond the kerb of the nearer street
@@ -168,7 +151,8 @@ def _shade_ground(
     albedo = np.take(surfaces.T, np.where(road, 0, np.where(walk, 1, 2)), axis=1) * tone
     albedo[:, road & (lines | zebra)] = 0.85
     label = np.where(road, ROAD, np.where(walk, SIDEWALK, TERRAIN)).astype(np.uint8)
-    return label, albedo * (look.ambient + look.sun * look.towards_sun[2] * light.sun + light.lamps)
+    sun, lamps = _light(scene, index, points, look)
+    return label, albedo * (look.ambient + look.sun * look.towards_sun[2] * sun + lamps)
 
 
 class Surface(NamedTuple):
@@ -188,14 +172,11 @@ class Surface(NamedTuple):
         return np.where(self.face == 0, self.local[1], self.local[0])
 
 
-def _shade_shapes(
-    shapes: np.ndarray, index: np.ndarray, points: np.ndarray, distance: np.ndarray, light: Light, look: Look
-) -> np.ndarray:
-    """Colours (3,n) of `points` (3,n) on the surfaces of `shapes[index]`, `distance` (n,) m away."""
-    centre, half, colour = (
-        np.take(values.T, index, axis=1)
-        for values in (shapes["centre"], shapes["half"], _rotate_hue(shapes["colour"], look.hue))
-    )  # (3,n) each
+def _shade_shapes(scene: Scene, index: np.ndarray, points: np.ndarray, distance: np.ndarray, look: Look) -> np.ndarray:
+    """Colours (3,n) of `points` (3,n) on the surfaces of shapes `index` (n,), `distance` (n,) m away."""
+    shapes, colours = scene.shapes, _rotate_hue(scene.shapes["colour"], look.hue)
+    values = shapes["centre"], shapes["half"], colours
+    centre, half, colour = (np.take(value.T, index, axis=1) for value in values)  # (3,n) each
     x, y, z = points - centre
     local = np.stack([*turn(x, y, shapes["yaw"][index]), z])
     unit = local / half
@@ -214,11 +195,11 @@ def _shade_shapes(
         if look.night > 0 and kind in LIT:
             emitted[:, at] = look.night * LIT[kind](surface)
 
-    sun = np.stack(
-        [*turn(look.towards_sun[0], look.towards_sun[1], shapes["yaw"]), np.full(len(shapes), look.towards_sun[2])]
-    )
-    direct = (normal * np.take(sun, index, axis=1)).sum(axis=0).clip(0)
-    return albedo * (look.ambient * (0.8 + 0.2 * normal[2]) + look.sun * direct * light.sun + light.lamps) + emitted
+    east, north, up = look.towards_sun
+    towards_sun = np.stack([*turn(east, north, shapes["yaw"]), np.full(len(shapes), up)])
+    direct = (normal * np.take(towards_sun, index, axis=1)).sum(axis=0).clip(0)
+    sun, lamps = _light(scene, index, points, look)
+    return albedo * (look.ambient * (0.8 + 0.2 * normal[2]) + look.sun * direct * sun + lamps) + emitted
 
 
 def _facade(albedo: np.ndarray, at: Surface) -> np.ndarray:
@@ -294,9 +275,7 @@ def _noise_map() -> np.ndarray:
     return (field / field.std()).astype(np.float32).ravel()
 
 
-@functools.cache
-def _chance_map() -> np.ndarray:
-    return np.random.default_rng(1).random(256 * 256, np.float32)
+CHANCES = np.random.default_rng(1).random(256 * 256, np.float32)
 
 
 def _cell(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -311,7 +290,7 @@ def _noise(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _chance(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """A number in [0, 1) for each cell u, v, unrelated to its neighbours'."""
-    return _chance_map()[_cell(u, v)]
+    return CHANCES[_cell(u, v)]
 
 
 def _rotate_hue(colours: np.ndarray, degrees: float) -> np.ndarray:

@@ -4,26 +4,24 @@ Fog grows with depth, a night is dark but for lamps and windows, rain falls in s
 casts long shadows, and dirt on the lens blurs and hides. The kinds are those of SynPASS (cloud, fog, rain, sun, night).
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.random import Generator
 
 from .lighting import lamp_heads
 from .rays import Camera
 from .scene import ROAD, SIDEWALK, Scene
-from .shading import Look
+from .shading import Look, direction
 
-STRENGTHS = ("fog", "night", "rain", "low_sun", "dirt")
 MAIN = ("none", "fog", "rain", "low_sun")  # one of them for each image, equally often
 LOW_SUN = np.array([[1.25], [0.95], [0.6]], np.float32)  # its gains of red, green and blue
 NIGHTS, DIRTY = 0.3, 0.4  # share of the images, whatever else they show
 MUD = np.array([0.42, 0.37, 0.3], np.float32).reshape(3, 1, 1)
 
 
-@dataclass(frozen=True)
-class Weather:
+class Weather(NamedTuple):
     """The weather of one image; every strength is 0 for none and about 1 at most for what can still be recognised."""
 
     fog: float = 0.0
@@ -32,8 +30,8 @@ class Weather:
     low_sun: float = 0.0
     dirt: float = 0.0
 
-    def __bool__(self) -> bool:
-        return any(getattr(self, name) > 0 for name in STRENGTHS)
+
+STRENGTHS = Weather._fields
 
 
 def draw_weather(rng: Generator, **strengths: float) -> Weather:
@@ -48,26 +46,22 @@ def draw_weather(rng: Generator, **strengths: float) -> Weather:
 
 
 def relight(look: Look, weather: Weather, scene: Scene, rng: Generator) -> Look:
-    """`look` under the sky of this weather."""
+    """`look` under the sky of this weather; where there is none, as it was."""
     low = min(weather.low_sun, 1.0)
     # A low sun stands over the street, at either end: across it, the houses would leave no light on anything.
     azimuth = scene.street.angle(0.0) + np.pi * rng.integers(2) + np.deg2rad(rng.uniform(-45, 45))
     elevation = np.deg2rad(rng.uniform(14, 26))
-    if low > 0:
-        level = np.cos(elevation)
-        towards = np.array([level * np.sin(azimuth), level * np.cos(azimuth), np.sin(elevation)], np.float32)
-        look = replace(look, towards_sun=towards, shadows=low, sun=look.sun * (1 + 1.3 * low))
-        look = replace(look, ambient=look.ambient * 0.55**low, sun_colour=LOW_SUN**low)
-    dim = 0.14**weather.night
-    return replace(
-        look,
-        sun=look.sun * 0.02**weather.night * 0.3**weather.rain * 0.35**weather.fog,
-        ambient=look.ambient * dim,
+    return look._replace(
+        sun=look.sun * (1 + 1.3 * low) * 0.02**weather.night * 0.3**weather.rain * 0.35**weather.fog,
+        towards_sun=direction(azimuth, elevation) if low > 0 else look.towards_sun,
+        ambient=look.ambient * 0.55**low * 0.14**weather.night,
         clouds=look.clouds + weather.rain,
         fog=0.055 * weather.fog + 0.008 * weather.rain,
         noise=look.noise + 0.015 * weather.night,
         night=weather.night,
         lamps=lamp_heads(scene) if weather.night > 0 else look.lamps,
+        shadows=low,
+        sun_colour=LOW_SUN**low,
     )
 
 
@@ -100,7 +94,7 @@ def _wet(colours: np.ndarray, labels: np.ndarray, camera: Camera, rain: float) -
 def _streaks(size: tuple[int, int], rain: float, rng: Generator, wraps: bool) -> np.ndarray:
     """Opacity (R,C) of falling drops: slanting lines, all in one direction."""
     rows, columns = size
-    opacity, slant = np.zeros(size, np.float32), rng.uniform(-0.4, 0.4)
+    opacity, slant = np.zeros((rows, columns - wraps), np.float32), rng.uniform(-0.4, 0.4)
     for _ in range(round(rain * rows * columns / 180)):
         length = int(rng.integers(rows // 16 + 2, rows // 6 + 4))
         row = int(rng.integers(-length, rows)) + np.arange(length)
@@ -127,17 +121,13 @@ def _blots(size: tuple[int, int], dirt: float, rng: Generator, wraps: bool) -> n
 def _blurred(colours: np.ndarray, wraps: bool) -> np.ndarray:
     """Means over 5 x 5 rays, two apart."""
     body = colours[..., :-1] if wraps else colours
-    modes: dict[int, Literal["edge", "wrap"]] = {1: "edge", 2: "wrap" if wraps else "edge"}  # by axis
-    for axis, mode in modes.items():
-        margins = [(4, 4) if axis == a else (0, 0) for a in range(3)]
-        padded, length = np.pad(body, margins, mode=mode), body.shape[axis]
-        parts = (np.take(padded, np.arange(length) + 2 * i, axis=axis) for i in range(5))
-        body = sum(parts, start=np.zeros_like(body)) / np.float32(5)
-    return _closed(body, wraps, grow=True)
+    padded = np.pad(body, ((0, 0), (4, 4), (0, 0)), mode="edge")
+    padded = np.pad(padded, ((0, 0), (0, 0), (4, 4)), mode="wrap" if wraps else "edge")
+    for axis in (1, 2):
+        padded = sliding_window_view(padded, 9, axis)[..., ::2].mean(axis=-1)
+    return _closed(padded, wraps)
 
 
-def _closed(values: np.ndarray, wraps: bool, grow: bool = False) -> np.ndarray:
-    """`values` with the first column as the last one where the image wraps; `grow`: where that column is lacking."""
-    if not wraps:
-        return values
-    return np.concatenate([values if grow else values[..., :-1], values[..., :1]], axis=-1)
+def _closed(values: np.ndarray, wraps: bool) -> np.ndarray:
+    """`values`, with the first column once more behind the last one where the image wraps."""
+    return np.concatenate([values, values[..., :1]], axis=-1) if wraps else values

@@ -6,9 +6,9 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,24 +18,26 @@ from annotated_types import Interval
 from PIL import Image
 from pydantic import NonNegativeFloat
 
+from trans4pass.build import CONFIGS
 from trans4pass.errors import ConfigError
+from trans4pass.labels import LabelSpace
 from trans4pass.settings import Natural, Positive, Share, parse
 from trans4pass.sphere import Panorama, Pinhole
 from trans4pass.storage import read_json, write_json, writing
 
 from .rays import panorama_camera, pinhole_camera, trace
-from .scene import PALETTE, TRAIN_IDS, build_scene, other_streets, streets_between
+from .scene import build_scene, other_streets, streets_between
 from .shading import STRENGTH_MAX, develop, draw_look, shade
 from .weather import STRENGTHS, Weather, draw_weather, relight, weathered
 
 RENDERER = 1  # part of the marker; raise it whenever the pictures change, so that a world from older code is noticed
 MARKER = "toy_world.json"
 UNFINISHED = ".unfinished"  # there until the marker is: what lies beside it is a toy world's own and may be deleted
-TREES = ("cityscapes", "DensePASS", "synthetic")
+TREES = ("cityscapes", "DensePASS", "synthetic")  # of the domains
 CITIES = {"train": "bricktown", "val": "blockford"}  # disjoint, as Cityscapes' are
-FOLDER = "streets"
-DOMAINS = ("source", "target", "synthetic")
+DOMAINS = ("source", "target", "synthetic")  # the first in Cityscapes' layout, the others in DensePASS's
 LATER = ("things", "synthetic_train", *STRENGTHS)  # settings that older worlds' markers lack; 0 in those worlds
+CITYSCAPES = LabelSpace.from_yaml(CONFIGS / "labels" / "cityscapes19.yaml")
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
 
 
@@ -87,18 +89,19 @@ class ToyWorld:
         the usual `if __name__ == "__main__":`.
         """
         images, write = self.images(), functools.partial(_write_image, self, Path(root))
-        if workers == 1:
-            _drain(map(write, images), len(images), progress)
-            return
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            _drain(pool.map(write, images, chunksize=8), len(images), progress)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn) if workers > 1 else nullcontext() as pool:
+            written = map(write, images) if pool is None else pool.map(write, images, chunksize=8)
+            for done, _ in enumerate(written, start=1):
+                if progress is not None:
+                    progress(done, len(images))
 
 
 def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Render image `index` of a domain (one of `DOMAINS`) and split ("train" or "val").
 
-    Returns the image, uint8 (H,W,3), and its Cityscapes label ids, uint8 (H,W): those of `CLASSES` and `EGO`. A pixel's
-    label is that of the one ray through its centre; its colour is a weighted mean of nine rays.
+    Returns the image, uint8 (H,W,3), and its Cityscapes label ids, uint8 (H,W): those named in `scene`. A pixel's label
+    is that of the one ray through its centre; its colour is a weighted mean of nine rays.
     """
     key = (world.seed, DOMAINS.index(domain), ("train", "val").index(split), index)
     # Only `layout` moves things.
@@ -106,7 +109,7 @@ def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[
     geometry = world.geometry if domain != "source" else 0.0
     appearance, things = (world.appearance, world.things) if domain == "target" else (0.0, 0.0)
 
-    streets = other_streets(streets_between(geometry), things) if things else streets_between(geometry)
+    streets = other_streets(streets_between(geometry), things)
     scene = build_scene(layout, streets, unusual=0.7 * things)
     position = np.array([0.4 * scene.street.road, 0.0, layout.uniform(*streets["camera"])])  # mid-lane, right
     heading = scene.street.angle(0.0) + np.deg2rad(layout.uniform(*streets["heading"]))
@@ -119,11 +122,9 @@ def render_image(world: ToyWorld, domain: str, split: str, index: int) -> tuple[
     look = draw_look(looks, appearance * looks.uniform(0, STRENGTH_MAX))
     strengths = {name: getattr(world, name) for name in STRENGTHS}
     weather = draw_weather(sky, **strengths) if domain == "target" else Weather()
-    if weather:
-        look = relight(look, weather, scene, sky)
+    look = relight(look, weather, scene, sky)
     colours, labels = shade(scene, camera, *trace(scene.shapes, camera), look)
-    if weather:
-        colours = weathered(colours, labels, camera, weather, sky, wraps=geometry > 0)
+    colours = weathered(colours, labels, camera, weather, sky, wraps=geometry > 0)
     return develop(colours, look, noise), labels[1::2, 1::2]  # odd samples are the pixels' centres
 
 
@@ -140,7 +141,9 @@ def ensure(root: Path, progress: Progress | None = None, workers: Positive = 1, 
         return world
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / ".lock"):
+        with (root / ".lock").open("w") as lock:
+            # A POSIX lock ends with this process; `flock` would live on in workers that inherit it.
+            fcntl.lockf(lock, fcntl.LOCK_EX)
             if _is_finished(root, world):
                 return world
             _clear(root)
@@ -158,7 +161,7 @@ def preview(world: ToyWorld, rows: int = 4) -> np.ndarray:
     for domain in ("source", "target"):
         for index in range(rows):
             image, label_ids = render_image(world, domain, "train", index)
-            strip = np.concatenate([image, PALETTE[label_ids]], axis=1)
+            strip = np.concatenate([image, CITYSCAPES.colorize(_train_ids(label_ids))], axis=1)
             strips.append(np.pad(strip, ((0, 2), (0, width - strip.shape[1]), (0, 0)), constant_values=255))
     return np.concatenate(strips)
 
@@ -168,40 +171,29 @@ def preview(world: ToyWorld, rows: int = 4) -> np.ndarray:
 
 def image_paths(root: Path, domain: str, split: str, index: int) -> dict[str, Path]:
     """The files of one image: `image` and `trainIds`, in the source also `labelIds`."""
-    if domain == "source":
-        city = CITIES[split]
-        stem = f"{city}_{index:06d}_000019"  # 19: the frame that Cityscapes labels in each of its snippets
-        images, labels = (root / "cityscapes" / tree / split / city for tree in ("leftImg8bit", "gtFine"))
-        return {
-            "image": images / f"{stem}_leftImg8bit.png",
-            "labelIds": labels / f"{stem}_gtFine_labelIds.png",
-            "trainIds": labels / f"{stem}_gtFine_labelTrainIds.png",
-        }
-    layout = root / ("DensePASS" if domain == "target" else "synthetic")
-    images, labels = (layout / tree / split / FOLDER for tree in ("leftImg8bit", "gtFine"))
-    return {"image": images / f"{index}_.png", "trainIds": labels / f"{index}_labelTrainIds.png"}
+    layout = root / TREES[DOMAINS.index(domain)]
+    folder = CITIES[split] if domain == "source" else "streets"
+    images, labels = (layout / tree / split / folder for tree in ("leftImg8bit", "gtFine"))
+    if domain != "source":
+        return {"image": images / f"{index}_.png", "trainIds": labels / f"{index}_labelTrainIds.png"}
+    stem = f"{folder}_{index:06d}_000019"  # 19: the frame that Cityscapes labels in each of its snippets
+    return {
+        "image": images / f"{stem}_leftImg8bit.png",
+        "labelIds": labels / f"{stem}_gtFine_labelIds.png",
+        "trainIds": labels / f"{stem}_gtFine_labelTrainIds.png",
+    }
 
 
 def _write_image(world: ToyWorld, root: Path, image: tuple[str, str, int]) -> None:
     rgb, label_ids = render_image(world, *image)
-    contents = {"image": rgb, "labelIds": label_ids, "trainIds": TRAIN_IDS[label_ids]}
+    contents = {"image": rgb, "labelIds": label_ids, "trainIds": _train_ids(label_ids)}
     for kind, path in image_paths(root, *image).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(contents[kind]).save(path)
 
 
-def _drain(results: Iterator, total: int, progress: Progress | None) -> None:
-    for done, _ in enumerate(results, start=1):
-        if progress is not None:
-            progress(done, total)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the file's POSIX lock, which ends with this process; `flock` would live on in workers that inherit it."""
-    with path.open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
+def _train_ids(label_ids: np.ndarray) -> np.ndarray:
+    return CITYSCAPES.decode(label_ids, "cityscapes_ids", "the toy world")
 
 
 def _description(world: ToyWorld) -> dict:

@@ -5,11 +5,10 @@ from .monitor import Monitor
 from .optim import build_optimizers, trained_and_frozen
 from .schedules import POLICIES, make_schedule
 from .tensorboard import TensorBoard
-from .trackers import CSV, Tracker, Trackers, Trackio, WandB
-from .trainer import Evaluation, Evaluator, Trainer, TrainerSettings, TrainingData, to_device
+from .trackers import CSV, Tracker, Trackio, WandB
+from .trainer import Evaluation, Evaluator, Trainer, TrainerSettings, to_device
 
 __all__ = [
-    "CSV", "POLICIES", "Evaluation", "Evaluator", "Monitor", "TensorBoard", "Tracker", "Trackers", "Trackio", "Trainer",
-    "TrainerSettings", "TrainingData", "WandB", "build_optimizers", "checkpoint", "make_schedule", "to_device",
-    "trained_and_frozen",
+    "CSV", "POLICIES", "Evaluation", "Evaluator", "Monitor", "TensorBoard", "Tracker", "Trackio", "Trainer",
+    "TrainerSettings", "WandB", "build_optimizers", "checkpoint", "make_schedule", "to_device", "trained_and_frozen",
 ]  # fmt: skip

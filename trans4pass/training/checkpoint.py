@@ -78,8 +78,7 @@ def load_latest(path: Path) -> dict[str, Any] | None:
         try:
             return load(candidate)
         except WeightsError as error:
-            log.warning("%s", error)
-            log.warning("falling back to the checkpoint before it")
+            log.warning("%s; falling back to the checkpoint before it", error)
     if candidates:
         raise WeightsError(f"no checkpoint in {path.parent} can be read: delete the folder to do this stage again")
     return None

@@ -3,7 +3,7 @@
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -24,32 +24,33 @@ class Monitor:
     """Shows how a stage goes, and records it; values stay on the device until they are logged.
 
     Args:
-        tracker: of this stage, on rank 0.
+        trackers: of this stage; none on other ranks than 0.
         stage: its name, shown in front.
         steps: of the whole stage.
-        log_every: steps between two lines in run.log and two points of the tracker; the last step always counts.
+        log_every: steps between two lines in run.log and two points of the trackers; the last step always counts.
         device: whose memory is shown.
     """
 
-    def __init__(self, tracker: Tracker, stage: str, steps: int, log_every: int, device: torch.device):
-        self.tracker, self.stage, self.steps = tracker, stage, steps
+    def __init__(self, trackers: Sequence[Tracker], stage: str, steps: int, log_every: int, device: torch.device):
+        self.trackers, self.stage, self.steps = trackers, stage, steps
         self.log_every, self.device = log_every, device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._paces: list[float] = []
-        self._started, self._since = time.perf_counter(), 0
 
     @contextmanager
     def running(self, step: int, evaluated: int) -> Iterator[None]:
         """Show the bar and record while entered; the stage goes on after `step` and was last scored at `evaluated`."""
-        self.tracker.begin(step, evaluated)
+        for tracker in self.trackers:
+            tracker.begin(step, evaluated)
         try:
             with progress_bar(TextColumn("{task.fields[state]}"), spoken=False) as self._bar:
                 self._task = self._bar.add_task(self.stage, total=self.steps, completed=step, state="")
                 self._started, self._since = time.perf_counter(), step
                 yield
         finally:
-            self.tracker.close()
+            for tracker in self.trackers:
+                tracker.close()
 
     def step(self, step: int, values: Mapping[str, Tensor], rates: Mapping[str, float], skipped: int) -> None:
         """Record step number `step` (from 1): values by name, learning rates by optimiser, steps skipped so far.
@@ -62,7 +63,9 @@ class Monitor:
         self._bar.update(self._task, completed=step)
         if step % self.log_every and step != self.steps:
             return
-        means = self._means()
+        # One look at the device, for the means of the values since the last line, over ranks.
+        sums = torch.stack([total.double() / self._counts[name] for name, total in self._sums.items()])
+        means = dict(zip(self._sums, dist.mean_(sums).tolist(), strict=True))
         pace = (time.perf_counter() - self._started) / max(1, step - self._since)
         rate = " ".join(f"lr/{name} {value:.2e}" for name, value in rates.items())
         state = f"{pace:.2f} s/it  {peak_memory(self.device):.2f} GiB"
@@ -71,15 +74,11 @@ class Monitor:
         head, tail = f"{self.stage} {step}/{self.steps}", f"{state}  ETA {left}"
         brief = f"{head}  {fitting(means, WIDTH - len(head) - len(tail))}  {tail}"
         log.info("%s  %s  %s  %s", head, in_short(means), rate, tail, extra={"console": brief})
-        rates = {f"lr/{name}": value for name, value in rates.items()}
-        self.tracker.log({**means, **rates, "seconds_per_step": pace, "skipped": skipped}, step)
+        points = {**means, **{f"lr/{name}": value for name, value in rates.items()}}
+        for tracker in self.trackers:
+            tracker.log({**points, "seconds_per_step": pace, "skipped": skipped}, step)
         self._paces.append(pace)
         self._sums, self._counts, self._started, self._since = {}, {}, time.perf_counter(), step
-
-    def _means(self) -> dict[str, float]:
-        """Of the values since the last line, over ranks: one look at the device."""
-        means = torch.stack([total.double() / self._counts[name] for name, total in self._sums.items()])
-        return dict(zip(self._sums, dist.mean_(means).tolist(), strict=True))
 
     @property
     def pace(self) -> float | None:
@@ -95,9 +94,10 @@ class Monitor:
 
     def evaluated(self, step: int, scores: Mapping[str, float], pictures: Mapping[str, Tensor]) -> None:
         """Record an evaluation: mIoU by side, and pictures by title."""
-        self.tracker.log({f"{MIOU}{side}": value for side, value in scores.items()}, step)
-        for title, picture in pictures.items():
-            self.tracker.image(title, picture, step)
+        for tracker in self.trackers:
+            tracker.log({f"{MIOU}{side}": value for side, value in scores.items()}, step)
+            for title, picture in pictures.items():
+                tracker.image(title, picture, step)
 
 
 def fitting(values: Mapping[str, float], width: int) -> str:

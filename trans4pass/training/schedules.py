@@ -59,14 +59,7 @@ def cosine(step: int, total: int) -> float:
 
 # A package of your own adds its policies when it is imported: functions of (step, total) and settings.
 POLICIES: dict[str, Callable[..., float]] = {
-    "cosine": cosine,
-    "exp": exp,
-    "fixed": fixed,
-    "inv": inv,
-    "multistep": multistep,
-    "poly": poly,
-    "sigmoid": sigmoid,
-    "step": step_,
+    policy.__name__.rstrip("_"): policy for policy in (fixed, step_, exp, inv, multistep, poly, sigmoid, cosine)
 }
 
 

@@ -1,9 +1,9 @@
-"""Where a training stage's figures and pictures go: CSV, Weights & Biases, Trackio, or several; see tensorboard.py."""
+"""Where a training stage's figures and pictures go: CSV, Weights & Biases, Trackio; see also tensorboard.py."""
 
 import csv
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,29 +41,6 @@ class Tracker(ABC):
 
     def close(self) -> None:
         """Write what is still in memory."""
-
-
-class Trackers(Tracker):
-    """Several trackers as one."""
-
-    def __init__(self, trackers: Sequence[Tracker]):
-        self.trackers = trackers
-
-    def begin(self, step: int, evaluated: int) -> None:
-        for tracker in self.trackers:
-            tracker.begin(step, evaluated)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        for tracker in self.trackers:
-            tracker.log(values, step)
-
-    def image(self, name: str, picture: Tensor, step: int) -> None:
-        for tracker in self.trackers:
-            tracker.image(name, picture, step)
-
-    def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.close()
 
 
 class CSV(Tracker):
@@ -106,16 +83,13 @@ class WandB(Tracker):
             raise ConfigError(
                 f"tracker={self.package}: that package is not installed: pip install 'trans4pass[{self.package}]'"
             ) from error
-        self.project, self.mode = project, mode
+        self.project = project
+        self._options: dict[str, Any] = {"dir": folder, "mode": mode}
 
     def begin(self, step: int, evaluated: int) -> None:
-        name = f"{self.run}/{self.stage}"
         # The resumed run's name sets apart the steps that are logged again.
-        name = f"{name} from step {step}" if step else name
-        self._run = self._start(name)
-
-    def _start(self, name: str) -> Any:
-        return self._library.init(project=self.project, group=self.run, name=name, dir=self.folder, mode=self.mode)
+        name = f"{self.run}/{self.stage}" + (f" from step {step}" if step else "")
+        self._run = self._library.init(project=self.project, group=self.run, name=name, **self._options)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
@@ -134,6 +108,4 @@ class Trackio(WandB):
 
     def __init__(self, folder: Path, run: str, stage: str, project: str = "trans4pass"):
         super().__init__(folder, run, stage, project)
-
-    def _start(self, name: str) -> Any:
-        return self._library.init(project=self.project, group=self.run, name=name, embed=False)
+        self._options = {"embed": False}

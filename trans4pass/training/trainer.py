@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
@@ -70,16 +70,7 @@ class Evaluator(Protocol):
         ...
 
 
-class TrainingData(Protocol):
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Endless micro-batches, on the CPU, from number `start` on."""
-        ...
-
-    def passes(self) -> Mapping[str, Pass]:
-        """One over each domain's images."""
-        ...
-
-
+@dataclass(eq=False, repr=False)
 class Trainer:
     """Trains one method for one stage, from its last checkpoint if there is one.
 
@@ -88,38 +79,38 @@ class Trainer:
         method: on its device.
         optimizers: by the names of what they train (see `build_optimizers`).
         schedule: factor on the learning rates by step.
-        data, evaluator: see their protocols.
-        monitor: shows progress, and feeds the tracker.
+        batches: gives endless micro-batches, on the CPU, from a number on.
+        passes: one over each domain's images, by its name.
+        evaluator: see its protocol.
+        monitor: shows progress, and feeds the trackers.
         folder: of the stage; `last.pt` and `best.pt` are written there and read from there.
         meta: numbers, strings, lists and dicts stored in each checkpoint (model, labels, ...).
     """
 
-    def __init__(
-        self,
-        stage: str,
-        method: Method,
-        optimizers: Mapping[str, Optimizer],
-        schedule: Schedule,
-        data: TrainingData,
-        evaluator: Evaluator,
-        monitor: Monitor,
-        settings: TrainerSettings,
-        folder: Path,
-        device: torch.device,
-        interrupts: Interrupts,
-        meta: Mapping[str, Any],
-    ):
-        self.stage, self.method, self.optimizers, self.schedule = stage, method, optimizers, schedule
-        self.data, self.evaluator, self.monitor, self.settings = data, evaluator, monitor, settings
-        self.folder, self.device, self.interrupts, self.meta = folder, device, interrupts, meta
-        self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=settings.precision == "fp16")
+    stage: str
+    method: Method
+    optimizers: Mapping[str, Optimizer]
+    schedule: Schedule
+    batches: Callable[[int], Iterator[Batch]]
+    passes: Mapping[str, Pass]
+    evaluator: Evaluator
+    monitor: Monitor
+    settings: TrainerSettings
+    folder: Path
+    device: torch.device
+    interrupts: Interrupts
+    meta: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        half = self.settings.precision == "fp16"
+        self.scaler = torch.amp.grad_scaler.GradScaler(self.device.type, enabled=half)
         self.step = 0
         self.evaluated = 0  # the last step after which the model was evaluated
         self.saved: tuple[int, int | None] = (0, None)  # `step` and `evaluated` of `last.pt`
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.skipped = 0
-        self._parallel: nn.Module = method
+        self._parallel: nn.Module = self.method
 
     # ---- the loop ----
 
@@ -133,9 +124,9 @@ class Trainer:
         with self.saying_what_is_kept():
             if not self.resume():
                 with autocast(self.device, self.settings.precision), any_size():
-                    self.method.prepare(self.data.passes())
+                    self.method.prepare(self.passes)
             self._parallel = self.parallel()
-            batches = self.data.batches(self.step * self.settings.accumulate)
+            batches = self.batches(self.step * self.settings.accumulate)
             with self.monitor.running(self.step, self.evaluated):
                 while True:
                     self.save_and_evaluate()

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trans4pass.settings import Share
 
-from ..layers import DeformableProjection, DepthwiseConv, zero_deformation
+from ..layers import DeformableProjection, depthwise_conv, zero_deformation
 
 
 class MixSize(NamedTuple):
@@ -86,7 +86,7 @@ class MixMLP(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.dwconv = DepthwiseConv(hidden)
+        self.dwconv = depthwise_conv(hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:

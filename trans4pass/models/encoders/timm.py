@@ -5,9 +5,7 @@ becomes a simple feature pyramid (ViTDet, arXiv 2203.16527), patches of another 
 are padded to a multiple of 32 inside, and the maps cut back.
 """
 
-import functools
 import itertools
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -70,16 +68,26 @@ class TimmEncoder(nn.Module):
             raise ConfigError(f"timm knows no model {encoder!r}.{nearest(encoder, timm.list_models())}")
         self.name = encoder
         options = {"output_stride": output_stride, "drop_path_rate": drop_path}
-        levels, self.strides, options = probe(encoder, options)
-        self.make_body = functools.partial(make_body, encoder, levels, options)
+        self.levels, self.strides, self.options = probe(encoder, options)
         self.body: Any = self.make_body()
         channels = self.body.feature_info.channels()
         self.channels_last = is_channels_last(self.body)
-        self.pyramid = None if levels else SimplePyramid(channels[-1])
+        self.pyramid = None if self.levels else SimplePyramid(channels[-1])
         self.channels = tuple(channels) if self.pyramid is None else self.pyramid.channels
         trained = timm.get_pretrained_cfg(encoder)
         self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if trained is None else (trained.mean, trained.std)
         self.licence = trained and trained.license  # of timm's weights
+
+    def make_body(self, weights: dict[str, Any] | None = None) -> nn.Module:
+        """Timm's network, cut behind its maps `levels`; without any, behind its last map, which is normalised.
+
+        A plain transformer's features are meant to be read behind its last norm. `weights` says where pretrained ones
+        are, in timm's words.
+        """
+        options = {"pretrained": weights is not None, "pretrained_cfg_overlay": weights, **self.options}
+        if self.levels:
+            return timm.create_model(self.name, features_only=True, out_indices=tuple(self.levels), **options)
+        return FeatureGetterNet(timm.create_model(self.name, num_classes=0, **options), (-1,), norm=True)
 
     @property
     def finer_maps(self) -> nn.Module | None:
@@ -111,9 +119,8 @@ class TimmEncoder(nn.Module):
                 f"pretrained=true: timm has no weights of {self.name} on the hub. Set it to false"
                 + (f", or choose another encoder: {fit}, ..." if fit else "")
             )
-        file = hub.fetched(
-            "/".join(filter(None, ("hf:/", trained.hf_hub_id, trained.hf_hub_filename))), trained.license
-        )
+        address = "/".join(filter(None, ("hf:/", trained.hf_hub_id, trained.hf_hub_filename)))
+        file = hub.fetched(address, trained.license)
         body = self.make_body({"file": str(file), "custom_load": False})
         return {f"body.{name}": value for name, value in body.state_dict().items()}
 
@@ -134,20 +141,6 @@ def cut(x: Tensor, height: int, width: int) -> Tensor:
         rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
         return x.index_select(2, rows).index_select(3, columns)
     return x[..., :height, :width]
-
-
-def make_body(
-    encoder: str, levels: Sequence[int], options: Mapping[str, Any], weights: dict[str, Any] | None = None
-) -> nn.Module:
-    """Timm's network, cut behind its maps of these numbers; without any, behind its last map, which is normalised.
-
-    A plain transformer's features are meant to be read behind its last norm. `weights` says where pretrained ones are,
-    in timm's words.
-    """
-    start = {"pretrained": weights is not None, "pretrained_cfg_overlay": weights}
-    if levels:
-        return timm.create_model(encoder, features_only=True, out_indices=tuple(levels), **start, **options)
-    return FeatureGetterNet(timm.create_model(encoder, num_classes=0, **start, **options), (-1,), norm=True)
 
 
 def is_channels_last(body: nn.Module) -> bool:

@@ -4,13 +4,14 @@ On purpose different from the official code: the N x N matrix of the position at
 attention is computed in single precision under autocast, as its dot products run over all pixels.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import conv_bn_relu, unscaled_attention
-from ..output import HeadOutput
+from ..output import Head, HeadOutput
 
 REDUCTION = 8  # the position attention's value is this many times as wide as its query
 
@@ -50,24 +51,17 @@ class ChannelAttention(nn.Module):
         return self.gamma * mixed.unflatten(2, x.shape[-2:]).to(x.dtype) + x  # [B, C, N] -> [B, C, H, W]
 
 
-class DANetBranch(nn.Module):
+def branch(in_dim: int, dim: int, attention: nn.Module) -> nn.Sequential:
     """Convolution to a quarter of the channels, attention, convolution: [B, C, H, W] to [B, C / 4, H, W]."""
-
-    def __init__(self, in_dim: int, dim: int, attention: nn.Module) -> None:
-        super().__init__()
-        self.conv_in = conv_bn_relu(in_dim, dim, 3)
-        self.attention = attention
-        self.conv_out = conv_bn_relu(dim, dim, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(self.attention(self.conv_in(x)))
+    conv_in, conv_out = conv_bn_relu(in_dim, dim, 3), conv_bn_relu(dim, dim, 3)
+    return nn.Sequential(OrderedDict(conv_in=conv_in, attention=attention, conv_out=conv_out))
 
 
 def classifier(dim: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(dim, num_classes, 1))
 
 
-class DANetHead(nn.Module):
+class DANetHead(Head):
     """Attend to positions and to channels of the encoder's last map, in two branches that are summed.
 
     Takes the encoder's list of maps, of widths `channels`; only the last is read, and all that is returned has its
@@ -76,15 +70,14 @@ class DANetHead(nn.Module):
     of three cross-entropies. Where the last width is no multiple of 32, the quarter is rounded up to one of 8.
     """
 
-    feature_level = -1  # the encoder's map whose size the features have
+    feature_level = -1
     reads_last_only = True
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
-        super().__init__()
         dim = -(-channels[-1] // (4 * REDUCTION)) * REDUCTION
-        self.num_classes, self.feature_dim = num_classes, dim
-        self.position = DANetBranch(channels[-1], dim, PositionAttention(dim))
-        self.channel = DANetBranch(channels[-1], dim, ChannelAttention())
+        super().__init__(num_classes, dim)
+        self.position = branch(channels[-1], dim, PositionAttention(dim))
+        self.channel = branch(channels[-1], dim, ChannelAttention())
         self.pred = classifier(dim, num_classes)
         self.pred_position = classifier(dim, num_classes)
         self.pred_channel = classifier(dim, num_classes)

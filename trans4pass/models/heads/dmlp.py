@@ -5,6 +5,7 @@ counts), and a deformable MLP reads its offsets (y, x) interleaved per channel, 
 trained with: the official code names the 3E channels "y, x, modulator" thirds, its convolution reads them otherwise.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import sqrt
 
@@ -17,7 +18,7 @@ from trans4pass.settings import Positive
 
 from ..circular import resize
 from ..layers import BatchNorm2d, DeformableProjection, zero_deformation
-from ..output import HeadOutput
+from ..output import Head, HeadOutput
 
 
 class StageProjection(DeformableProjection):
@@ -29,19 +30,6 @@ class StageProjection(DeformableProjection):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.norm(self.project(x)))
-
-
-class OffsetModulatorConv(nn.Module):
-    """Depth-wise 3x3 and point-wise convolution without bias: [B, E, h, w] to 2E offsets and E modulators."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
-        self.pointwise = nn.Conv2d(dim, 3 * dim, 1, bias=False)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        dim = x.shape[1]
-        return self.pointwise(self.depthwise(x)).split((2 * dim, dim), dim=1)
 
 
 class DeformableMLP(nn.Module):
@@ -57,13 +45,16 @@ class DeformableMLP(nn.Module):
         self.backend = backend
         self.weight = nn.Parameter(torch.empty(dim, dim, 1, 1))
         self.bias = nn.Parameter(torch.empty(dim))
-        self.offset_modulator_conv = OffsetModulatorConv(dim)
+        depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        pointwise = nn.Conv2d(dim, 3 * dim, 1, bias=False)  # 2E offsets, E modulators
+        self.offset_modulator_conv = nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=pointwise))
         self.norm = BatchNorm2d(dim)
         nn.init.kaiming_uniform_(self.weight, a=sqrt(5))
         nn.init.uniform_(self.bias, -1 / sqrt(dim), 1 / sqrt(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        offset, modulator = self.offset_modulator_conv(x)
+        dim = x.shape[1]
+        offset, modulator = self.offset_modulator_conv(x).split((2 * dim, dim), dim=1)
         limit = max(x.shape[-2:]) // 4
         offset, modulator = offset.clamp(-limit, limit), 2 * torch.sigmoid(modulator)
         x = deform_conv2d(x, offset, modulator, self.weight, self.bias, backend=self.backend, wrap=self.wrap)
@@ -89,7 +80,7 @@ class DMLPBlock(nn.Module):
         return x.permute(0, 3, 1, 2)  # [B, h, w, E] -> [B, E, h, w]
 
 
-class DMLPHead(nn.Module):
+class DMLPHead(Head):
     """Decode four maps of widths `channels` into features (the sum of four decoder maps) and logits at stride 4.
 
     Takes the encoder's list of maps, finest first; returns a `HeadOutput` without auxiliary maps. The k x k deformable
@@ -98,14 +89,11 @@ class DMLPHead(nn.Module):
     """
 
     block: type[nn.Module] = DMLPBlock
-    feature_level = 0  # the encoder's map whose size the features have
-    wrap = False  # see models/circular.py
 
     def __init__(
         self, channels: Sequence[int], num_classes: int, embed_dim: Positive = 128, deform_backend: str = "auto"
     ) -> None:
-        super().__init__()
-        self.num_classes, self.feature_dim = num_classes, embed_dim
+        super().__init__(num_classes, embed_dim)
         for s, dim in enumerate(channels, start=1):
             setattr(self, f"head{s}", self.block(dim, embed_dim, deform_backend))
         self.pred = nn.Conv2d(embed_dim, num_classes, 1)

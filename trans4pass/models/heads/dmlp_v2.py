@@ -10,7 +10,7 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
 from ..circular import pad_circular
-from ..layers import DepthwiseConv
+from ..layers import depthwise_conv
 from .dmlp import DeformableMLP, DMLPHead, StageProjection
 
 
@@ -20,7 +20,7 @@ class ChannelMLP(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, dim)
-        self.dwconv = DepthwiseConv(dim)
+        self.dwconv = depthwise_conv(dim)
         self.gamma = nn.Parameter(torch.ones(dim))
         self.fc2 = nn.Linear(dim, dim)
         self.se = SqueezeExcite(dim, rd_channels=dim // 4)

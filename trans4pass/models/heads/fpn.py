@@ -14,7 +14,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.settings import Positive
 
 from ..circular import resize
-from ..output import HeadOutput
+from ..output import Head, HeadOutput
 
 GROUPS = 8
 
@@ -23,18 +23,14 @@ GROUPS = 8
 conv_gn_relu = partial(Conv2dNormActivation, norm_layer=partial(nn.GroupNorm, GROUPS), bias=True, inplace=None)
 
 
-class FPNHead(nn.Module):
+class FPNHead(Head):
     """Refine the encoder's last map [B, channels[3], h, w] with the three finer ones, level by level.
 
     Takes four maps of widths `channels`, finest first; returns features [B, hidden / 2, h, w] and logits at the first
     map's stride, without auxiliary maps. Raises ConfigError where `hidden` is not a multiple of 16.
     """
 
-    feature_level = 0  # the encoder's map whose size the features have
-    wrap = False  # see models/circular.py
-
     def __init__(self, channels: Sequence[int], num_classes: int, hidden: Positive = 256) -> None:
-        super().__init__()
         if len(channels) != 4:
             raise ConfigError(
                 f"head=fpn reads four maps, and the encoder has {len(channels)}, of widths {list(channels)}: take "
@@ -43,7 +39,7 @@ class FPNHead(nn.Module):
         if hidden % (2 * GROUPS):
             raise ConfigError(f"the FPN head's hidden width must be a multiple of {2 * GROUPS}, got {hidden}")
         half = hidden // 2
-        self.num_classes, self.feature_dim = num_classes, half
+        super().__init__(num_classes, half)
         self.conv_in = conv_gn_relu(channels[3], hidden, 1)
         self.adapters = nn.ModuleList(nn.Conv2d(dim, out, 1) for dim, out in zip(channels, (half, hidden, hidden)))
         widths = ((half, half), (hidden, half), (hidden, hidden))

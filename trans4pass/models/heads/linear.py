@@ -7,22 +7,18 @@ from torch import Tensor, nn
 
 from ..circular import resize
 from ..layers import BatchNorm2d
-from ..output import HeadOutput
+from ..output import Head, HeadOutput
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """BatchNorm and a 1x1 convolution on the four maps, resized to the finest one's size and concatenated.
 
     Takes the encoder's list of maps, of widths `channels`, finest first; the concatenated, normalised maps are the
     features.
     """
 
-    feature_level = 0  # the encoder's map whose size the features have
-    wrap = False  # see models/circular.py
-
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
-        super().__init__()
-        self.num_classes, self.feature_dim = num_classes, sum(channels)
+        super().__init__(num_classes, sum(channels))
         self.norm = BatchNorm2d(self.feature_dim)
         self.pred = nn.Conv2d(self.feature_dim, num_classes, 1)
 

@@ -9,22 +9,18 @@ from trans4pass.settings import Positive
 
 from ..attention import conv_bn_relu
 from ..circular import resize
-from ..output import HeadOutput
+from ..output import Head, HeadOutput
 
 
-class SegFormerHead(nn.Module):
+class SegFormerHead(Head):
     """Project the four maps to one width, resize them to the finest one's size, and mix them by a 1x1 convolution.
 
     Takes the encoder's list of maps, of widths `channels`, finest first; the mixed map [B, embed_dim, H/4, W/4] is the
     features. Published widths: 256 behind MiT-B0 and B1, 768 behind the larger ones.
     """
 
-    feature_level = 0  # the encoder's map whose size the features have
-    wrap = False  # see models/circular.py
-
     def __init__(self, channels: Sequence[int], num_classes: int, embed_dim: Positive = 256) -> None:
-        super().__init__()
-        self.num_classes, self.feature_dim = num_classes, embed_dim
+        super().__init__(num_classes, embed_dim)
         self.projections = nn.ModuleList(nn.Conv2d(dim, embed_dim, 1) for dim in channels)
         self.fuse = conv_bn_relu(len(channels) * embed_dim, embed_dim, 1)
         self.dropout = nn.Dropout2d(0.1)

@@ -9,7 +9,7 @@ from trans4pass.settings import Positive
 
 from ..attention import conv_bn_relu
 from ..circular import resize
-from ..output import HeadOutput
+from ..output import Head, HeadOutput
 
 POOLS = (1, 2, 3, 6)  # cells along each side
 
@@ -34,19 +34,17 @@ class CellPool(nn.Module):
         return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
 
 
-class UPerNetHead(nn.Module):
+class UPerNetHead(Head):
     """Pool the coarsest map over 1, 2, 3 and 6 cells each way, add it to the finer ones level by level, fuse all.
 
     Takes the encoder's list of maps, of widths `channels`, finest first; the fused map [B, width, H/4, W/4] is the
     features. Its cells have fixed borders, so that it cannot be circular.
     """
 
-    feature_level = 0  # the encoder's map whose size the features have
     circular = False
 
     def __init__(self, channels: Sequence[int], num_classes: int, width: Positive = 256) -> None:
-        super().__init__()
-        self.num_classes, self.feature_dim = num_classes, width
+        super().__init__(num_classes, width)
         *finer, last = channels
         self.pools = nn.ModuleList(nn.Sequential(CellPool(cells), conv_bn_relu(last, width, 1)) for cells in POOLS)
         self.bottleneck = conv_bn_relu(last + len(POOLS) * width, width, 3)
