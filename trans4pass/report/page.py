@@ -95,9 +95,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Names that distinguish the runs."""
-    doubled = [name for name in names if names.count(name) > 1]
-    return [f"{name} ({place})" if name in doubled else name for place, name in enumerate(names, 1)]
+    """Names that distinguish the runs: numbered where two are the same."""
+    if len(set(names)) == len(names):
+        return list(names)
+    return [f"{name} ({place})" for place, name in enumerate(names, 1)]
 
 
 # ---- figures ----
