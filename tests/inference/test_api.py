@@ -14,6 +14,8 @@ from trans4pass import TTA, load_model
 from trans4pass.data.views import resize as resize_sample
 from trans4pass.errors import ConfigError, DataError, WeightsError
 from trans4pass.inference import Predictor
+from trans4pass.inference.export import export
+from trans4pass.interrupts import Interrupts
 from trans4pass.models import resize
 from trans4pass.storage import write_json
 from trans4pass.training import checkpoint
@@ -88,6 +90,19 @@ def test_views_size_and_wrap_reach_the_network(run: Path) -> None:
     round_ = load_model(run, device="cpu", wrap=True)
     rolled = round_.predict(np.roll(PICTURE, 32, 1)).labels
     assert np.array_equal(np.roll(rolled, -32, 1), round_.predict(PICTURE).labels)
+
+
+def test_a_model_that_cannot_be_circular_is_refused(tmp_path: Path) -> None:
+    model = {"name": "trans4pass_micro", "head": {"name": "upernet", "width": 16}}
+    network = trans4pass.create_model("trans4pass_micro", 3, head=model["head"])
+    state, path = {f"network.{key}": value for key, value in network.state_dict().items()}, tmp_path / "last.pt"
+    model["_target_"] = "trans4pass.create_model"
+    checkpoint.save({"method": state, "model": model, "labels": SPACE.to_dict()}, path)
+    with pytest.raises(ConfigError, match="pools over cells"):
+        load_model(path, device="cpu", wrap=True)
+    graph = {"checkpoint": str(path), "output": str(tmp_path / "a.pt2"), "format": "torch_export", "wrap": True}
+    with pytest.raises(ConfigError, match="pools over cells"):
+        export(graph, torch.device("cpu"), Interrupts())
 
 
 def test_published_weights_need_their_classes(tmp_path: Path) -> None:

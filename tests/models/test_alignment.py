@@ -39,6 +39,8 @@ def test_a_segmentor_aligns_before_it_normalises() -> None:
 def test_strength_and_statistics_belong_together() -> None:
     with pytest.raises(ConfigError, match="needs the source's channel statistics"):
         create_model("trans4pass_micro", 3, align=0.5)
+    with pytest.raises(ConfigError, match="needs the source's channel statistics"):
+        create_model("trans4pass_micro", 3, align=0.5, statistics={})
     with pytest.raises(ConfigError, match="align must be in"):
         Alignment(1.5, MEAN, STD)
     with pytest.raises(ConfigError, match="3 channels"):

@@ -223,6 +223,17 @@ def test_weights_that_do_not_fit_are_known_before_anything_runs(stage: MakeStage
         stage(init=str(tmp_path / "odd.pth")).check()
 
 
+def test_a_checkpoint_of_another_model_than_the_runs_may_label(stage: MakeStage, tmp_path: Path) -> None:
+    content = checkpoint.load(tmp_path / "given.pt")
+    model = {**content["model"], "embed_dim": content["model"].get("embed_dim", 128) // 2}
+    network = stage().run.network(model)
+    content["method"] = {f"network.{key}": value for key, value in network.state_dict().items()}
+    checkpoint.save({**content, "model": model}, tmp_path / "narrow.pt")
+    labelling = stage(init=str(tmp_path / "narrow.pt"))
+    labelling.check()
+    assert labelling.finish()["kept"] > 0
+
+
 def test_several_processes_share_the_images(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once over all ranks."""
     labelling = stage()

@@ -16,7 +16,7 @@ from trans4pass.data.files import read_image
 from trans4pass.data.views import resize as resize_sample
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
-from trans4pass.models import make_circular, resize
+from trans4pass.models import Segmentor, join_sides, resize
 from trans4pass.precision import Precision
 from trans4pass.settings import converted
 
@@ -126,10 +126,10 @@ def load_model(
     return LoadedModel(network, model_labels, torch.device(where), precision)
 
 
-def wrap_around(network: nn.Module) -> None:
-    """Make a network circular; ConfigError for a file whose layers are fixed."""
+def wrap_around(network: Segmentor | OnnxNetwork) -> None:
+    """Make a network circular; ConfigError for one that cannot be, and for a file whose layers are fixed."""
     if not isinstance(network, OnnxNetwork):
-        make_circular(network)
+        join_sides(network)
     elif not network.wrap:
         raise ConfigError("wrap=true: an ONNX file is circular or not from its export on: export it with wrap=true")
 

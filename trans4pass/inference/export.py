@@ -13,7 +13,7 @@ from trans4pass.console import console
 from trans4pass.data import Size
 from trans4pass.errors import ConfigError, WeightsError
 from trans4pass.interrupts import Interrupts
-from trans4pass.models import Segmentor, make_circular, merge_adapters
+from trans4pass.models import Segmentor, join_sides, merge_adapters
 from trans4pass.settings import parse
 from trans4pass.storage import replacing, write_json, write_text
 
@@ -54,7 +54,7 @@ def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrup
         write_hub_folder(target, described, network)
     else:
         if settings.wrap:
-            make_circular(network)
+            join_sides(network)
         dynamic, opset = settings.dynamic, settings.opset if format == "onnx" else None
         console.print(f"{format}: tracing the network and checking the result, which takes up to two minutes")
         export_graph(target, network, described.labels, settings.result, settings.size, dynamic, opset)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Interval
-from torch import nn
 
 from trans4pass import dist
 from trans4pass.console import console, cost, total_memory
@@ -18,11 +17,13 @@ from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
+from trans4pass.models import Segmentor
 from trans4pass.precision import Precision
 from trans4pass.settings import Natural, Share, parse
 from trans4pass.sphere import Panorama
 
 from .api import wrap_around
+from .onnx_network import OnnxNetwork
 from .open import CheckpointSettings, open_checkpoint
 from .pictures import write_prediction
 from .predictor import TTA, Predictor, predict_all
@@ -41,7 +42,7 @@ class ModelSettings(CheckpointSettings):
     align: Share | None = None
     precision: Precision = "fp32"
 
-    def open(self) -> tuple[nn.Module, LabelSpace]:
+    def open(self) -> tuple[Segmentor | OnnxNetwork, LabelSpace]:
         """The network and its label space; `wrap` is for the caller. Raises what `open_checkpoint` does."""
         return open_checkpoint(self.checkpoint, self.model_labels, self.allow_nonfinite, self.plugins, self.align)
 

@@ -16,7 +16,7 @@ class HeadOutput(NamedTuple):
 
 
 class Head(nn.Module):
-    """What a head tells the `Segmentor` beside its output; its subclasses' features have the finest map's size."""
+    """What the `Segmentor` reads of a head besides its output; by default features are as fine as the finest map."""
 
     feature_level = 0  # the encoder's map whose size the features have
     wrap = False  # see models/circular.py

@@ -123,7 +123,7 @@ def create_model(
         raise ConfigError("wrap=true needs another deform_backend than mmcv, which cannot wrap around: auto")
     if edges is not False and make_head is CoarseToFineHead:
         raise ConfigError("head=coarse_to_fine predicts edges by itself: leave edges=false")
-    if align and statistics is None:
+    if align and not statistics:
         raise ConfigError(
             f"align={align} needs the source's channel statistics, which a stage counts on its domain `source` and "
             "keeps in its checkpoints: start from one of those, or give statistics={mean: [r, g, b], std: [r, g, b]}"
@@ -144,16 +144,20 @@ def create_model(
     model.has_frozen = bool(freeze) or lora is not False
     model.train()
     if wrap:
-        make_circular(model)
-        check_circular(model)
+        join_sides(model)
     start = pretrained_weights(model, weights) if pretrained else weights
     if start is not None:
         load_weights(model, start, allow_nonfinite)
     return model
 
 
-def check_circular(model: Segmentor) -> None:
-    """Raise ConfigError where a layer knows left from right, or pools over cells: no border can be taken away."""
+def join_sides(model: Segmentor) -> None:
+    """Make every layer of a model circular (see `make_circular`).
+
+    Raises:
+        ConfigError: a layer knows left from right, or pools over cells, so that no border can be taken away.
+    """
+    make_circular(model)
     if not getattr(model.head, "circular", True):
         raise ConfigError(f"wrap=true: {type(model.head).__name__} pools over cells with fixed borders; choose another")
     # Without numbers nothing can be tried.
@@ -167,8 +171,7 @@ def check_circular(model: Segmentor) -> None:
 def circular_twin(model: Segmentor) -> Segmentor:
     """The layers of `model` made circular, in eval mode and without weights, for `torch.func.functional_call`."""
     twin = copy.deepcopy(model).requires_grad_(False).eval()
-    make_circular(twin)
-    check_circular(twin)
+    join_sides(twin)
     return twin.to("meta")
 
 

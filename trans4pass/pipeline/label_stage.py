@@ -51,12 +51,6 @@ class LabelStage(ImageStage):
     RESULT = ("seconds", "kept")
     labels = True
 
-    def check(self) -> None:
-        super().check()
-        if isinstance(self.init, str) and self.start is not None:
-            with torch.device("meta"):
-                self.start.check(self.run.network({}))
-
     def execute(self) -> dict[str, Any]:
         started, dataset = time.perf_counter(), self.dataset
         counts = self.predict(dataset)

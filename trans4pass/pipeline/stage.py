@@ -253,6 +253,9 @@ class ImageStage(Stage):
         if self.init is None:
             raise ConfigError(f"{self.where}.init is null: it needs a trained network, a stage's or a path")
         _ = self.dataset
+        if isinstance(self.init, str) and self.start is not None:
+            with torch.device("meta"):
+                self.start.check(self.run.network(self.start.model))
 
     @cached_property
     def dataset(self) -> SegmentationDataset:
