@@ -40,6 +40,7 @@ class Brightest(nn.Module):
     """The brightest of a pixel's three channels is its class."""
 
     wrap = False
+    encoder = head = None  # what every opened network has
 
     def forward(self, image: Tensor) -> SegOutput:
         return SegOutput(image.float(), image.float(), {})
