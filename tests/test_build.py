@@ -62,3 +62,17 @@ def test_numbers_that_an_optimiser_refuses_are_the_users() -> None:
 def test_a_leaf_without_effect_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"stages\.mpa\.method\.loss\.gama has no effect.*gamma"):
         build({"_target_": "trans4pass.losses.Focal", "gama": 1.0}, "stages.mpa.method.loss")
+
+
+class Outer:
+    """Takes what another configuration builds."""
+
+    def __init__(self, inner: nn.Module, gamma: float) -> None:
+        self.inner = inner
+
+
+def test_what_the_code_gives_reaches_a_configuration_that_another_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trans4pass.methods, "Outer", Outer, raising=False)
+    Outer.__module__ = "trans4pass.methods.outer"
+    inner = {"_target_": {"_target_": "trans4pass.losses.Focal"}}
+    assert build({"_target_": "trans4pass.methods.Outer", "inner": inner}, "method", gamma=1.5).inner.gamma == 1.5

@@ -56,8 +56,7 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
         ConfigError: an unknown or forbidden target, a value that the target does not take, one that it lacks, a value
             of a wrong type. Whatever else a constructor raises comes through as it is.
     """
-    if isinstance(config.get("_target_"), Mapping):
-        config = {**config["_target_"], **{key: value for key, value in config.items() if key != "_target_"}}
+    config = _flat(config)
     target = find_target(config.get("_target_"), where)
     values = {key: _built(value, f"{where}.{key}", extra) for key, value in config.items() if key != "_target_"}
     values = checked(target, values, where, bound=extra, positional=len(args))
@@ -72,13 +71,20 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
         raise ConfigError(f"{where}: {error}") from error  # torch's optimisers say so of numbers that are out of range
 
 
+def _flat(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("_target_")
+    if not isinstance(inner, Mapping):
+        return config
+    return {**_flat(inner), **{key: value for key, value in config.items() if key != "_target_"}}
+
+
 def _built(value: Any, where: str, extra: Mapping[str, Any]) -> Any:
     if not isinstance(value, Mapping):
         return value
     if "_target_" not in value:
         return {key: _built(item, f"{where}.{key}", extra) for key, item in value.items()}
-    target = find_target(value["_target_"], where) if isinstance(value["_target_"], str) else None
-    takes = inspect.signature(target).parameters if target is not None else {}
+    value = _flat(value)
+    takes = inspect.signature(find_target(value["_target_"], where)).parameters
     return build(value, where, **{key: item for key, item in extra.items() if key in takes and key not in value})
 
 

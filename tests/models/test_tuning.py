@@ -82,8 +82,13 @@ def test_a_stage_is_what_the_map_of_that_number_reads_first(family: str) -> None
 
 
 def test_a_mix_transformers_stages() -> None:
+    """With a deformable patch embedding; on the meta device, too; and nothing is drawn that a run would miss."""
+    encoder, state = MixTransformer("micro", drop_path=0.5), torch.get_rng_state()
+    found = stages(encoder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.keys() == dict(encoder.named_parameters()).keys()
     with torch.device("meta"):
-        found = stages(MixTransformer("micro"))
+        assert found == stages(MixTransformer("micro"))
     names = ("patch_embed1.proj.weight", "block2.1.attn.q.weight", "patch_embed3.norm.bias", "norm4.weight")
     assert [found[name] for name in names] == [1, 2, 3, 4]
 

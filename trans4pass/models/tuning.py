@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
 from pydantic import PositiveFloat
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
@@ -39,27 +40,26 @@ def distances(encoder: nn.Module) -> dict[str, int]:
     return {n: 0 if n.startswith(NEW) else count + 1 - min(place, count) for n, place in found.items()}
 
 
-def stages(encoder: Any) -> dict[str, int]:
+def stages(encoder: nn.Module) -> dict[str, int]:
     """Each parameter's stage, 1 to 4: the first map that it reaches; 5 is what no published weights hold.
 
-    A plain transformer has no stages: of its blocks each quarter is one. An encoder may say it by a method `stages`.
-    Nothing is computed.
+    A plain transformer has no stages: of its blocks each quarter is one. Of any other encoder one small image tells
+    which parameters each map's gradient reaches. Nothing is computed.
     """
-    if hasattr(encoder, "stages"):
-        return encoder.stages()
     if getattr(encoder, "pyramid", None) is not None:
         left = distances(encoder)
         count = max(left.values()) - 1
         return {n: 5 if d == 0 else max(1, ceil(4 * (count + 1 - d) / count)) for n, d in left.items()}
-    parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in encoder.named_parameters()}
-    buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in encoder.named_buffers()}
-    maps = functional_call(encoder, {**parameters, **buffers}, (torch.empty(1, 3, 64, 64, device="meta"),))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):  # wherever they are: meta lacks kernels
+        parameters = {n: torch.empty(p.shape, dtype=p.dtype, requires_grad=True) for n, p in encoder.named_parameters()}
+        buffers = {n: torch.empty(buffer.shape, dtype=buffer.dtype) for n, buffer in encoder.named_buffers()}
+        maps = functional_call(encoder, {**parameters, **buffers}, (torch.empty(1, 3, 64, 64),))
     found: dict[str, int] = {}
     for stage, map_ in enumerate(maps, 1):
-        reached = torch.autograd.grad(map_.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
-        for name, gradient in zip(parameters, reached, strict=True):
-            if gradient is not None:
-                found.setdefault(name, stage)
+        rest = {name: parameter for name, parameter in parameters.items() if name not in found}
+        if rest:
+            reached = torch.autograd.grad(map_.sum(), [*rest.values()], retain_graph=True, allow_unused=True)
+            found.update((name, stage) for name, gradient in zip(rest, reached, strict=True) if gradient is not None)
     return found
 
 

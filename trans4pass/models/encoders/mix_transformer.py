@@ -141,10 +141,6 @@ class MixTransformer(nn.Module):
         self.apply(init_weights)
         zero_deformation(self)
 
-    def stages(self) -> dict[str, int]:
-        """Each parameter's stage, 1 to 4, by its name: patch_embed1, block1, norm1, ..."""
-        return {name: int(name.split(".")[0][-1]) for name, _ in self.named_parameters()}
-
     def set_grad_checkpointing(self) -> None:
         self.recompute = True
 
