@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from benchmarks.contention import PATIENCE, step_beside_others
 from benchmarks.models import LAYERS, WHOLE, backends, make_precision_step, milliseconds, throughput
+from benchmarks.threads import PATIENCE, WAITING, step_of_two_threads
 from rich.table import Column, Table
 
 from trans4pass.console import console
@@ -29,18 +29,18 @@ def precision_table(config: Mapping[str, Any], device: torch.device) -> Table:
     return table
 
 
-def contention_table(repeats: int) -> Table:
-    """A step of two threads while another process keeps a core busy, by what threads do that wait for each other."""
-    table = Table(
-        "OMP_WAIT_POLICY", Column("ms", justify="right"), title="training step beside a busy process, 2 threads"
-    )
+def threads_table(repeats: int) -> Table:
+    """A step of two threads, alone and while another process keeps a core busy, by how threads wait for each other."""
+    figures = (Column(heading, justify="right") for heading in ("alone, ms", "beside a busy process, ms"))
+    table = Table("", *figures, title="training step, 2 threads")
+    alone = [step_of_two_threads(waiting, repeats) for waiting in WAITING]
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
-            for policy in ("PASSIVE", "ACTIVE"):
-                time = step_beside_others(policy, repeats)
-                table.add_row(policy, f"over {1000 * PATIENCE:.0f}" if time is None else f"{time:.0f}")
+            beside = [step_of_two_threads(waiting, repeats) for waiting in WAITING]
         finally:
             busy.kill()
+    for waiting, *times in zip(WAITING, alone, beside, strict=True):
+        table.add_row(waiting, *(f"over {1000 * PATIENCE:.0f}" if t is None else f"{t:.0f}" for t in times))
     return table
 
 
@@ -57,7 +57,7 @@ def benchmark(config: Mapping[str, Any], device: torch.device, interrupts: Inter
     console.print(table)
     console.print(precision_table(config, device))
     if device.type == "cpu":
-        console.print(contention_table(config["repeats"]))
+        console.print(threads_table(config["repeats"]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Devices, processes, switches and the record of what a run ran on."""
 
+import importlib
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as td
 
+import trans4pass
 from trans4pass.errors import ConfigError
 from trans4pass.pipeline import environment
 from trans4pass.pipeline.context import RunContext, RunSettings
@@ -46,6 +50,46 @@ def switches() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = matmul
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = tf32, benchmark
     torch.use_deterministic_algorithms(False)
+
+
+# ---- memory and threads ----
+
+ALLOCATE = """
+import resource
+import torch
+from trans4pass.pipeline.environment import processes
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(25_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with processes("cpu"):
+    print(faults(2), faults(4))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems give no say in it")
+def test_on_a_cpu_the_system_does_not_clear_each_maps_memory_anew() -> None:
+    """100 MB, which glibc would map and give back each time."""
+    done = subprocess.run([sys.executable, "-c", ALLOCATE], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, more = map(int, done.stdout.split())
+    assert more < first / 2
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_wait_as_the_environment_says_or_spin_shortly(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environ = {key: value for key, value in os.environ.items() if key not in waiting} | given
+    monkeypatch.setattr(os, "environ", environ)
+    importlib.reload(trans4pass)
+    assert environ.get("GOMP_SPINCOUNT") == spins
+    assert environ.get("OMP_WAIT_POLICY") == given.get("OMP_WAIT_POLICY")
 
 
 # ---- switches ----

@@ -68,13 +68,14 @@ def prototype_distillation(
     """
     labelled = labels != IGNORE
     labelled = labelled & prototypes.isfinite().all(1)[labels.where(labelled, 0)]
-    rows = prototypes[labels.where(labelled, 0)].permute(0, 3, 1, 2)  # B,h,w,E -> B,E,h,w
-    target = torch.where(labelled[:, None], rows.to(features.dtype), features.detach())
+    vectors = features.permute(0, 2, 3, 1)  # B,h,w,E: the channels that each sum is over lie together
+    rows = prototypes[labels.where(labelled, 0)].to(features.dtype)
+    target = torch.where(labelled[..., None], rows, vectors.detach())
 
-    soft_target = F.log_softmax(target / temperature, 1)
-    soft = F.log_softmax(features / temperature, 1)
-    divergence = (soft_target.exp() * (soft_target - soft)).mean(1)  # B,h,w
-    strongest = F.cross_entropy(features, target.argmax(1), reduction="none")
+    soft_target = F.log_softmax(target / temperature, -1)
+    soft = F.log_softmax(vectors / temperature, -1)
+    divergence = (soft_target.exp() * (soft_target - soft)).mean(-1)  # B,h,w
+    strongest = F.cross_entropy(vectors.flatten(0, 2), target.argmax(-1).flatten(), reduction="none").view_as(labels)
     if weights is not None:
         divergence, strongest = divergence * weights, strongest * weights
     if over == "labelled":

@@ -48,7 +48,8 @@ class Adversarial(Term):
 
     def forward(self, seen: ForwardPass, norms: Mapping[str, Tensor]) -> Losses:
         """The discriminator's half on this domain, "discriminator", and on the target the network's loss, ""."""
-        probabilities = seen.output.logits.softmax(1)
+        # Channels last, CPUs convolve them a tenth faster.
+        probabilities = seen.output.logits.softmax(1).contiguous(memory_format=torch.channels_last)
         truth = SOURCE if seen.domain == self.source else TARGET
         losses = {"discriminator": 0.5 * domain_loss(self.discriminator(probabilities.detach()), truth)}
         if seen.domain != self.source:

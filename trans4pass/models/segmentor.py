@@ -115,7 +115,8 @@ class Segmentor(nn.Module):
             maps, coarse = self.context(maps)
             aux = {**aux, **coarse}
         features, logits, branches = self.head(maps)
-        logits = resize(logits, x.shape[-2:], self.wrap)
+        # What reads the classes of large maps, softmax above all, would copy channels-last ones each time.
+        logits = resize(logits.contiguous(), x.shape[-2:], self.wrap)
         return SegOutput(logits, features, {**aux, **branches})
 
 

@@ -1,5 +1,6 @@
 """Processes, devices and threads of a run, and the record of what it ran on."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -31,6 +32,8 @@ def processes(device: str) -> Iterator[torch.device]:
     name_slurm_ranks()
     torch.backends.cudnn.allow_tf32 = False  # torch's default is true; `tf32` is the setting of a run
     chosen = choose_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield chosen
         return
@@ -41,6 +44,17 @@ def processes(device: str) -> Iterator[torch.device]:
         yield chosen
     finally:
         td.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Have blocks of up to 256 MiB, and 1 GiB of freed ones, stay with the process, unless its environment says else.
+
+    By default glibc gives a large map's memory back at once, and the system clears the next one's, page by page.
+    """
+    if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
+        libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # as malloc.h numbers them
+        libc.mallopt(mmap_threshold, 256 << 20)
+        libc.mallopt(trim_threshold, 1 << 30)
 
 
 def name_slurm_ranks() -> None:

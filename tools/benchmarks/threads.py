@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 PATIENCE = 30.0  # seconds for a step, on average
+WAITING = ("GOMP_SPINCOUNT=1000", "OMP_WAIT_POLICY=PASSIVE", "OMP_WAIT_POLICY=ACTIVE")  # the first is the package's
 
 
-def step_beside_others(policy: str, repeats: int) -> float | None:
+def step_of_two_threads(waiting: str, repeats: int) -> float | None:
     """Median milliseconds; None where steps take longer than anyone waits."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": policy}
-    environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, "-m", "benchmarks.contention", str(repeats)]
+    others = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {key: value for key, value in os.environ.items() if key not in others}
+    name, _, value = waiting.partition("=")
+    environment[name] = value
+    command = [sys.executable, "-m", "benchmarks.threads", str(repeats)]
     try:
         done = subprocess.run(
             command, cwd=Path(__file__).parents[1], env=environment, stdout=subprocess.PIPE, text=True, check=True,
