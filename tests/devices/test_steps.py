@@ -17,8 +17,9 @@ from tests.small import tiny_segmentor
 from tests.training.small import supervised, trainer_of
 from tests.training.test_distributed import METHODS
 from trans4pass import create_model
+from trans4pass.data import Compose, Tilt, TrainTransform
 from trans4pass.losses import CrossEntropy, Dice, Focal, HardPixelCrossEntropy, MaskEdge, OHEMCrossEntropy
-from trans4pass.methods import Method
+from trans4pass.methods import MeanTeacher, Method, Segmentation, Viewed
 from trans4pass.models.ecrm import PrototypeRing
 from trans4pass.training import Monitor
 
@@ -42,7 +43,7 @@ def stepped(method: Method, folder: Path, steps: int, launches: Launches) -> int
     optimizer = partial(torch.optim.AdamW, lr=1e-3)
     trainer = trainer_of(method, folder, precision="bf16", optimizer=optimizer, steps=steps, log_every=steps)
     trainer.device = trainer.monitor.device = CUDA
-    image, label = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 64, 64, dtype=torch.uint8)
+    image, label = torch.zeros(2, 3, 64, 128, dtype=torch.uint8), torch.zeros(2, 64, 128, dtype=torch.uint8)
     domain = {"image": image, "label": label, "name": ["a", "b"], "seed": torch.zeros(2, dtype=torch.long)}
     waits = 0
     with mock.patch.object(Tensor, "backward", backward):
@@ -62,6 +63,24 @@ def test_a_step_waits_once(name: str, tmp_path: Path) -> None:
         launches.number = 8  # entries: ECRM's ring is full
         method = on_cuda(lambda: METHODS[name](tiny_segmentor(K)))
         assert stepped(method, tmp_path, 2, launches) == 1
+
+
+@pytest.mark.parametrize("pixels", [0, 1 << 20])
+def test_a_teachers_scaled_crops_and_tilts_are_not_waited_for(
+    pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As configs/stage/_teacher.yaml has the view; from `MANY_PIXELS` on a crop is scaled alone."""
+    monkeypatch.setattr("trans4pass.data.views.MANY_PIXELS", pixels)
+    crop = TrainTransform((48, 48), fit="scale_crop", base=64, scale=(0.8, 1.6), flip=0.5, jitter=0.5, blur=0.5)
+    view = Compose({"tilt": Tilt(), "crop": crop})
+
+    def teacher() -> Method:
+        network = create_model("trans4pass_micro", K, head="fpn")
+        terms = {"self_training": Segmentation(network, CrossEntropy(), "target")}
+        return MeanTeacher(network, terms, derive={"target": Viewed("target", view)})
+
+    with fake_cuda() as launches:
+        assert stepped(on_cuda(teacher), tmp_path, 1, launches) == 1
 
 
 @pytest.mark.parametrize("name", LOSSES)

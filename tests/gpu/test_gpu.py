@@ -146,7 +146,8 @@ def test_a_step_waits_at_most_twice(name: str, tmp_path: Path) -> None:
             trainer.train_step([batch(trainer.method.domains)])
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+    # torch also warns once, of the mode itself.
+    waits = [str(warning.message) for warning in caught if "called a synchronizing" in str(warning.message)]
     assert len(waits) <= 2, waits
 
 

@@ -1,6 +1,5 @@
 """Training steps of every method as the trainer makes them: images per second, memory, and waits for the device."""
 
-import statistics
 import tempfile
 import time
 import warnings
@@ -19,7 +18,7 @@ from trans4pass.interrupts import Interrupts
 from trans4pass.losses import CrossEntropy
 from trans4pass.methods import Adversarial, Batch, MeanTeacher, Method, PrototypeDistillation, Segmentation, SumOfTerms
 from trans4pass.models import create_model
-from trans4pass.precision import Precision
+from trans4pass.precision import Precision, any_size
 from trans4pass.training import Trainer, TrainerSettings
 
 CLASSES = 19
@@ -94,8 +93,8 @@ def evaluation_pace(
     width, height = (max(64, round(side * scale)) for side in SIZES["target"])
     predictor = Predictor(create_model(model, CLASSES).to(device), device, TTA(scales), precision)
     image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
-    pace, _ = throughput(lambda: predictor.classes(image), device, 1, repeats)
-    return pace
+    with any_size():
+        return throughput(lambda: predictor.classes(image), device, 1, repeats)[0]
 
 
 def loader_pace(workers: int, images: int, scale: float) -> float:
@@ -129,22 +128,16 @@ def waits_of(step: Callable[[], Any], device: torch.device) -> int:
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 def measure(trainer: Trainer, batch: Batch, repeats: int) -> Figures:
     """From the median time of a step, after two that warm up."""
-    device, times = trainer.device, []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    for repeat in range(repeats + 2):
-        start = time.perf_counter()
+
+    def step() -> None:
         trainer.train_step([batch])
         trainer.step += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if repeat >= 2:
-            times.append(time.perf_counter() - start)
-    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
     images = sum(len(domain["image"]) for domain in batch.values())
-    return Figures(images / statistics.median(times), memory, waits_of(lambda: trainer.train_step([batch]), device))
+    pace, memory = throughput(step, trainer.device, images, repeats)
+    return Figures(pace, memory or 0.0, waits_of(step, trainer.device))

@@ -175,7 +175,7 @@ def frame(view: Pinhole) -> Tensor:
 
 def warped(sample: Sample, warp: Warp) -> Sample:
     """The image bilinear, all else by nearest neighbour."""
-    warp = warp.to(sample["image"].device)
+    warp = warp.to(sample["image"].device, non_blocking=True)
     return {
         key: warp(x, filling(key)) if key == "image" else warp.nearest(x, filling(key)) for key, x in sample.items()
     }

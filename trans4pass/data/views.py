@@ -311,7 +311,9 @@ def resample(image: Tensor, size: Sequence[int], kept: Sequence[slice]) -> Tenso
         x = x.narrow(dim, int(index.min()), int(index.max() - index.min()) + 1)
     x = x if image.is_floating_point() else x.float()
     for dim, (index, weight) in taps.items():
-        index, weight = (index - index.min()).to(x.device), weight.to(x)
+        # Not blocking: a method's view is made on a GPU, for which the host should not wait.
+        index = (index - index.min()).to(x.device, non_blocking=True)
+        weight = weight.to(x.device, x.dtype, non_blocking=True)
         shape = (-1, 1) if dim == -2 else (-1,)
         first, *others = zip(index.unbind(1), weight.unbind(1))
         total = x.index_select(dim, first[0]).mul_(first[1].view(shape))
@@ -357,7 +359,7 @@ def pick(x: Tensor, size: Sequence[int], kept: Sequence[slice]) -> Tensor:
     for dim, total, part in zip((-2, -1), size, kept):
         step = torch.tensor(x.shape[dim], dtype=torch.float32) / total  # in single precision, as torch has it
         index = ((torch.arange(part.start, part.stop) + 0.5) * step).long().clamp_max(x.shape[dim] - 1)
-        x = x.index_select(dim, index.to(x.device))
+        x = x.index_select(dim, index.to(x.device, non_blocking=True))
     return x
 
 

@@ -45,7 +45,7 @@ class Warp(nn.Module):
         x = images.to(torch.promote_types(images.dtype, torch.float32))  # half precision loses whole pixels
         x = F.pad(x, (1, 1, 0, 0), "circular" if self.closed else "replicate")
         x = torch.cat((self._beyond(x[..., :1, :], 90), x, self._beyond(x[..., -1:, :], -90)), -2)
-        size = torch.tensor((x.shape[-1], x.shape[-2]), dtype=torch.float32).to(x.device)
+        size = torch.tensor((x.shape[-1], x.shape[-2]), dtype=torch.float32).to(x.device, non_blocking=True)
         grid = (self.position + 1) * (2 / size) - 1  # pixel borders at -1 and 1
         grid = grid.to(x.dtype).expand(len(x), -1, -1, -1)
         result = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
