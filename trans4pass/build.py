@@ -33,7 +33,7 @@ def allow_plugins(names: Iterable[str], config_dir: str | None = None) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name != name.split(".")[0]:
+            if not f"{name}.".startswith(f"{error.name}."):
                 raise  # one that the plug-in itself misses
             raise ConfigError(
                 f"plugins: there is no package {name!r}; install it, put its folder on PYTHONPATH, or put it into the "

@@ -202,6 +202,8 @@ def test_a_stage_that_starts_from_a_file_takes_its_discriminator(finished: Path,
         (["+stages.mpa.optim.lrr=1"], ["stages.mpa.optim.lrr is 1"]),
         (["+stages.mpa.optim.teacher=${stages.mpa.optim.network}"], ["stages.mpa.optim.teacher", "it has network"]),
         (["+stages.mpa.lrr=1"], ["stages.mpa.lrr has no effect"]),
+        (["+stages.mpa.domains.target.sampler.strid=5"], ["stages.mpa.domains.target.sampler.strid has no effect"]),
+        (["plugins=plug"], ["plugins is 'plug'", "a valid list"]),
         (["+stages.mpa.optim.network.lrr=1"], ["stages.mpa.optim.network.lrr has no effect", "lr"]),
         (["+stages.mpa.domains.target.batch=1"], ["stages.mpa.domains.target", "batch_size"]),
         (["stages.source.domains.source.transform.yaw_roll=true"], ["yaw_roll", "panoramas"]),
@@ -590,6 +592,21 @@ from trans4pass.methods import SumOfTerms
 class Same(SumOfTerms):
     pass
 """
+
+
+@pytest.mark.slow
+def test_a_summarys_model_is_the_final_stages(run_here: Run, tmp_path: Path) -> None:
+    """Not that of other stages; an aligned one's statistics are counted in the run."""
+    off = [f"stages.{name}.enabled=false" for name in ("warmup", "pseudo_labels", "mpa")]
+    settings = "stages.source.steps=1", "+stages.source.model.head=fpn", "model.align=0.75"
+    assert run_here(tmp_path / "a", *off, *settings) == 0
+    model = json.loads((tmp_path / "a" / "summary.json").read_text())["model"]
+    held = checkpoint.load(tmp_path / "a" / "source" / "last.pt")
+    assert model["config"]["head"] == "fpn"
+    parameters = [
+        value.numel() for key, value in held["method"].items() if ".running_" not in key and "num_batches" not in key
+    ]
+    assert model["parameters"] == sum(parameters)
 
 
 @pytest.mark.slow

@@ -39,3 +39,9 @@ def test_without_target_scores_it_says_what_changed() -> None:
     for figure in ("60.00", "61.00", "75.0%", "87.5%", "25.0%"):
         assert figure in text
     assert "images without labels" in text
+
+
+def test_a_final_stage_without_scores_has_no_gain() -> None:
+    results = {"source": result(target=60.0), "more": result(target=61.0), "listing": {"seconds": 1.0}}
+    assert summarise("a run", 0, results, "listing", MODEL)["gain"] is None
+    assert "61.00" in printed(results, "listing")

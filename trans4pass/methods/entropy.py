@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from trans4pass.losses import at_least_single, safe_ratio
@@ -23,7 +24,7 @@ class Entropy(Term):
         domain: whose predictions are made certain.
     """
 
-    def __init__(self, network: Segmentor, weight: float = 0.001, domain: str = "target"):
+    def __init__(self, network: Segmentor, weight: PositiveFloat = 0.001, domain: str = "target"):
         super().__init__([domain], weight)
 
     def normalisers(self, batch: DomainBatch, network: Segmentor) -> dict[str, Tensor]:

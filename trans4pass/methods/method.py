@@ -106,7 +106,7 @@ class Method(nn.Module):
         """Called instead of `after_step` where a step is skipped: forget what its forward passes collected."""
 
     def deployed(self) -> Segmentor:
-        """What is scored, kept as best, exported and handed on: the network, or its average over the steps."""
+        """What is scored, kept as best, exported and handed on: the network or its average, a module of this method."""
         return self.network
 
 

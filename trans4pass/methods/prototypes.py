@@ -245,11 +245,11 @@ class PrototypeContrast(PrototypeDistillation):
     def __init__(
         self,
         network: Segmentor,
-        weight: float = 0.1,
+        weight: PositiveFloat = 0.1,
         domains: Sequence[str] = ("source", "target"),
-        momentum: float = 0.999,
-        update_every: int = 1,
-        temperature: float = 0.1,
+        momentum: Share = 0.999,
+        update_every: Positive = 1,
+        temperature: PositiveFloat = 0.1,
     ):
         super().__init__(network, weight, domains, "fixed", momentum, update_every, temperature)
 

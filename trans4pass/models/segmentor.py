@@ -75,6 +75,11 @@ class Segmentor(nn.Module):
 
     def recompute_activations(self) -> None:
         """Compute the encoder's blocks again in the backward pass, instead of keeping what they computed."""
+        if not hasattr(self.encoder, "set_grad_checkpointing"):
+            raise ConfigError(
+                f"recompute_activations: the encoder {type(self.encoder).__name__} has no set_grad_checkpointing(); "
+                "give it one, or leave the setting out"
+            )
         self.encoder.set_grad_checkpointing()
 
     def train(self, mode: bool = True) -> "Segmentor":

@@ -1,6 +1,7 @@
 """Checks a data set against what it should be, and shows it: counts, class frequencies, faults."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +18,61 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
+from trans4pass.settings import Natural, parse
 
 TOTAL = "total"  # the key of `published` that holds the sum over all splits
 BAR_HEIGHT, BAR_WIDTH, NAME_WIDTH, NUMBER_WIDTH, MARGIN = 18, 480, 130, 80, 8  # pixels
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckDataSettings:
+    """See configs/check_data.yaml."""
+
+    data: Mapping[str, Any] | None = None
+    labels: Mapping[str, Any] | None = None
+    splits: str | tuple[str, ...] | None = None
+    limit: Natural = 20
+    plot: str | None = None
+    num_workers: Natural = 0
+    plugins: tuple[str, ...] = ()
+    data_root: str = "datasets"  # read by configs/data
+
+
 def check_data(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> int:
     """Check the data set that configs/check_data.yaml describes and print what is found; 0 if nothing is wrong."""
-    for key, example in {"data": "cityscapes", "labels": "cityscapes19"}.items():
-        if config.get(key) is None:
-            raise ConfigError(f"choose the {key} to check with {key}=<name>, e.g. {key}={example}. Help: --help")
-    if config["plot"] is not None and Path(config["plot"]).suffix.lower() != ".png":
-        raise ConfigError(f"plot={config['plot']} must end in .png")
-    labels = LabelSpace.from_dict(config["labels"])
-    published = config["data"].get("published") or {}
-    splits = config["splits"] or [split for split in published if split != TOTAL] or ["train", "val"]
+    settings = parse(CheckDataSettings, config, "")
+    data, named = settings.data, settings.labels
+    if data is None or named is None:
+        key, example = ("data", "cityscapes") if data is None else ("labels", "cityscapes19")
+        raise ConfigError(f"choose the {key} to check with {key}=<name>, e.g. {key}={example}. Help: --help")
+    if settings.plot is not None and Path(settings.plot).suffix.lower() != ".png":
+        raise ConfigError(f"plot={settings.plot} must end in .png")
+    labels = LabelSpace.from_dict(named)
+    published = data.get("published") or {}
+    splits = settings.splits or [split for split in published if split != TOTAL] or ["train", "val"]
     splits = [splits] if isinstance(splits, str) else splits
-    summaries = {split: check_split(config, split, labels) for split in splits}
+    summaries = {split: check_split(data["dataset"], split, labels, settings.num_workers) for split in splits}
     console.print(counts_table(summaries, published))
     if any(summary.counts.any() for summary in summaries.values()):
         console.print(frequency_table(summaries, labels))
         if hint := unused_classes(summaries, labels):
             console.print(hint, style="yellow")
-        if config["plot"] is not None:
-            path = Path(config["plot"])
+        if settings.plot is not None:
+            path = Path(settings.plot)
             write_picture(path, frequency_picture(summaries, labels))
             console.print(f"class frequencies as a picture: {path.absolute()}", soft_wrap=True)
-    return 0 if print_faults(summaries, config["limit"]) else 1
+    return 0 if print_faults(summaries, settings.limit) else 1
 
 
-def check_split(config: Mapping[str, Any], split: str, labels: LabelSpace) -> check.Summary:
+def check_split(config: Mapping[str, Any], split: str, labels: LabelSpace, workers: int) -> check.Summary:
     """All findings of one split; one that cannot be read at all is a fault by itself."""
     try:
         # Without labels, so that a missing one is a finding and not the end.
-        dataset = build(config["data"]["dataset"], "data.dataset", split=split, labels=labels, labelled=False)
+        dataset = build(config, "data.dataset", split=split, labels=labels, labelled=False)
         summary = check.begin(dataset)
     except DataError as error:
         return check.Summary(0, 0, np.zeros(labels.num_classes + 1, np.int64), faults=[(check.SPLIT, str(error))])
-    for finding in track(check.examine(dataset, config["num_workers"]), len(dataset), f"check {split}"):
+    for finding in track(check.examine(dataset, workers), len(dataset), f"check {split}"):
         summary.add(finding)
     return summary
 

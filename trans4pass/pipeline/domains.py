@@ -22,7 +22,7 @@ from trans4pass.data import EvalTransform, Mixture, SegmentationDataset, TrainTr
 from trans4pass.errors import ConfigError
 from trans4pass.methods import DomainBatch, Pass
 from trans4pass.models import MULTIPLE, as_float, channel_statistics
-from trans4pass.settings import Positive, parse
+from trans4pass.settings import Positive, checked, parse
 from trans4pass.training import checkpoint, to_device
 
 from .stage import Stage
@@ -142,6 +142,8 @@ class Domain:
     def check_sampler(self) -> None:
         """Refuse a sampler that the data set, or what is known of it, is not for."""
         sampler = find_target(self.settings.sampler.get("_target_"), f"{self.where}.sampler")
+        values = {key: value for key, value in self.settings.sampler.items() if key != "_target_"}
+        checked(sampler, values, f"{self.where}.sampler", bound=("dataset", "seed"))
         several, chosen = self.settings.data, f"{self.where}.sampler={sampler.__name__}"
         if getattr(sampler, "needs_labels", False) and self.settings.labels == NO_LABELS:
             raise ConfigError(f"{chosen} reads labels, and labels is {NO_LABELS}")

@@ -17,7 +17,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trans4pass.build import CONFIGS, allow_plugins
@@ -25,7 +25,7 @@ from trans4pass.console import Loudness, setup_logging
 from trans4pass.errors import ConfigError, UserError
 from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.models import MODELS
-from trans4pass.settings import closest, nested
+from trans4pass.settings import closest, converted, nested
 
 from .environment import choose_workers, processes
 from .help import choices, comment, config_roots, settings
@@ -116,7 +116,8 @@ def launch(tool: Tool, config: DictConfig) -> int:
     setup_logging()
     try:
         if "plugins" in config:
-            allow_plugins(config.plugins, config_dir_option())
+            named = [*config.plugins] if isinstance(config.plugins, ListConfig) else config.plugins
+            allow_plugins(converted(list[str], named, "plugins"), config_dir_option())
         with processes(OmegaConf.select(config, "device", default="cpu")) as device:
             setup_logging()  # what is chosen is said by one process
             plain = resolved(filled(config))

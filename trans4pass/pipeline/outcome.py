@@ -34,10 +34,11 @@ def show_outcome(
 ) -> None:
     """Print the table, write summary.json, the picture and the report, and say where they are."""
     dataset = run.validation.get(goal(list(run.validation)) or next(iter(run.validation), ""))
-    network = build_network(run.meta()["model"], run.labels)
+    config = trained[final].last_content()["model"]
+    network = build_network(config, run.labels)
     size = (512, 512) if dataset is None else input_size(network, dataset[0]["image"].shape[1:], 1.0)
     parameters, gmacs = complexity(network, *size)
-    model = {"config": run.meta()["model"], "parameters": parameters, "gmacs": round(gmacs, 3), "size": [*size[::-1]]}
+    model = {"config": config, "parameters": parameters, "gmacs": round(gmacs, 3), "size": [*size[::-1]]}
     found = look(run, trained, final)
     summary = summarise(run.settings.name, run.settings.seed, results, final, model, found.unlabelled)
     write_json(run.folder / "summary.json", summary)

@@ -36,7 +36,7 @@ def summarise(
     sides = list(dict.fromkeys(side for result in results.values() for side in result.get("last", {})))
     side, gain = goal(sides), None
     figures = [key for values in stages.values() for key in (*values, *(values.get("initial") or {}))]
-    if figures.count(side) > 1:
+    if figures.count(side) > 1 and side in stages[final]:
         gain = stages[final][side] - first_score(stages, side)
     facts = {"name": name, "seed": seed, "sides": sides, "goal": side, "gain": gain, "final": final}
     return {**facts, "stages": stages, "model": dict(model)}
