@@ -43,7 +43,7 @@ def distances(encoder: nn.Module) -> dict[str, int]:
 def stages(encoder: nn.Module) -> dict[str, int]:
     """Each parameter's stage, 1 to 4: the first map that it reaches; 5 is what no published weights hold.
 
-    A plain transformer has no stages: of its blocks each quarter is one. Of any other encoder one small image tells
+    A plain transformer has no stages: of its blocks each quarter is one. Of any other encoder one small image shows
     which parameters each map's gradient reaches. Nothing is computed.
     """
     if getattr(encoder, "pyramid", None) is not None:
