@@ -161,10 +161,11 @@ def test_a_checkpoint_imports_nothing_by_itself(run: SimpleNamespace) -> None:
         described.network()
 
 
-def test_a_plugin_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["nowhere", "json.nowhere"])
+def test_a_plugin_that_is_not_there_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(ConfigError, match=r"no package 'nowhere'.*--config-dir"):
-        build.allow_plugins(["nowhere"], str(EXTENSION / "configs"))
+    with pytest.raises(ConfigError, match=rf"no package '{name}'.*--config-dir"):
+        build.allow_plugins([name], str(EXTENSION / "configs"))
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,8 @@ def test_labels_that_do_not_fit_the_data_set_are_a_wrong_setting(cityscapes_root
         (False, "labels=outdoor13", 0, "no faults"),
         (True, "labels=outdoor13", 1, "1 fault"),
         (False, "limit=2", 2, "choose the labels"),
+        (False, "limit=abc", 2, "limit is 'abc'"),
+        (False, "plugins=[nowhere_at_all]", 2, "no package 'nowhere_at_all'"),
         (False, "data_root=???", 2, "data_root"),
     ],
 )

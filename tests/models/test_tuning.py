@@ -204,3 +204,10 @@ def test_a_head_that_needs_more_levels_says_so(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match=r"head=fpn reads four maps, and the encoder has 2.*take head=dmlp, linear"):
         create_model("two", 5, head="fpn")
     create_model("two", 5, head="segformer")
+
+
+def test_an_encoder_that_cannot_recompute_says_so() -> None:
+    model = model_of("timm/tiny_resnet")
+    model.encoder = nn.Identity()
+    with pytest.raises(ConfigError, match="Identity has no set_grad_checkpointing"):
+        model.recompute_activations()

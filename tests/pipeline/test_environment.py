@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -76,6 +77,19 @@ def test_on_a_cpu_the_system_does_not_clear_each_maps_memory_anew() -> None:
     done = subprocess.run([sys.executable, "-c", ALLOCATE], cwd=ROOT, capture_output=True, text=True, check=True)
     first, more = map(int, done.stdout.split())
     assert more < first / 4
+
+
+@pytest.mark.parametrize(("given", "calls"), [({}, 2), ({"MALLOC_ARENA_MAX": "2"}, 0)])
+def test_what_the_environment_says_of_memory_stands(
+    given: dict[str, str], calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libc = mock.Mock()
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | given
+    monkeypatch.setattr(os, "environ", environ)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: libc)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    environment.keep_freed_memory()
+    assert libc.mallopt.call_count == calls
 
 
 @pytest.mark.parametrize(

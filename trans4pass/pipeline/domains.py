@@ -142,8 +142,9 @@ class Domain:
     def check_sampler(self) -> None:
         """Refuse a sampler that the data set, or what is known of it, is not for."""
         sampler = find_target(self.settings.sampler.get("_target_"), f"{self.where}.sampler")
-        values = {key: value for key, value in self.settings.sampler.items() if key != "_target_"}
-        checked(sampler, values, f"{self.where}.sampler", bound=("dataset", "seed"))
+        parts = [key for key, value in self.settings.sampler.items() if isinstance(value, Mapping)]  # are built later
+        values = {key: value for key, value in self.settings.sampler.items() if key not in ("_target_", *parts)}
+        checked(sampler, values, f"{self.where}.sampler", bound=("dataset", "seed", *parts))
         several, chosen = self.settings.data, f"{self.where}.sampler={sampler.__name__}"
         if getattr(sampler, "needs_labels", False) and self.settings.labels == NO_LABELS:
             raise ConfigError(f"{chosen} reads labels, and labels is {NO_LABELS}")

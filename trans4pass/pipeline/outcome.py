@@ -30,17 +30,23 @@ WIDEST = 100  # columns of the table
 
 
 def show_outcome(
-    run: RunContext, trained: Mapping[str, Stage], final: str, results: Mapping[str, Mapping[str, Any]]
+    run: RunContext,
+    trained: Mapping[str, Stage],
+    final: str,
+    model: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Print the table, write summary.json, the picture and the report, and say where they are."""
+    """Print the table, write summary.json, the picture and the report, and say where they are.
+
+    `model` describes the final stage's network.
+    """
     dataset = run.validation.get(goal(list(run.validation)) or next(iter(run.validation), ""))
-    config = trained[final].last_content()["model"]
-    network = build_network(config, run.labels)
+    network = build_network(model, run.labels)
     size = (512, 512) if dataset is None else input_size(network, dataset[0]["image"].shape[1:], 1.0)
     parameters, gmacs = complexity(network, *size)
-    model = {"config": config, "parameters": parameters, "gmacs": round(gmacs, 3), "size": [*size[::-1]]}
+    measured = {"config": model, "parameters": parameters, "gmacs": round(gmacs, 3), "size": [*size[::-1]]}
     found = look(run, trained, final)
-    summary = summarise(run.settings.name, run.settings.seed, results, final, model, found.unlabelled)
+    summary = summarise(run.settings.name, run.settings.seed, results, final, measured, found.unlabelled)
     write_json(run.folder / "summary.json", summary)
     tell(table(summary))
     written = [run.folder / "summary.json", run.folder / "run.log"]

@@ -80,9 +80,9 @@ def run_stages(run: RunContext) -> None:
         results[stage.name] = stage.run_or_skip()
     trained = {stage.name: stage for stage in stages if stage.trains}
     final = run.settings.final_stage or list(trained)[-1]
-    trained[final].last_content()  # what the run is for is whole
+    model = trained[final].last_content()["model"]  # what the run is for is whole
     if dist.is_main():
-        show_outcome(run, trained, final, results)
+        show_outcome(run, trained, final, model, results)
         for stage in stages:  # only now: a later stage starts from an earlier one's last.pt
             checkpoint.drop_previous(stage.folder)
 
