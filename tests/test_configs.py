@@ -205,7 +205,7 @@ def test_adaptation_is_the_published_one(experiment: str, name: str) -> None:
     assert optim["lr"] == pytest.approx(4.6 * nominal, rel=0.01)
     assert (optim["_target_"], optim["momentum"], optim["weight_decay"]) == ("torch.optim.SGD", 0.9, decay)
     assert (stage["steps"], stage["schedule"]["total_steps"], stage["schedule"]["power"]) == (stop, total, 0.9)
-    assert [domain["batch_size"] for domain in stage["domains"].values()] == [batch, batch]
+    assert (stage["global_batch"], {domain["batch_size"] for domain in stage["domains"].values()}) == (batch, {None})
     weights = [terms.get(term, {"weight": 0})["weight"] for term in ("adversarial", "prototypes", "self_training")]
     assert weights == [adversarial, proto, target]
     discriminator = terms["adversarial"]["optim"]

@@ -62,11 +62,11 @@ def tiny(tiny_data: Path) -> list[str]:
         *(f"stages.mpa.method.terms.prototypes.{x}" for x in ("update_every=2", "momentum=0.5")),
         *(f"prepare_data.{key}={value}".replace(" ", "") for key, value in WORLD.items()),
         *(f"stages.{name}.steps={steps}" for name, steps in STEPS.items()),
-        *(f"stages.{name}.eval_every=2" for name in STEPS),
+        *(f"stages.{name}.{setting}" for name in STEPS for setting in ("eval_every=2", "global_batch=2")),
     ]  # fmt: skip
     for stage in STEPS:
         for domain in ("source",) if stage == "source" else ("source", "target"):
-            overrides += [f"stages.{stage}.domains.{domain}.{x}" for x in (f"transform.size={size}", "batch_size=2")]
+            overrides.append(f"stages.{stage}.domains.{domain}.transform.size={size}")
     return overrides
 
 

@@ -50,7 +50,6 @@ def small(experiment: str) -> list[str]:
             overrides += [f"stages.{name}.size=[64,40]", f"stages.{name}.scales=[1.0]"]
             continue
         overrides += [f"stages.{name}.{setting}" for setting in ("steps=2", "epochs=null", "schedule.total_steps=null")]
-        overrides.append(f"stages.{name}.global_batch=null")
         for domain, settings in stage["domains"].items():
             where = f"stages.{name}.domains.{domain}"
             overrides += [f"{where}.batch_size=2", f"{where}.transform.size=[64,32]"]

@@ -363,38 +363,58 @@ def test_losses_compose_by_name(run_here: Run, tmp_path: Path) -> None:
     assert (tmp_path / "r" / "source" / "class_weights_source.json").exists()
 
 
+SAME = ["model.head={name:fpn,hidden:32}", "model.drop_path=0"]
+SAME += [f"optim@stages.{stage}.optim.network=sgd" for stage in ("source", "warmup", "mpa")]
+SAME += [f"stages.{stage}.optim.network.lr=0.02" for stage in ("source", "warmup", "mpa")]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, without what cannot be the same in several.
+
+    Those are BatchNorm's statistics of a batch, and random layers, which each process draws for itself. By SGD, since
+    Adam makes whole steps of gradients that are nothing but rounding.
+    """
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = call(*tiny, *SAME, f"run_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
 @pytest.mark.slow
-def test_two_processes_with_half_the_batch_are_one(tiny: list[str], run_here: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("processes", "goes_on"), [(2, False), (4, False), (2, True)])
+def test_the_same_command_in_several_processes_takes_the_same_steps(
+    processes: int, goes_on: bool, alone: Path, tiny: list[str], tmp_path: Path
+) -> None:
     """All stages: weights, discriminator and prototypes to the last digits, and the same labels and scores.
 
-    Without what cannot be the same: BatchNorm's statistics of a batch, and random layers, which each process draws for
-    itself. By SGD, since Adam makes whole steps of gradients that are nothing but rounding.
+    Steps have two images: of four processes two repeat what the others do. One run goes on behind one process's source
+    stage.
     """
-    trained = ("source", "warmup", "mpa")
-    same = ["model.head={name:fpn,hidden:32}", "model.drop_path=0"]
-    for stage in trained:
-        same += [f"optim@stages.{stage}.optim.network=sgd", f"stages.{stage}.optim.network.lr=0.02"]
-    halved = [f"stages.{stage}.domains.source.batch_size=1" for stage in trained]
-    halved += [f"stages.{stage}.domains.target.batch_size=1" for stage in trained[1:]]
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run_here(one, *same) == 0
-    done = call(*tiny, *same, *halved, f"run_dir={two}", launcher=TWO)
+    stages, folder = ("source", "warmup", "mpa"), tmp_path / "run"
+    if goes_on:
+        shutil.copytree(alone, folder)
+        for later in ("warmup", "pseudo_labels", "mpa"):
+            shutil.rmtree(folder / later)
+    launcher = (*TWO[:-1], f"--nproc_per_node={processes}")
+    done = call(*tiny, *SAME, f"run_dir={folder}", f"resume={str(goes_on).lower()}", launcher=launcher)
     assert done.returncode == 0, done.stdout + done.stderr
-    states = [{stage: weights(folder, stage) for stage in trained} for folder in (one, two)]
-    for stage in trained:
+    assert ("2 of 4 processes repeat what others do" in done.stdout) == (processes == 4)
+    states = [{stage: weights(place, stage) for stage in stages} for place in (alone, folder)]
+    for stage in stages:
         first, second = (state[stage] for state in states)
         assert first.keys() == second.keys()
         assert max(apart(first[key], second[key]) for key in first) < 1e-5, stage
-    for before, after in pairwise(trained):
+    for before, after in pairwise(stages):
         moved = [key for key in states[0][before] if apart(states[0][before][key], states[0][after][key]) > 1e-3]
         assert len(moved) > 20, "the steps are too small to tell anything"
-    labels = [np.stack([np.asarray(Image.open(path)) for path in label_files(folder)]) for folder in (one, two)]
+    labels = [np.stack([np.asarray(Image.open(path)) for path in label_files(place)]) for place in (alone, folder)]
     assert (labels[0] != labels[1]).mean() < 0.01
-    stages = [json.loads((folder / "summary.json").read_text())["stages"] for folder in (one, two)]
-    assert stages[0]["pseudo_labels"]["kept"] == pytest.approx(stages[1]["pseudo_labels"]["kept"], abs=0.01)
-    for stage in trained:
+    results = [json.loads((place / "summary.json").read_text())["stages"] for place in (alone, folder)]
+    assert results[0]["pseudo_labels"]["kept"] == pytest.approx(results[1]["pseudo_labels"]["kept"], abs=0.01)
+    for stage in stages:
         for side in ("source", "target"):
-            assert stages[0][stage][side] == pytest.approx(stages[1][stage][side], abs=0.1)
+            assert results[0][stage][side] == pytest.approx(results[1][stage][side], abs=0.1)
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -427,13 +447,13 @@ def test_two_processes_score_and_label_as_one(finished: Path, tiny: list[str], t
     assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["mIoU"] == pytest.approx(scores["target"])
 
 
-def test_another_number_of_processes_is_refused(
+def test_another_batch_is_refused(
     finished: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """It would read other batches: the settings say how many there were."""
+    """Another number of processes has the same, unless a domain has a batch size of its own."""
     monkeypatch.setattr("trans4pass.dist.world_size", lambda: 2)
-    assert run_here(finished, "resume=true") == 2
-    assert "processes: 1 -> 2" in capsys.readouterr().out
+    assert run_here(finished, "resume=true", "stages.source.domains.source.batch_size=2") == 2
+    assert "images_per_step.source: 2 -> 4" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -35,10 +35,9 @@ def recipe(tiny: list[str], name: str, stage: str) -> list[str]:
     used = {"teacher": ["source", "target"], "source_free": ["target"], "few_labels": list(domains)}[stage]
     strong = [f"{view}.size={PLACES}"] if stage == "source_free" else [f"{view}.size=[64,32]", f"{view}.base=32"]
     return [
-        CHOICE + name, *kept, f"stages.{stage}.steps=3", f"stages.{stage}.eval_every=2", *strong,
-        "stages.source.steps=2",
+        CHOICE + name, *kept, *strong, "stages.source.steps=2",
+        *(f"stages.{stage}.{setting}" for setting in ("steps=3", "eval_every=2", "global_batch=2")),
         *(f"stages.{stage}.domains.{domain}.transform.size={domains[domain]}" for domain in used),
-        *(f"stages.{stage}.domains.{domain}.batch_size=2" for domain in used),
         *(["stages.few_labels.domains.labelled.transform.base=32"] if stage == "few_labels" else []),
     ]  # fmt: skip
 

@@ -126,7 +126,8 @@ def test_a_training_step_has_the_rate_of_the_whole_schedule(stage: MakeStage) ->
         (["steps=null", "epochs=5"], 15),  # of 6 images in batches of 2
         (["steps=null", "epochs=0.5"], 2),  # 1.5 rounds to even
         (["steps=null", "epochs=0.01"], 1),
-        (["steps=null", "epochs=5", "accumulate=2"], 8),  # 7.5
+        (["steps=null", "epochs=5", "accumulate=2"], 15),
+        (["steps=null", "epochs=5", "accumulate=2", "domains.source.batch_size=2"], 8),  # 7.5
         (["steps=null", "epochs=5", "accumulate=2", "global_batch=6"], 5),
     ],
 )
@@ -136,13 +137,44 @@ def test_epochs_are_counted_in_steps(overrides: list[str], steps: int, stage: Ma
     assert source.trainer_settings().steps == steps
 
 
-def test_a_global_batch_is_divided(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stage("source").domains["source"].settings.batch_size == 2
-    monkeypatch.setattr("trans4pass.dist.world_size", lambda: 4)
-    settings = [f"stages.source.{text}" for text in ("global_batch=24", "accumulate=2")]
-    assert stage("source", *settings).domains["source"].settings.batch_size == 3
-    with pytest.raises(ConfigError, match=r"source\.global_batch=12 cannot be divided among 4 processes .*null"):
-        stage("source", *settings, "stages.source.global_batch=12")
+@pytest.mark.parametrize(
+    ("processes", "settings", "positions"),
+    [
+        (1, ["global_batch=4"], [0, 1, 2, 3]),
+        (2, ["global_batch=4"], [2, 3]),
+        (4, ["global_batch=16", "accumulate=2"], [6, 7]),
+        (4, ["global_batch=2"], [1]),
+        (4, ["global_batch=4", "accumulate=4"], [0]),
+        (4, ["domains.source.batch_size=2"], [6, 7]),
+    ],
+)
+def test_a_global_batch_is_divided(
+    processes: int, settings: list[str], positions: list[int], stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more processes than images some have the same, and draw the same random layers."""
+    whole = next(stage("source", "stages.source.global_batch=8").domains["source"].batches(0))["name"]
+    monkeypatch.setattr("trans4pass.dist.world_size", lambda: processes)
+    monkeypatch.setattr("trans4pass.dist.rank", lambda: processes - 1)
+    source = stage("source", *(f"stages.source.{setting}" for setting in settings))
+    assert next(source.domains["source"].batches(0))["name"] == [whole[position] for position in positions]
+    assert source.trainer_settings().rank == positions[0] // len(positions)
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings", "said"),
+    [
+        (4, ["global_batch=6"], r"source\.global_batch=6 cannot be divided among 4 processes times accumulate=1: .*"),
+        (3, ["global_batch=2"], "among 3 processes"),
+        (1, ["global_batch=2", "accumulate=4"], "times accumulate=4"),
+        (1, ["global_batch=null"], r"source\.global_batch is null: give it a number, or each of its domains"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(
+    processes: int, settings: list[str], said: str, stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trans4pass.dist.world_size", lambda: processes)
+    with pytest.raises(ConfigError, match=said):
+        stage("source", *(f"stages.source.{setting}" for setting in settings))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +192,7 @@ def test_steps_or_epochs_are_needed_and_not_both(overrides: list[str], said: str
 
 
 def test_settings_reach_the_trainer(stage: MakeStage) -> None:
-    chosen = {"precision": "bf16", "accumulate": 3, "clip_grad": 0.5, "on_nonfinite": "skip"}
+    chosen = {"precision": "bf16", "accumulate": 2, "clip_grad": 0.5, "on_nonfinite": "skip"}
     chosen |= {"eval_every": 11, "checkpoint_every": 12}
     every = 13
     source = stage(
@@ -262,7 +294,7 @@ def names(batches: Any, count: int) -> list[dict[str, list[str]]]:
 
 def test_batches_go_on_where_a_step_begins(stage: MakeStage) -> None:
     """Images and their augmentation, for each domain in an order of its own."""
-    warmup = stage("warmup", "stages.warmup.accumulate=2")
+    warmup = stage("warmup", "stages.warmup.accumulate=2", "stages.warmup.global_batch=4")
     whole, later = warmup.batches(0), warmup.batches(4)
     for _ in range(4):
         next(whole)
@@ -598,11 +630,15 @@ def test_what_changes_the_result_changes_the_settings(stage: MakeStage, monkeypa
         "model.embed_dim=8",
         "stages.mpa.steps=9",
         "stages.pseudo_labels.keep=0.1",
+        "stages.mpa.global_batch=4",
     ]
     for change in changes:
         assert settings_of(stage(*begun, change)) != before, change
+    own = (*begun, "stages.mpa.domains.target.batch_size=1")
+    alone = settings_of(stage(*own))
     monkeypatch.setattr("trans4pass.dist.world_size", lambda: 2)
-    assert settings_of(stage(*begun)) != before
+    assert settings_of(stage(*begun)) == before
+    assert settings_of(stage(*own)) != alone
     behind = ("warmup", "stages.warmup.init=stages.source")
     assert settings_of(stage(*behind)) != settings_of(stage(*behind, "stages.source.steps=9"))
 

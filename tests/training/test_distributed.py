@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as td
 from torch import Tensor, nn
 
 from tests.small import InMemory, Pixelwise, label_space, tiny_segmentor
@@ -22,6 +24,7 @@ from trans4pass.methods import (
     FourierStyle,
     MeanTeacher,
     Method,
+    PrototypeBank,
     PrototypeContrast,
     PrototypeDistillation,
     Segmentation,
@@ -210,8 +213,48 @@ def counted(rank: int, folder: Path) -> float:
     return trainer.method.network.forwards.item()
 
 
+def exchanges(rank: int, folder: Path) -> dict[str, list[int]]:
+    """What is exchanged in three steps, without gradients and BatchNorms' statistics, which only CPUs exchange."""
+    counts: dict[str, list[int]] = {}
+    for name in METHODS:
+        trainer, numbers = make(name, folder), []
+        for term in getattr(trainer.method, "terms", {}).values():
+            if isinstance(term, PrototypeDistillation):
+                term.bank.update_every = 3
+        trainer._parallel, trainer.share_statistics = trainer.parallel(), lambda: None
+        for _ in range(3):
+            with (
+                mock.patch("torch.distributed.all_reduce", wraps=td.all_reduce) as reduced,
+                mock.patch("torch.distributed.all_gather", wraps=td.all_gather) as gathered,
+            ):
+                trainer.train_step([batches(2, 1)[rank]])
+            trainer.step += 1
+            numbers.append(reduced.call_count + gathered.call_count)
+        counts[name] = numbers
+    return counts
+
+
+def interrupted(rank: int, folder: Path) -> list[dict[str, Tensor]]:
+    """A bank after six steps: at once, and with checkpoints after the second and the fifth."""
+    banks = []
+    for checkpoints in ((), (1, 4)):
+        bank, generator = PrototypeBank(K, 8, update_every=3), torch.Generator().manual_seed(rank)
+        for step in range(6):
+            features = torch.randn(2, 8, 4, 4, generator=generator)
+            bank.collect("source", features, torch.randint(K, (2, 4, 4), generator=generator))
+            bank.after_step(step)
+            if step in checkpoints:
+                bank.share()
+                state = bank.state_dict()
+                bank = PrototypeBank(K, 8, update_every=3)
+                bank.load_state_dict(state)
+        banks.append(bank.state_dict())
+    return banks
+
+
 def work(rank: int, folder: str) -> dict[str, Any]:
-    return {check.__name__: check(rank, Path(folder)) for check in (steps_of, poisoned, scored, fitted, counted)}
+    checks = (steps_of, poisoned, scored, fitted, counted, exchanges, interrupted)
+    return {check.__name__: check(rank, Path(folder)) for check in checks}
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +310,21 @@ def test_two_processes_score_as_one(both: list) -> None:
         regions.update(sample["label"], sample["image"][1].long() % 3)
     assert both[0]["scored"]["regions"] == both[1]["scored"]["regions"] == regions.scores()
     assert regions.scores() != whole["regions"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_has_one_small_exchange(name: str, both: list) -> None:
+    """What its losses divide by. Banks are brought together when they move; a few options need one more each time."""
+    more = {"focal": 1, "edges and ecrm": 1, "teacher": 1}.get(name, 0)  # its mean; the ring's entries; confidences
+    banks = 1 if name in ("mpa, fixed", "teacher") else 0
+    assert both[0]["exchanges"][name] == both[1]["exchanges"][name] == [1 + more, 1 + more, 1 + more + banks]
+
+
+def test_a_bank_moves_alike_with_and_without_checkpoints(both: list) -> None:
+    states = [state for rank in both for state in rank["interrupted"]]
+    for state in states:
+        assert all(torch.equal(state[key], states[0][key]) for key in state)
+    assert states[0]["prototypes"].isfinite().all()
 
 
 def test_batchnorms_statistics_are_averaged_after_each_step(both: list) -> None:

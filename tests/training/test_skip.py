@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.small import tiny_segmentor
 from trans4pass.losses import CrossEntropy, HardPixelCrossEntropy
 from trans4pass.methods import Adversarial, Discriminator, PrototypeDistillation, Segmentation, SumOfTerms
-from trans4pass.training import Trainer
+from trans4pass.training import Trainer, checkpoint
 
 from .small import trainer_of
 
@@ -49,8 +49,21 @@ def batch(number: int, poison: str | None = None) -> dict[str, Any]:
 
 def memory(trainer: Trainer) -> dict[str, Any]:
     """All that the next step depends on, the step's own sums included."""
+    trainer.method.before_checkpoint()
     state = {key: trainer.state()[key] for key in ("method", "optimizers", "scaler")}
     return copy.deepcopy({**state, "sums": dict(trainer.method.terms["prototypes"].bank._step)})
+
+
+def test_a_checkpoint_has_what_the_bank_collected(tmp_path: Path) -> None:
+    """Though it moves only in the step after."""
+    trainer = make(tmp_path)
+    trainer.train_step([batch(0)])
+    trainer.step = 1
+    trainer.save()
+    bank = trainer.method.terms["prototypes"].bank
+    kept = checkpoint.load(tmp_path / "last.pt")["method"]["terms.prototypes.bank.collections"]
+    assert torch.equal(kept, bank.collections)
+    assert kept.sum() > 0
 
 
 def differences(one: Any, other: Any, where: str = "", tolerance: float = 0.0) -> list[str]:

@@ -188,11 +188,10 @@ def test_clipping_keeps_the_direction(tmp_path: Path) -> None:
     assert nn.functional.cosine_similarity(*moved, dim=0).item() == pytest.approx(1)
 
 
-def test_random_layers_follow_from_seed_step_and_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_layers_follow_from_seed_step_and_rank(tmp_path: Path) -> None:
     def draw(seed: int, step: int, rank: int) -> float:
-        trainer = trainer_of(Linear(), tmp_path, seed=seed)
+        trainer = trainer_of(Linear(), tmp_path, seed=seed, rank=rank)
         trainer.step = step
-        monkeypatch.setattr("trans4pass.dist.rank", lambda: rank)
         torch.manual_seed(9)
         trainer.train_step([numbers((1, 1), (1, 1))])
         return trainer.method.asked[0][1]

@@ -78,15 +78,18 @@ def train_loader(
     num_workers: int = 0,
     start_batch: int = 0,
     on_bad: OnBad | None = None,
+    shares: int | None = None,
 ) -> Iterator[dict]:
     """This rank's endless batches {"image": uint8 (B,3,H,W), "label": uint8 (B,H,W), "name": list of B}.
 
-    Everything else that the transform puts into a sample is passed on. `batch_size` is per rank.
+    Everything else that the transform puts into a sample is passed on. `batch_size` is per rank. Of more ranks
+    than `shares`, which is a divisor of their number and without which it is their number, some read what others read.
 
     Raises DataError for a file that cannot be used; with `on_bad` the next sample of the data set that can be used
     stands in for it, at the same position.
     """
-    batches = position_batches(sampler, batch_size, dist.rank(), dist.world_size(), start_batch)
+    shares = shares or dist.world_size()
+    batches = position_batches(sampler, batch_size, dist.rank() % shares, shares, start_batch)
     return iter(Batches(dataset, num_workers, on_bad, True, batch_sampler=batches, collate_fn=collate))
 
 

@@ -94,7 +94,7 @@ def training(stage: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[st
     yield str(result.get("steps", ""))
     domains, terms = stage.get("domains", {}), stage["method"].get("terms", {})
     shared = stage.get("global_batch")
-    yield ", ".join(f"{name} {shared or domain['batch_size']}" for name, domain in domains.items())
+    yield ", ".join(f"{name} {domain['batch_size'] or shared}" for name, domain in domains.items())
     yield ", ".join(f"{name} {optim['lr']:g}" for name, optim in stage.get("optim", {}).items())
     yield ", ".join(f"{name} {term['weight']:g}" for name, term in terms.items() if term.get("weight"))
 

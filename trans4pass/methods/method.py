@@ -102,6 +102,9 @@ class Method(nn.Module):
         """Called on every rank after the optimisers' step number `step` (from 0); returns values to log."""
         return {}
 
+    def before_checkpoint(self) -> None:
+        """Called on every rank before rank 0 saves the state: bring together what each has collected by itself."""
+
     def discard_step(self) -> None:
         """Called instead of `after_step` where a step is skipped: forget what its forward passes collected."""
 

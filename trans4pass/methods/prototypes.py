@@ -69,6 +69,7 @@ class PrototypeBank(nn.Module):
         self.register_buffer("collections", torch.zeros(num_classes))
         # Sums within the step that is running, one entry per domain: a checkpoint never falls inside a step.
         self._step: dict[str, Tensor] = {}  # (K,E+1): sums of features, and in the last column numbers of pixels
+        self._unshared: list[Tensor] = []  # such sums (domains,K,E+1) of the steps that other ranks have not seen
 
     @torch.no_grad()
     def start(self, domains: Iterable[Tensor]) -> None:
@@ -106,15 +107,25 @@ class PrototypeBank(nn.Module):
     def after_step(self, step: int) -> bool:
         """Close step number `step` (from 0); returns whether the prototypes were updated."""
         if self._step:
-            # One reduction for all domains, whose entries all ranks have in the same order.
-            for sums in dist.sum_(torch.stack([*self._step.values()])):
-                self.collected += sums[:, :-1] / sums[:, -1:].clamp_min(1)
-                self.collections += sums[:, -1] > 0
+            self._unshared.append(torch.stack([*self._step.values()]))  # all ranks have the domains in one order
         self._step.clear()
         if (step + 1) % self.update_every:
             return False
+        self.share()
         self._update()
         return True
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Add all ranks' sums to the collection: in one reduction for the steps since the last. All ranks call it."""
+        if not self._unshared:
+            return
+        # In float64 the order in which ranks are added up, which depends on how many steps there are, changes nothing.
+        shared = dist.sum_(torch.cat(self._unshared).double()).to(self.collected)
+        self._unshared.clear()
+        for sums in shared:
+            self.collected += sums[:, :-1] / sums[:, -1:].clamp_min(1)
+            self.collections += sums[:, -1] > 0
 
     def discard_step(self) -> None:
         """Forget what the running step collected."""
@@ -227,6 +238,9 @@ class PrototypeDistillation(Term):
         if not self.bank.after_step(step):
             return {}
         return {"norm": self.bank.prototypes.nan_to_num().norm(dim=1).mean()}
+
+    def before_checkpoint(self) -> None:
+        self.bank.share()
 
     def discard_step(self) -> None:
         self.bank.discard_step()

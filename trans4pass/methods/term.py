@@ -77,6 +77,9 @@ class Term(nn.Module):
         """See `Method.after_step`."""
         return {}
 
+    def before_checkpoint(self) -> None:
+        """See `Method.before_checkpoint`."""
+
     def discard_step(self) -> None:
         """See `Method.discard_step`."""
 
@@ -186,6 +189,10 @@ class SumOfTerms(Method):
         self._derived.clear()  # its memory is for the evaluation
         values = {name: term.after_step(step) for name, term in self.terms.items()}
         return {f"{name}.{key}": value for name, found in values.items() for key, value in found.items()}
+
+    def before_checkpoint(self) -> None:
+        for term in self.terms.values():
+            term.before_checkpoint()
 
     def discard_step(self) -> None:
         for term in self.terms.values():

@@ -42,18 +42,28 @@ class DomainSettings:
     data: str | Mapping[str, PositiveFloat]
     split: str
     labels: str
-    batch_size: Positive
+    batch_size: Positive | None
     sampler: Mapping[str, Any]
     transform: Mapping[str, Any]
     images: str | Positive | None = None
 
 
 class Domain:
-    """One domain of a training stage; `labelling` is the stage that labels it, None where that is none."""
+    """One domain of a training stage.
 
-    def __init__(self, stage: Stage, name: str, config: Mapping[str, Any]):
+    Attributes:
+        labelling: the stage that labels it, None where that is none.
+        batch_size: images of one of this process's batches.
+        shares: the number of processes that a step's images are divided among; with more, some repeat what others do.
+    """
+
+    def __init__(self, stage: Stage, name: str, config: Mapping[str, Any], global_batch: int | None, accumulate: int):
         self.stage, self.run, self.name, self.where = stage, stage.run, name, f"{stage.where}.domains.{name}"
         self.settings = parse(DomainSettings, config, self.where)
+        self.batch_size, self.shares = self.settings.batch_size or 0, dist.world_size()
+        if self.settings.batch_size is None:
+            self.batch_size, self.shares = divided(global_batch, accumulate, stage.where)
+        self.images_per_step = self.batch_size * self.shares * accumulate
         labels, data = self.settings.labels, self.settings.data
         self.labelling = None if labels in (TRUTH, NO_LABELS) else stage.labelling.get(labels)
         if self.labelling is None and labels not in (TRUTH, NO_LABELS):
@@ -131,8 +141,8 @@ class Domain:
         seed = self.run.seed(self.stage.name, self.name, "order")
         dataset = self.dataset if dataset is None else dataset
         sampler = build(self.settings.sampler, f"{self.where}.sampler", dataset=dataset, seed=seed)
-        batch_size, workers = self.settings.batch_size, self.run.settings.num_workers
-        return train_loader(dataset, sampler, batch_size, workers, start, on_bad=self.stage.bad)
+        batch_size, workers = self.batch_size, self.run.settings.num_workers
+        return train_loader(dataset, sampler, batch_size, workers, start, self.stage.bad, self.shares)
 
     def samples(self, count: int) -> Iterator[dict[str, Any]]:
         """A few unaugmented samples, spread over the set, as batches of one."""
@@ -191,9 +201,13 @@ class FirstPass(Pass):
         for batch in run.interrupts.between(tracked, dist.largest_share(len(dataset))):
             yield to_device({domain.name: batch}, run.device)[domain.name]
 
+    def file_name(self) -> str:
+        """Of another number of processes no file is read: their shares are others."""
+        return f"{self.domain.name}_{self.folds}_rank{dist.rank()}of{dist.world_size()}.pt"
+
     def fold(self, function: Callable[[Tensor, DomainBatch], Tensor], state: Tensor) -> Tensor:
         self.folds += 1
-        path = self.domain.stage.folder / FIRST_PASS / f"{self.domain.name}_{self.folds}_rank{dist.rank()}.pt"
+        path = self.domain.stage.folder / FIRST_PASS / self.file_name()
         kept = checkpoint.load_latest(path) or {"state": state, "names": []}
         state, names, saved = kept["state"].to(state), set(kept["names"]), time.monotonic()
         if names:
@@ -209,6 +223,25 @@ class FirstPass(Pass):
             checkpoint.save({"state": state, "names": sorted(names)}, path)
             log.info("%s: %d images are done and kept", self.title, len(names))
         return state
+
+
+def divided(global_batch: int | None, accumulate: int, where: str) -> tuple[int, int]:
+    """The images of one of a process's batches, and the number of processes that a step's images are divided among.
+
+    Raises:
+        ConfigError: they cannot be divided; more processes than images can be a multiple of them.
+    """
+    if global_batch is None:
+        raise ConfigError(f"{where}.global_batch is null: give it a number, or each of its domains a batch_size")
+    processes = dist.world_size()
+    batch, rest = divmod(global_batch, accumulate)
+    shares = min(batch, processes)
+    if rest or batch % shares or processes % shares:
+        raise ConfigError(
+            f"{where}.global_batch={global_batch} cannot be divided among {processes} processes times "
+            f"accumulate={accumulate}: choose numbers that fit, or give each domain a batch_size, which is a process's"
+        )
+    return batch // shares, shares
 
 
 def with_class_weights(config: Any, where: str, domains: Mapping[str, Domain], domain: str, ahead: bool) -> Any:

@@ -43,6 +43,7 @@ class TrainStageSettings(TrainerSettings):
     schedule: Mapping[str, Any]
     steps: Positive | None  # pyright: ignore[reportIncompatibleVariableOverride] counted where null
     seed: int = field(default=0, init=False)  # follows from the run's
+    rank: int = field(default=0, init=False)  # follows from the process's
     epochs: PositiveFloat | None
     log_every: Positive
     global_batch: Positive | None = None
@@ -67,21 +68,9 @@ class TrainStage(Stage):
             given = f"steps={self.settings.steps} and epochs={self.settings.epochs}"
             fix = f"set {self.where}.steps=<number>" if self.settings.steps is None else f"set {self.where}.epochs=null"
             raise ConfigError(f"{self.where} has {given}, and exactly one of them counts: {fix}")
-        batch = self.settings.global_batch
-        shared = {} if batch is None else {"batch_size": self.batch_per_process(batch)}
-        configs = self.settings.domains.items()
-        self.domains = {name: Domain(self, name, {**config, **shared}) for name, config in configs}
-
-    def batch_per_process(self, batch: int) -> int:
-        """Of a step's images of a domain those in one of this process's batches."""
-        parts = dist.world_size() * self.settings.accumulate
-        if batch % parts:
-            raise ConfigError(
-                f"{self.where}.global_batch={batch} cannot be divided among {dist.world_size()} processes times "
-                f"accumulate={self.settings.accumulate}: choose numbers that fit, or global_batch=null, where each "
-                "domain's batch_size counts"
-            )
-        return batch // parts
+        step = self.settings.global_batch, self.settings.accumulate
+        self.domains = {name: Domain(self, name, config, *step) for name, config in self.settings.domains.items()}
+        self.shares = max((domain.shares for domain in self.domains.values()), default=1)
 
     def check(self) -> None:
         """Everything but the network's own memory: data sets are found, and the method is built on no device."""
@@ -103,8 +92,7 @@ class TrainStage(Stage):
     def check_views(self, method: Method) -> None:
         """Refuse views that a method's domains are not for, and what is pasted between batches of different shapes."""
         shapes: dict[str, tuple[Any, Any]] = {
-            name: (domain.settings.batch_size, getattr(domain.view, "size", None))
-            for name, domain in self.domains.items()
+            name: (domain.batch_size, getattr(domain.view, "size", None)) for name, domain in self.domains.items()
         }
         for name, made in getattr(method, "derive", {}).items():
             if isinstance(made, Viewed):
@@ -183,11 +171,12 @@ class TrainStage(Stage):
         return chosen or next((side for side in ("target", "source", *sides) if side in sides), None)
 
     def identity(self) -> dict[str, Any]:
-        # Another number of processes is another batch size, and where epochs count, another number of steps. Another
-        # evaluation picks another best model, and a run that is done would not be scored anew.
+        # Another batch size is another run, whoever has the images. Another evaluation picks another best model, and a
+        # run that is done would not be scored anew.
         sides = self.run.sides
         sizes = {side: self.run.settings.data[side].get("eval_size") for side in sides}
-        return {**super().identity(), "processes": dist.world_size(), "evaluate": sides, "eval_size": sizes}
+        batches = {name: domain.images_per_step for name, domain in self.domains.items()}
+        return {**super().identity(), "images_per_step": batches, "evaluate": sides, "eval_size": sizes}
 
     def inputs(self) -> dict[str, str]:
         labelling = {d.settings.labels: d.labelling for d in self.domains.values() if d.labelling is not None}
@@ -220,6 +209,12 @@ class TrainStage(Stage):
         monitor = Monitor(self.build_trackers(), self.name, settings.steps, self.settings.log_every, device)
         optimizers, schedule = self.build_optimizers(method), self.build_schedule()
         log.info("%s: %s", self.name, trained_and_frozen(method))
+        if self.shares < dist.world_size():
+            log.warning(
+                "%s: %d of %d processes repeat what others do, as a step has no more images: %s.global_batch=%d has "
+                "one for each", self.name, dist.world_size() - self.shares, dist.world_size(), self.where,
+                dist.world_size() * settings.accumulate,
+            )  # fmt: skip
         meta = {**self.run.meta(self.model()), "stage": self.name}
         return Trainer(
             self.name, method, optimizers, schedule, self.batches, self.passes(), evaluator, monitor, settings,
@@ -234,14 +229,14 @@ class TrainStage(Stage):
 
     def trainer_settings(self) -> TrainerSettings:
         chosen = {field.name: getattr(self.settings, field.name) for field in fields(TrainerSettings)}
-        return TrainerSettings(**{**chosen, "steps": self.count_steps(), "seed": self.run.seed(self.name, "layers")})
+        seed, rank = self.run.seed(self.name, "layers"), dist.rank() % self.shares
+        return TrainerSettings(**{**chosen, "steps": self.count_steps(), "seed": seed, "rank": rank})
 
     def count_steps(self) -> int:
         if self.settings.steps is not None:
             return self.settings.steps
         first = next(iter(self.domains.values()))
-        batch = first.settings.batch_size * dist.world_size() * self.settings.accumulate
-        return max(1, round((self.settings.epochs or 0) * len(first.files) / batch))
+        return max(1, round((self.settings.epochs or 0) * len(first.files) / first.images_per_step))
 
     def build_method(self, ahead: bool = False) -> Method:
         """The method with a fresh network; `ahead` of the stages before it, nothing is counted on their labels."""

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,7 @@ class TrainerSettings:
 
     Attributes:
         steps: optimiser steps at which the stage stops.
-        seed: of the steps' random layers.
+        seed, rank: of the steps' random layers; processes that read the same images have one rank.
         accumulate: micro-batches per step.
         clip_grad: largest norm of each optimiser's gradient; 0 = no clipping.
         precision: of the forward passes (see `autocast`); fp16 scales the loss.
@@ -49,6 +49,7 @@ class TrainerSettings:
 
     steps: Positive
     seed: int = 0
+    rank: int = field(default_factory=dist.rank)
     accumulate: Positive = 1
     clip_grad: Annotated[FiniteFloat, Ge(0)] = 0.0
     precision: Precision = "fp32"
@@ -139,7 +140,7 @@ class Trainer:
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """One optimiser step; returns losses and values by name, on the device."""
-        torch.manual_seed(step_seed(self.settings.seed, self.step, dist.rank()))
+        torch.manual_seed(step_seed(self.settings.seed, self.step, self.settings.rank))
         self.method.set_step(self.step)
         self.set_rates()
         buffers = self.kept_buffers()
@@ -317,7 +318,7 @@ class Trainer:
             checkpoint.save({"method": state, "step": self.step, **self.meta}, self.folder / "best.pt")
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed stage needs: there is no other state than this and the step."""
+        """All that a resumed stage needs, once ranks have shared what they collected (`Method.before_checkpoint`)."""
         deployed = next(name for name, module in self.method.named_modules() if module is self.method.deployed())
         return {
             "method": self.method.state_dict(),
@@ -330,7 +331,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write `last.pt` on rank 0, whose state is that of all, unless it holds this state."""
-        if self.saved != (self.step, self.evaluated) and dist.is_main():
+        if self.saved == (self.step, self.evaluated):
+            return
+        self.method.before_checkpoint()
+        if dist.is_main():
             checkpoint.save(self.state(), self.folder / "last.pt")
         self.saved = (self.step, self.evaluated)
 
