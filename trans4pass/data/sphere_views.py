@@ -94,9 +94,9 @@ class AroundSphere(ToSphere):
         empty = torch.ones(rows, 2 * rows, dtype=torch.bool, device=sample["image"].device)
         for number in range(self.images):
             part = Part(view, self.turn(generator), rows)
-            warp = part.warp.to(empty.device)
+            warp = part.warp.to(empty.device, non_blocking=True)
             columns = (torch.arange(*part.columns) + first + round(number * 2 * rows / self.images)) % (2 * rows)
-            place = (..., slice(*part.rows), columns.to(empty.device))
+            place = (..., slice(*part.rows), columns.to(empty.device, non_blocking=True))
             index = number % len(sample["image"])
             seen = warped({key: x[index : index + 1] for key, x in sample.items()}, warp)
             new = warp.seen & empty[place]
