@@ -156,11 +156,11 @@ def test_labels_that_no_stage_reads_are_refused(tiny: list[str], tmp_path: Path)
             ["domains.target.transform.fit=cover_crop"],
             r"wrap=true and views=1, for which the teacher must see whole panoramas",
         ),
-        ("teacher", ["domains.target.transform.size=[150,32]"], r"size is 150 wide; wrap=true needs a multiple of 32"),
+        ("teacher", ["domains.target.transform.size=[150,32]"], r"images are 150 pixels wide; wrap=true takes"),
         (
             "source_free",
             ["+method.derive.target.view.views={bend:{_target_:trans4pass.data.ToSphere,fov:[60,90]}}"],
-            r"derive\.target\.view bends pinhole images",
+            r"method: derive\.target: view bends pinhole images",
         ),
         (
             "source_free",

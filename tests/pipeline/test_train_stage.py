@@ -451,7 +451,7 @@ def test_a_methods_view_of_panoramas_needs_whole_ones(
     tilted = f"{{_target_: trans4pass.methods.Viewed, domain: {domain}, view: {{_target_: trans4pass.data.Tilt}}}}"
     derive = f"+stages.warmup.method.derive={{{domain}: {tilted}}}"
     made = stage("warmup", derive, f"stages.warmup.domains.{domain}.transform.{transform}")
-    with pytest.raises(ConfigError, match=rf"derive\.{domain}\.view turns") if refused else nullcontext():
+    with pytest.raises(ConfigError, match=rf"method: derive\.{domain}: view turns") if refused else nullcontext():
         made.check()
 
 

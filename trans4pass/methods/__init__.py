@@ -3,7 +3,7 @@
 from .adversarial import Adversarial, Discriminator
 from .derived import ChannelStyle, ClassMix, Derivation, FourierStyle, Viewed
 from .entropy import Entropy
-from .method import Batch, DomainBatch, Losses, Method, Pass
+from .method import Batch, DomainBatch, Images, Losses, Method, Pass
 from .prototypes import PrototypeBank, PrototypeContrast, PrototypeDistillation
 from .segmentation import Segmentation
 from .teacher import MeanTeacher
@@ -11,6 +11,6 @@ from .term import ForwardPass, SumOfTerms, Term
 
 __all__ = [
     "Adversarial", "Batch", "ChannelStyle", "ClassMix", "Derivation", "Discriminator", "DomainBatch", "Entropy",
-    "ForwardPass", "FourierStyle", "Losses", "MeanTeacher", "Method", "Pass", "PrototypeBank",
+    "ForwardPass", "FourierStyle", "Images", "Losses", "MeanTeacher", "Method", "Pass", "PrototypeBank",
     "PrototypeContrast", "PrototypeDistillation", "Segmentation", "SumOfTerms", "Term", "Viewed",
 ]  # fmt: skip

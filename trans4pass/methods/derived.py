@@ -5,7 +5,7 @@ follows from the image's position in the run: N ranks, N accumulated batches and
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -19,7 +19,7 @@ from trans4pass.labels import IGNORE
 from trans4pass.models import align_channels, as_float, channel_statistics
 from trans4pass.settings import Share
 
-from .method import Batch, DomainBatch
+from .method import Batch, DomainBatch, Images
 
 TENSORS = ("image", "label", "weight")
 
@@ -35,6 +35,10 @@ class Derivation(ABC):
     reads: tuple[str, ...]
     labels_of: tuple[str, ...]
 
+    def check(self, images: Mapping[str, Images]) -> Images:
+        """The phase's images, given those that it is made from; refuses what cannot be with a `ConfigError`."""
+        return images[self.reads[0]]
+
     @abstractmethod
     def __call__(self, batch: Batch, generators: Sequence[Generator]) -> DomainBatch:
         """The phase's images (B,3,H,W), labels (B,H,W) and weights, from one micro-batch."""
@@ -46,6 +50,18 @@ class Viewed(Derivation):
     def __init__(self, domain: str, view: View):
         self.reads = self.labels_of = (domain,)
         self.domain, self.view = domain, view
+
+    def check(self, images: Mapping[str, Images]) -> Images:
+        seen = images[self.domain]
+        if self.view.needs_panorama and not seen.panoramas:
+            raise ConfigError(
+                f"view turns whole panoramas around (yaw_roll, YawRoll or Tilt), and {self.domain} gives it crops or "
+                "pinhole images: leave that out, or let the domain's transform have fit=resize and panoramas"
+            )
+        if self.view.needs_pinholes and seen.panoramas:
+            raise ConfigError(f"view bends pinhole images, and {self.domain} gives it panoramas: leave it out")
+        panoramas = (seen.panoramas or self.view.images > 1) and not getattr(self.view, "crops", False)
+        return Images(seen.batch, getattr(self.view, "size", seen.size), panoramas)
 
     def __call__(self, batch: Batch, generators: Sequence[Generator]) -> DomainBatch:
         seen = batch[self.domain]
@@ -62,6 +78,17 @@ class ClassMix(Derivation):
     def __init__(self, source: str = "source", target: str = "target"):
         self.reads = self.labels_of = (target, source)
         self.source, self.target = source, target
+
+    def check(self, images: Mapping[str, Images]) -> Images:
+        source, target = images[self.source], images[self.target]
+        sizes = {tuple(each.size) for each in (source, target) if each.size is not None}
+        if source.batch != target.batch or len(sizes) > 1:
+            raise ConfigError(
+                f"pastes {self.source} into {self.target}, whose batches must have one shape: {self.target} has "
+                f"{target.batch} images of {target.size}, {self.source} {source.batch} of {source.size} (width, "
+                "height); give both one batch_size, and views of one size"
+            )
+        return target
 
     def __call__(self, batch: Batch, generators: Sequence[Generator]) -> DomainBatch:
         source, target = batch[self.source], batch[self.target]

@@ -1,6 +1,6 @@
 """The contract between a method and the trainer."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,14 @@ from trans4pass.models import Segmentor
 # puts them there, "weight": (B,H,W) factors on the pixels' losses}
 DomainBatch = Mapping[str, Any]
 Batch = Mapping[str, DomainBatch]  # by domain
+
+
+class Images(NamedTuple):
+    """What is known of a phase's images before any is loaded."""
+
+    batch: int  # images of a micro-batch
+    size: Sequence[int] | None  # width, height in pixels; None: not known
+    panoramas: bool  # whole ones, whose sides are neighbours
 
 
 class Pass(Iterable[DomainBatch]):
@@ -73,6 +81,9 @@ class Method(nn.Module):
     def transferable_modules(self) -> Mapping[str, nn.Module]:
         """What another stage takes over where it has a module of the same name that fits."""
         return dict(self.named_children())
+
+    def check(self, images: Mapping[str, Images]) -> None:
+        """Called before a run begins: refuse, with a `ConfigError`, domains' images that the method is not for."""
 
     def prepare(self, passes: Mapping[str, Pass]) -> None:
         """Called once before step 0, with a pass over each domain's images; what takes long is a `Pass.fold`."""

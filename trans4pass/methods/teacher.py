@@ -23,7 +23,7 @@ from trans4pass.losses import at_least_single
 from trans4pass.models import MULTIPLE, Segmentor, circular_twin, not_black
 
 from .derived import Derivation
-from .method import Batch, DomainBatch, Pass
+from .method import Batch, DomainBatch, Images, Pass
 from .term import SumOfTerms, Term
 
 
@@ -89,6 +89,19 @@ class MeanTeacher(SumOfTerms):
         self.teacher.eval()
         return self
 
+    def check(self, images: Mapping[str, Images]) -> None:
+        super().check(images)
+        for domain in (name for name in self.teaches if name in images):
+            if (self.wrap or self.views > 1) and not images[domain].panoramas:
+                raise ConfigError(
+                    f"wrap={str(self.wrap).lower()} and views={self.views}, for which the teacher must see whole "
+                    f"panoramas, and {domain} gives it crops or pinhole images: let its transform have fit=resize and "
+                    "panoramas, or set wrap=false and views=1"
+                )
+            size = images[domain].size
+            if self.wrap and size is not None:
+                self._check_width(size[0])
+
     @torch.no_grad()
     def prepare(self, passes: Mapping[str, Pass]) -> None:
         self.teacher.load_state_dict(self.network.state_dict())
@@ -132,13 +145,16 @@ class MeanTeacher(SumOfTerms):
     def _logits(self, image: Tensor) -> Tensor:
         if not self._circular:
             return self.teacher(image).logits
-        if image.shape[-1] % MULTIPLE:
-            raise ConfigError(
-                f"the teacher's images are {image.shape[-1]} pixels wide; wrap=true takes panoramas a multiple of "
-                f"{MULTIPLE} wide: set the domain's transform.size, or wrap=false"
-            )
+        self._check_width(image.shape[-1])
         state = {**dict(self.teacher.named_parameters()), **dict(self.teacher.named_buffers())}
         return functional_call(self._circular[0], state, (image,)).logits
+
+    def _check_width(self, width: int) -> None:
+        if width % MULTIPLE:
+            raise ConfigError(
+                f"the teacher's images are {width} pixels wide; wrap=true takes panoramas a multiple of {MULTIPLE} "
+                "wide: set the domain's transform.size, or wrap=false"
+            )
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, Tensor]:

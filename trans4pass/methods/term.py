@@ -20,7 +20,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.models import Segmentor, SegOutput, make_circular
 
 from .derived import Derivation
-from .method import Batch, DomainBatch, Losses, Method, Pass, untouched
+from .method import Batch, DomainBatch, Images, Losses, Method, Pass, untouched
 
 
 class ForwardPass(NamedTuple):
@@ -135,6 +135,14 @@ class SumOfTerms(Method):
     def transferable_modules(self) -> Mapping[str, nn.Module]:
         terms = {f"terms.{name}": term for name, term in self.terms.items()}
         return {**{name: child for name, child in self.named_children() if name != "terms"}, **terms}
+
+    def check(self, images: Mapping[str, Images]) -> None:
+        known = dict(images)
+        for name, derivation in self.derive.items():
+            try:
+                known[name] = derivation.check(known)
+            except ConfigError as error:
+                raise ConfigError(f"derive.{name}: {error}") from error
 
     @torch.no_grad()
     def prepare(self, passes: Mapping[str, Pass]) -> None:

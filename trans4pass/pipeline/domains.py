@@ -20,7 +20,7 @@ from trans4pass.build import build, find_target
 from trans4pass.console import track
 from trans4pass.data import EvalTransform, Mixture, SegmentationDataset, TrainTransform, View, eval_loader, train_loader
 from trans4pass.errors import ConfigError
-from trans4pass.methods import DomainBatch, Pass
+from trans4pass.methods import DomainBatch, Images, Pass
 from trans4pass.models import MULTIPLE, as_float, channel_statistics
 from trans4pass.settings import Positive, checked, parse
 from trans4pass.training import checkpoint, to_device
@@ -171,6 +171,10 @@ class Domain:
     def goes_round(self) -> bool:
         """Whether its images are whole panoramas, or made of several pinhole images around one."""
         return (self.files.panorama or self.view.images > 1) and not getattr(self.view, "crops", False)
+
+    @property
+    def seen(self) -> Images:
+        return Images(self.batch_size, getattr(self.view, "size", None), self.goes_round)
 
     def check_circular(self) -> None:
         """What a network for full panoramas is given: refuse widths that cannot be, point out what is no panorama."""

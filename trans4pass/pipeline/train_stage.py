@@ -16,7 +16,7 @@ from trans4pass import dist
 from trans4pass.build import build
 from trans4pass.errors import ConfigError
 from trans4pass.inference import submodule_state
-from trans4pass.methods import Batch, ClassMix, MeanTeacher, Method, Pass, Viewed
+from trans4pass.methods import Batch, Method, Pass
 from trans4pass.settings import Positive, converted
 from trans4pass.storage import recall_json, write_json
 from trans4pass.training import Monitor, Tracker, Trainer, TrainerSettings, checkpoint
@@ -79,7 +79,10 @@ class TrainStage(Stage):
             _ = domain.files
         with torch.device("meta"):
             method = self.build_method(ahead=True)
-        self.check_views(method)
+        try:
+            method.check({name: domain.seen for name, domain in self.domains.items()})
+        except ConfigError as error:
+            raise ConfigError(f"{self.where}.method: {error}") from error
         self.build_optimizers(method)
         self.build_schedule()
         _ = self.judge
@@ -88,45 +91,6 @@ class TrainStage(Stage):
         if method.network.wrap:
             for domain in self.domains.values():
                 domain.check_circular()
-
-    def check_views(self, method: Method) -> None:
-        """Refuse views that a method's domains are not for, and what is pasted between batches of different shapes."""
-        shapes: dict[str, tuple[Any, Any]] = {
-            name: (domain.batch_size, getattr(domain.view, "size", None)) for name, domain in self.domains.items()
-        }
-        for name, made in getattr(method, "derive", {}).items():
-            if isinstance(made, Viewed):
-                self.check_view(f"{self.where}.method.derive.{name}.view", made)
-                batch, size = shapes.get(made.domain, (None, None))
-                shapes[name] = batch, getattr(made.view, "size", size)
-            elif isinstance(made, ClassMix):
-                (batch, size), (other_batch, other_size) = (shapes.get(read, (None, None)) for read in made.reads)
-                if None not in (batch, size, other_batch, other_size) and (batch, size) != (other_batch, other_size):
-                    raise ConfigError(
-                        f"{self.where}.method.derive.{name} pastes {made.source} into {made.target}, whose batches "
-                        f"must have one shape: {made.target} has {batch} images of {size}, {made.source} {other_batch} "
-                        f"of {other_size} (width, height); give both one batch_size, and views of one size"
-                    )
-        if isinstance(method, MeanTeacher):
-            for domain in (self.domains[name] for name in method.teaches if name in self.domains):
-                if (method.wrap or method.views > 1) and not domain.goes_round:
-                    raise ConfigError(
-                        f"{self.where}.method has wrap={str(method.wrap).lower()} and views={method.views}, for which "
-                        f"the teacher must see whole panoramas, and {domain.where} gives it crops or pinhole images: "
-                        "let its transform have fit=resize and panoramas, or set wrap=false and views=1"
-                    )
-                if method.wrap:
-                    domain.check_circular()
-
-    def check_view(self, where: str, made: Viewed) -> None:
-        domain = self.domains.get(made.domain)
-        if domain is not None and made.view.needs_panorama and not domain.goes_round:
-            raise ConfigError(
-                f"{where} turns whole panoramas around (yaw_roll, YawRoll or Tilt), and {domain.where} gives it crops "
-                "or pinhole images: leave that out, or let the domain's transform have fit=resize and panoramas"
-            )
-        if domain is not None and made.view.needs_pinholes and domain.goes_round:
-            raise ConfigError(f"{where} bends pinhole images, and {domain.where} gives it panoramas: leave it out")
 
     def execute(self) -> dict[str, Any]:
         clock = self.folder / "seconds.json"
