@@ -1,5 +1,6 @@
 """A training stage on the tiny toy world: what its settings become, what it reads, how it scores, what it reports."""
 
+import copy
 import json
 import logging
 import math
@@ -409,6 +410,12 @@ def test_a_method_without_its_labels_or_domains_is_refused(stage: MakeStage) -> 
         built(stage("mpa", "stages.mpa.domains.target.labels=none"))
     with pytest.raises(ConfigError, match=r"domains has source, target; the method reads source"):
         built(stage("source", "+stages.source.domains.target=${stages.source.domains.source}"))
+
+
+def test_what_is_deployed_must_be_saved(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trans4pass.methods.SumOfTerms.deployed", lambda method: copy.deepcopy(method.network))
+    with pytest.raises(ConfigError, match=r"stages\.source\.method: what deployed\(\) returns must be a module"):
+        stage("source").check()
 
 
 # ---- panoramas that wrap ----

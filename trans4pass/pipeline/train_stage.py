@@ -217,6 +217,8 @@ class TrainStage(Stage):
                 f"{', '.join(method.domains)}: add a domain that is missing, or leave out what reads it, "
                 "and leave out a domain that nothing reads"
             )
+        if all(module is not method.deployed() for module in method.modules()):
+            raise ConfigError(f"{where}: what deployed() returns must be a module of the method, so that it is saved")
         for name, domain in self.domains.items():
             if domain.settings.labels == NO_LABELS and method.learns_labels_of(name):
                 raise ConfigError(
