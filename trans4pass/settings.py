@@ -36,7 +36,7 @@ def checked(
     Raises:
         ConfigError: a name that `target` does not take, one that it lacks, a value of another type or out of its range.
     """
-    known = {name: hint for name, hint in list(_parameters(target).items())[positional:] if name not in bound}
+    known = {name: hint for name, hint in list(parameters(target).items())[positional:] if name not in bound}
     for name in values:
         if name not in known and OTHERS not in known:
             takes = f"{_name(target)} takes {', '.join(known) or 'no settings'}.{nearest(name, known)}"
@@ -114,32 +114,32 @@ def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @cache
-def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     """Annotation, and whether it must be given, of all that `target` takes by name; `OTHERS` where it takes any.
 
     The `**kwargs` of a class are what the class above it takes, unless they are typed.
     """
-    if inspect.isclass(target):
-        target = next(base for base in target.__mro__ if "__init__" in vars(base))
+    function, above = target.func if isinstance(target, partial) else target, None
+    if inspect.isclass(function):
+        base = next(base for base in function.__mro__ if "__init__" in vars(base))
         # torch's Module takes whatever it is given, and does nothing with it.
-        if target is object or target.__module__ == "torch.nn.modules.module":
+        if base is object or base.__module__ == "torch.nn.modules.module":
             return {}
-    function = target.func if isinstance(target, partial) else target
-    function = function.__init__ if inspect.isclass(function) else function
+        function, above = base.__init__, base.__mro__[1]
     hints = get_type_hints(function, include_extras=True)
-    parameters: dict[str, tuple[Any, bool]] = {}
+    found: dict[str, tuple[Any, bool]] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is parameter.VAR_KEYWORD:
             typed = next((arg for arg in get_args(hint) if is_typeddict(arg)), None)
             fields = get_type_hints(typed, include_extras=True) if typed else {}
             more = {key: (field, False) for key, field in fields.items()} if typed else {OTHERS: (Any, False)}
-            if typed is None and inspect.isclass(target):
-                more = _parameters(target.__mro__[1])
-            parameters |= {key: value for key, value in more.items() if key not in parameters}
+            if typed is None and above is not None:
+                more = parameters(above)
+            found |= {key: value for key, value in more.items() if key not in found}
         elif parameter.kind is not parameter.VAR_POSITIONAL:
-            parameters[name] = (hint, parameter.default is parameter.empty)
-    return parameters
+            found[name] = (hint, parameter.default is parameter.empty)
+    return found
 
 
 @cache

@@ -2,15 +2,14 @@
 
 import copy
 import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from os import PathLike
 from typing import Any, TypeVar
 
 from torch import nn
 
 from trans4pass.errors import ConfigError
-from trans4pass.settings import Positive, checked, converted, nearest
+from trans4pass.settings import OTHERS, Positive, checked, converted, nearest, parameters
 
 from . import tuning
 from .alignment import Alignment
@@ -115,9 +114,10 @@ def create_model(
     if chosen["name"] is None:
         raise ConfigError(f"{name} is an encoder: add head=..., one of {', '.join(HEADS)}")
     make_head = look_up(chosen.pop("name"), HEADS, "head")
-    makers = (*ENCODERS.values(), *HEADS.values())
-    known = {key for make in makers for key in inspect.signature(make).parameters} - {"channels", "num_classes"}
-    for setting in settings.keys() - known:
+    of_encoders, of_heads = ({key for make in table.values() for key in parameters(make)} for table in (ENCODERS, HEADS))
+    known = (of_encoders | of_heads) - {"channels", "num_classes", OTHERS}
+    open_ended = any(OTHERS in parameters(make) for make in (make_encoder, make_head))
+    for setting in () if open_ended else settings.keys() - known:
         raise ConfigError(f"model.{setting} has no effect: no encoder and no head takes it.{nearest(setting, known)}")
     if wrap and settings.get("deform_backend") == "mmcv":
         raise ConfigError("wrap=true needs another deform_backend than mmcv, which cannot wrap around: auto")
@@ -129,11 +129,12 @@ def create_model(
             "keeps in its checkpoints: start from one of those, or give statistics={mean: [r, g, b], std: [r, g, b]}"
         )
     alignment = Alignment(align, **statistics) if align and statistics else None
-    encoder: Any = assemble(make_encoder, "model", accepted(make_encoder, settings))
+    encoder: Any = assemble(make_encoder, "model", accepted(make_encoder, settings, of_heads - of_encoders))
     context = None if ecrm is False else assemble(ECRM, "model.ecrm", ecrm, encoder.channels, num_classes)
     edge_head = None if edges is False else assemble(ReverseEdgeHead, "model.edges", edges, encoder.channels)
     channels = encoder.channels if context is None else context.channels
-    decoder = assemble(make_head, "model.head", {**accepted(make_head, settings), **chosen}, channels, num_classes)
+    of_head = {**accepted(make_head, settings, of_encoders - of_heads), **chosen}
+    decoder = assemble(make_head, "model.head", of_head, channels, num_classes)
     model = Segmentor(encoder, decoder, context, edge_head, alignment)
     if freeze and lora is not False:
         raise ConfigError("model.lora freezes the encoder by itself: leave model.freeze empty, or lora=false")
@@ -175,18 +176,21 @@ def circular_twin(model: Segmentor) -> Segmentor:
     return twin.to("meta")
 
 
-def accepted(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that `make` takes, and that it has not been given yet."""
+def accepted(make: Callable[..., Any], settings: Mapping[str, Any], foreign: Set[str]) -> dict[str, Any]:
+    """Those of the settings that `make` takes, and that it has not been given yet.
+
+    One that takes any, as a function of `**settings` does, gets all but the `foreign` ones.
+    """
     preset = make.keywords if isinstance(make, functools.partial) else {}
-    takes = inspect.signature(make).parameters
-    return {key: value for key, value in settings.items() if key in takes and key not in preset}
+    takes = parameters(make)
+    more = settings.keys() - foreign if OTHERS in takes else set()
+    wanted = (takes.keys() | more) - preset.keys()
+    return {key: value for key, value in settings.items() if key in wanted}
 
 
 def assemble(make: Callable[..., T], where: str, settings: bool | Mapping[str, Any], *positional: Any) -> T:
     """`make(*positional, **settings)`, the settings checked; True stands for none."""
-    settings = {} if settings is True else settings
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"{where} is true, false or a mapping of settings, not {settings!r}")
+    settings = converted(Mapping[str, Any], {} if settings is True else settings, where)
     return make(*positional, **checked(make, settings, where, positional=len(positional)))
 
 
