@@ -229,7 +229,7 @@ def test_an_encoder_that_hands_its_settings_on_gets_the_models(make: Any, monkey
 def test_an_encoders_own_setting_beside_those_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENCODERS, "own", partial(OwnEncoder, size="micro"))
     assert create_model("own", 5, head="linear", scale=2.0, drop_path=0.0).encoder.scale == 2.0
-    with pytest.raises(ConfigError, match="model.scal has no effect: no encoder and no head takes it.*scale"):
+    with pytest.raises(ConfigError, match=r"model\.scal has no effect: no encoder and no head takes it.*scale"):
         create_model("own", 5, head="linear", scal=2.0)
 
 

@@ -114,7 +114,8 @@ def create_model(
     if chosen["name"] is None:
         raise ConfigError(f"{name} is an encoder: add head=..., one of {', '.join(HEADS)}")
     make_head = look_up(chosen.pop("name"), HEADS, "head")
-    of_encoders, of_heads = ({key for make in table.values() for key in parameters(make)} for table in (ENCODERS, HEADS))
+    of_encoders = {key for make in ENCODERS.values() for key in parameters(make)}
+    of_heads = {key for make in HEADS.values() for key in parameters(make)}
     known = (of_encoders | of_heads) - {"channels", "num_classes", OTHERS}
     open_ended = any(OTHERS in parameters(make) for make in (make_encoder, make_head))
     for setting in () if open_ended else settings.keys() - known:
@@ -190,8 +191,8 @@ def accepted(make: Callable[..., Any], settings: Mapping[str, Any], foreign: Set
 
 def assemble(make: Callable[..., T], where: str, settings: bool | Mapping[str, Any], *positional: Any) -> T:
     """`make(*positional, **settings)`, the settings checked; True stands for none."""
-    settings = converted(Mapping[str, Any], {} if settings is True else settings, where)
-    return make(*positional, **checked(make, settings, where, positional=len(positional)))
+    values = converted(Mapping[str, Any], {} if settings is True else settings, where)
+    return make(*positional, **checked(make, values, where, positional=len(positional)))
 
 
 def look_up(name: str, table: Mapping[str, T], kind: str, known: Mapping[str, Any] | None = None) -> T:
