@@ -100,6 +100,14 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f" Did you mean {near}?" if near else ""
 
 
+def look_up(name: str, table: Mapping[str, T], kind: str, known: Mapping[str, Any] | None = None) -> T:
+    """The entry of that name; ConfigError with the nearest of the `known` names where there is none."""
+    if name not in table:
+        known = table if known is None else known
+        raise ConfigError(f"{kind} {name!r} is not known.{nearest(name, known)} There are {', '.join(known)}")
+    return table[name]
+
+
 def nested(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested mappings, the inner mappings among them."""
     for key, value in values.items():

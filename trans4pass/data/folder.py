@@ -11,7 +11,7 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 
 from .base import Common, Item, SegmentationDataset
-from .files import IMAGE_SUFFIXES, files_below, find_images, image_size
+from .files import IMAGE_SUFFIXES, files_below, find_images, image_size, is_image
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Folder(SegmentationDataset):
         folder = images.replace("{split}", split)
         self.image_root = Path(root) / folder
         found = find_images(self.name, root, folder, f"**/*{image_suffix or ''}")
-        found = [path for path in found if image_suffix or path.suffix.lower() in IMAGE_SUFFIXES]
+        found = [path for path in found if image_suffix or is_image(path)]
         if not found:
             raise DataError(f"{self.name}: {self.image_root} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
         super().__init__(map(self._item, found), labels, **common)

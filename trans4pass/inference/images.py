@@ -13,7 +13,7 @@ from annotated_types import Interval
 from trans4pass import dist
 from trans4pass.console import console, cost, total_memory
 from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, is_image
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -148,8 +148,7 @@ def find_images(path: Path) -> list[Item]:
         return [Item(path.stem, path)]
     if not path.is_dir():
         raise DataError(f"input={path} is neither an image nor a folder")
-    images = (file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES)
-    found = sorted(file for file in images if not file.name.startswith("."))
+    found = sorted(filter(is_image, files_below(path)))
     if not found:
         raise DataError(f"input={path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return [Item(str(file.relative_to(path).with_suffix("")), file) for file in found]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from trans4pass.errors import ConfigError
-from trans4pass.settings import OTHERS, Positive, checked, converted, nearest, parameters
+from trans4pass.settings import OTHERS, Positive, checked, converted, look_up, nearest, parameters
 
 from . import tuning
 from .alignment import Alignment
@@ -26,7 +26,7 @@ from .heads.linear import LinearHead
 from .heads.segformer import SegFormerHead
 from .heads.upernet import UPerNetHead
 from .segmentor import Segmentor
-from .weights import FAMILIES, load_weights, pretrained_weights
+from .weights import FAMILIES, RESNETS, load_weights, pretrained_weights
 
 T = TypeVar("T")
 
@@ -35,10 +35,7 @@ T = TypeVar("T")
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     **{size: functools.partial(MixTransformer, size) for size in MIX_SIZES},
     # DANet's: dilated, with torchvision's stem, so that its weights and timm's fit as they are; no multi-grid.
-    **{
-        name: functools.partial(TimmEncoder, name, output_stride=8, drop_path=None)
-        for name in ("resnet50", "resnet101", "resnet152")
-    },
+    **{name: functools.partial(TimmEncoder, name, output_stride=8, drop_path=None) for name in RESNETS.values()},
     "timm": TimmEncoder,
 }
 HEADS: dict[str, Callable[..., nn.Module]] = {
@@ -56,7 +53,7 @@ STARTS = ("weights", "pretrained", "allow_nonfinite")
 # name -> encoder and head
 MODELS: dict[str, tuple[str, str]] = {
     **{f"{family}_{size}": (size, head) for head, family in FAMILIES.items() for size in MIX_SIZES},
-    **{f"danet_{size}": (size, "danet") for size in ("micro", "resnet50", "resnet101", "resnet152")},
+    **{f"danet_{size}": (size, "danet") for size in ("micro", *RESNETS.values())},
 }
 
 
@@ -193,11 +190,3 @@ def assemble(make: Callable[..., T], where: str, settings: bool | Mapping[str, A
     """`make(*positional, **settings)`, the settings checked; True stands for none."""
     values = converted(Mapping[str, Any], {} if settings is True else settings, where)
     return make(*positional, **checked(make, values, where, positional=len(positional)))
-
-
-def look_up(name: str, table: Mapping[str, T], kind: str, known: Mapping[str, Any] | None = None) -> T:
-    """The entry of that name; ConfigError with the nearest of the `known` names where there is none."""
-    if name not in table:
-        known = table if known is None else known
-        raise ConfigError(f"{kind} {name!r} is not known.{nearest(name, known)} There are {', '.join(known)}")
-    return table[name]

@@ -34,11 +34,12 @@ def show_outcome(
     trained: Mapping[str, Stage],
     final: str,
     model: Mapping[str, Any],
+    method: Mapping[str, Any],
     results: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Print the table, write summary.json, the picture and the report, and say where they are.
 
-    `model` describes the final stage's network.
+    `model` describes the final stage's network, and `method` is its state.
     """
     dataset = run.validation.get(goal(list(run.validation)) or next(iter(run.validation), ""))
     network = build_network(model, run.labels)
@@ -54,7 +55,7 @@ def show_outcome(
         roles = {} if next(iter(trained)) == final else {next(iter(trained)): "before", final: "after"}
         write_picture(run.folder / "panoramas.png", comparison(found.seen, run.labels, roles))
         written.insert(0, run.folder / "panoramas.png")
-    write_evidence(run, trained[final], found.seen)
+    write_evidence(run, found.seen, method)
     for path in written:
         tell(f"wrote {path}")
     tell(f"report: open {write_report([run.folder], run.folder / 'report.html')} in a browser")

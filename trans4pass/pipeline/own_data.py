@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trans4pass.build import CONFIGS, build
 from trans4pass.data import SegmentationDataset, Size
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, read_image, read_label
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, is_image, read_image, read_label
 from trans4pass.data.folder import WIDE
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
@@ -230,10 +230,6 @@ def subfolder(root: Path, names: Sequence[str], split: str) -> str | None:
     """The subfolder of one of these names, as `Folder` takes it: with {split} where it has a folder for the split."""
     name = next((name for name in names if (root / name).is_dir()), None)
     return f"{name}/{{split}}" if name and (root / name / split).is_dir() else name
-
-
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 # ---- what they are ----

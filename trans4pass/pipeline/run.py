@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,9 @@ def run_stages(run: RunContext) -> None:
         results[stage.name] = stage.run_or_skip()
     trained = {stage.name: stage for stage in stages if stage.trains}
     final = run.settings.final_stage or list(trained)[-1]
-    model = trained[final].last_content()["model"]  # what the run is for is whole
+    model, method = itemgetter("model", "method")(trained[final].last_content())  # what the run is for is whole
     if dist.is_main():
-        show_outcome(run, trained, final, model, results)
+        show_outcome(run, trained, final, model, method, results)
         for stage in stages:  # only now: a later stage starts from an earlier one's last.pt
             checkpoint.drop_previous(stage.folder)
 
