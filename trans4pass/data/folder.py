@@ -19,7 +19,7 @@ WIDE = 1.9  # width / height from which on an image may go all round
 
 
 @cache  # a run makes its data sets several times
-def point_out_narrow(path: Path) -> None:
+def warn_if_narrow(path: Path) -> None:
     """Log a hint where the picture, said to be a panorama, cannot go all round."""
     with contextlib.suppress(DataError):  # one that cannot be read is named when it is read
         width, height = image_size(path)
@@ -71,7 +71,7 @@ class Folder(SegmentationDataset):
             raise DataError(f"{self.name}: {self.image_root} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
         super().__init__(map(self._item, found), labels, **common)
         if panorama:
-            point_out_narrow(found[0])
+            warn_if_narrow(found[0])
 
     def _item(self, image: Path) -> Item:
         name = image.relative_to(self.image_root).as_posix().removesuffix(self.image_suffix or image.suffix)

@@ -126,18 +126,18 @@ def check_sizes(
     looked_at = dataset.items if panoramas else dataset.items[:LOOKED_AT]
     sizes = {tuple(size): "size"} if size else {image_size(item.image): item.image for item in reversed(looked_at)}
     for (width, height), source in sizes.items():
-        at_once, fix = (width, height), "views=windows, or a smaller size"
+        extent, fix = (width, height), "views=windows, or a smaller size"
         if panoramas:
             try:
                 Panorama.of(height, width, settings.horizon)
             except ConfigError as error:
                 raise ConfigError(f"{source}: {error}") from error
         if settings.views != "whole":
-            source, at_once, fix = "window", settings.window or WINDOW, "a smaller window"
-        needed = 8 * dataset.labels.num_classes * math.prod(at_once) * max(settings.scales) ** 2 / 2**30
+            source, extent, fix = "window", settings.window or WINDOW, "a smaller window"
+        needed = 8 * dataset.labels.num_classes * math.prod(extent) * max(settings.scales) ** 2 / 2**30
         if needed > total_memory(device):
             raise ConfigError(
-                f"{source}: {at_once[0]}x{at_once[1]} pixels predicted at once need more than {needed:.0f} GiB, and "
+                f"{source}: {extent[0]}x{extent[1]} pixels predicted at once need more than {needed:.0f} GiB, and "
                 f"there are {total_memory(device):.0f}: {fix}, or smaller scales"
             )
 
