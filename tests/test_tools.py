@@ -131,7 +131,7 @@ def test_a_misspelt_setting_gets_one_line_with_the_nearest(
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
     assert named in line
-    assert re.search(rf"did you mean {re.escape(meant)}\?", line)
+    assert re.search(rf"Did you mean {re.escape(meant)}\?", line)
     assert not shown.out or "-m" in arguments  # what Hydra says of its jobs
     assert not list(tmp_path.rglob("run.log"))
 
@@ -149,7 +149,7 @@ def test_a_misspelt_setting_gets_one_line_with_the_nearest(
         (["tracker=null"], "There are csv, tensorboard,"),
         (["--config-name", "nothing"], "nothing"),
         (["-m", "hydra/launcher=slurm"], "this machine has no srun"),
-        (["-m", "seed=0,1", "--config-dir", str(ROOT / "configs"), "sed=1"], "did you mean seed?"),
+        (["-m", "seed=0,1", "--config-dir", str(ROOT / "configs"), "sed=1"], "Did you mean seed?"),
     ],
 )
 def test_other_mistakes_get_one_line_too(
@@ -235,7 +235,7 @@ def test_a_missing_setting_is_told_with_its_comment(
 def test_a_misspelt_tool_gets_one_line_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for word, said in {"trian": "trian; did you mean train? There", "xyz": "xyz. There are train, "}.items():
+    for word, said in {"trian": "trian. Did you mean train? There", "xyz": "xyz. There are train, "}.items():
         monkeypatch.setattr(sys, "argv", ["trans4pass", word])
         with pytest.raises(SystemExit, match="2"):
             cli_main()

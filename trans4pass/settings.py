@@ -6,14 +6,27 @@ from difflib import SequenceMatcher
 from functools import cache, partial
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints, is_typeddict
 
-from annotated_types import Ge, Gt, Interval
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Interval, MinLen
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from trans4pass.errors import ConfigError
 
 T = TypeVar("T")
 OTHERS = "**"  # stands for a function's untyped keyword arguments, which it checks itself
 
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), MinLen(1)]  # one, or a list
 Positive = Annotated[int, Gt(0)]
 Natural = Annotated[int, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -44,8 +57,7 @@ def checked(
     missing = [name for name, (_, required) in known.items() if required and name not in values]
     if missing:
         raise ConfigError(f"{where or 'the configuration'} lacks {', '.join(missing)}, which {_name(target)} needs")
-    any_type = (Any, False)
-    return {name: converted(known.get(name, any_type)[0], value, _at(where, name)) for name, value in values.items()}
+    return {name: converted(known.get(name, (Any,))[0], value, _at(where, name)) for name, value in values.items()}
 
 
 def converted(hint: Any, value: Any, where: str) -> Any:
@@ -83,21 +95,15 @@ def _name(target: Callable[..., Any]) -> str:
     return target.func.__name__ if isinstance(target, partial) else target.__name__
 
 
-def closest(word: str, known: Collection[str]) -> str:
-    """The known word that is most similar, by all its letters and once more by those behind its last dot, or ""."""
+def nearest(word: str, known: Collection[str]) -> str:
+    """` Did you mean <the most similar>?`, by all letters and once more by those behind the last dot, or nothing."""
 
     def likeness(other: str) -> float:
         pairs = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
         return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
     near = max(sorted(known), key=likeness, default="")
-    return near if likeness(near) > 1.1 else ""
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """` Did you mean <the closest>?`, or nothing."""
-    near = closest(name, known)
-    return f" Did you mean {near}?" if near else ""
+    return f" Did you mean {near}?" if likeness(near) > 1.1 else ""
 
 
 def look_up(name: str, table: Mapping[str, T], kind: str, known: Mapping[str, Any] | None = None) -> T:

@@ -22,7 +22,6 @@ from trans4pass.precision import Precision
 from trans4pass.settings import Natural, Share, parse
 from trans4pass.sphere import Panorama
 
-from .api import wrap_around
 from .onnx_network import OnnxNetwork
 from .open import CheckpointSettings, open_checkpoint
 from .pictures import write_prediction
@@ -42,9 +41,9 @@ class ModelSettings(CheckpointSettings):
     align: Share | None = None
     precision: Precision = "fp32"
 
-    def open(self) -> tuple[Segmentor | OnnxNetwork, LabelSpace]:
-        """The network and its label space; `wrap` is for the caller. Raises what `open_checkpoint` does."""
-        return open_checkpoint(self.checkpoint, self.model_labels, self.allow_nonfinite, self.plugins, self.align)
+    def open(self, wrap: bool) -> tuple[Segmentor | OnnxNetwork, LabelSpace]:
+        """The network and its label space; see `open_checkpoint`."""
+        return open_checkpoint(self.checkpoint, self.model_labels, self.allow_nonfinite, self.plugins, self.align, wrap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,9 @@ class PredictionSettings(PredictorSettings):
 
 def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that the settings describe, and its label space."""
-    network, labels = settings.open()
+    network, labels = settings.open(settings.wrap and settings.views == "whole")
     common = (network.to(device), device, settings, settings.precision)
     if settings.views == "whole":
-        if settings.wrap:
-            wrap_around(network)
         return Predictor(*common), labels
     if settings.views == "windows":
         return Windows(*common, settings.overlap, closed=settings.wrap, window=settings.window or WINDOW), labels

@@ -18,10 +18,10 @@ from trans4pass.console import console
 from trans4pass.errors import ConfigError
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
-from trans4pass.settings import flatten, parse
+from trans4pass.settings import Names, flatten, parse
 from trans4pass.storage import write_text
 
-from .run_folder import Folders, read_figures
+from .run_folder import read_figures
 from .summary import CHANGED, CONFIDENCE, first_score, goal
 
 Summary = Mapping[str, Any]
@@ -39,7 +39,7 @@ COLOURS = ("#3b6fb6", "#d8843a", "#4c9a5f", "#9a5fa8")
 class CompareSettings:
     """See configs/compare.yaml."""
 
-    runs: Folders
+    runs: Names
     output: str | None = None
 
 

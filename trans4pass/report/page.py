@@ -17,12 +17,12 @@ from trans4pass.errors import ConfigError
 from trans4pass.inference import Confusion
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.settings import parse
+from trans4pass.settings import Names, parse
 from trans4pass.storage import write_text
 
 from .charts import Points, bars, lines, matrix
 from .compare import differing
-from .run_folder import Folders, RunFolder, read_run
+from .run_folder import RunFolder, read_run
 from .summary import called, first_score, measured, notes, number, scores_of, share
 from .viewer import Map, Seen, Span, group, page
 
@@ -37,7 +37,7 @@ class ReportSettings:
     """See configs/report.yaml."""
 
     run: str | None = None
-    runs: Folders | None = None
+    runs: Names | None = None
     output: str | None = None
 
 

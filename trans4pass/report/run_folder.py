@@ -4,11 +4,9 @@ import csv
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
-from annotated_types import MinLen
-from pydantic import BeforeValidator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from trans4pass.errors import ConfigError, DamagedFile
@@ -18,13 +16,6 @@ from .charts import Points
 
 SUMMARY = ("stages", "seed", "final", "model", "gain")
 AGAIN = "run the same command again with resume=true, which writes it anew"
-
-
-def listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Folders = Annotated[tuple[str, ...], BeforeValidator(listed), MinLen(1)]  # one or several
 
 
 class StageFolder(NamedTuple):
