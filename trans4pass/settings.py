@@ -7,14 +7,8 @@ from functools import cache, partial
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints, is_typeddict
 
 from annotated_types import Ge, Gt, Interval, MinLen
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    PydanticSchemaGenerationError,
-    PydanticUserError,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from trans4pass.errors import ConfigError
 
