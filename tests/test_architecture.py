@@ -32,7 +32,7 @@ FLOORS: dict[str, set[str]] = {
     "training": LOW | {"models", "methods", "inference"},
     "report": LOW | {"sphere", "data", "inference"},
     "pipeline": LOW | {"models", "data", "toy_world", "methods", "inference", "training", "report"},
-    "cli": {"pipeline"},
+    "cli": {"pipeline", "settings"},
 }
 MAY = {**GROUND, **FLOORS}
 COMPOSES = "pipeline"  # the only room that knows Hydra and OmegaConf

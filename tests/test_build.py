@@ -1,9 +1,12 @@
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+import trans4pass.build
 import trans4pass.methods
 from trans4pass.build import build
 from trans4pass.errors import ConfigError
@@ -76,3 +79,17 @@ def test_what_the_code_gives_reaches_a_configuration_that_another_replaces(monke
     Outer.__module__ = "trans4pass.methods.outer"
     inner = {"_target_": {"_target_": "trans4pass.losses.Focal"}}
     assert build({"_target_": "trans4pass.methods.Outer", "inner": inner}, "method", gamma=1.5).inner.gamma == 1.5
+
+
+def test_a_class_that_is_only_passed_on_is_refused_with_the_place_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plug-in is trusted, and what it imports is not."""
+    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))
+    monkeypatch.setattr(sys.modules["mine"], "Loss", nn.L1Loss, raising=False)
+    monkeypatch.setattr(trans4pass.build, "PREFIXES", ["mine."])
+    with pytest.raises(
+        ConfigError, match=r"is mine\.Loss, which is defined in torch\.nn\.modules\.loss.*plugins=\[torch\]"
+    ):
+        build({"_target_": "mine.Loss"}, "loss")
+    derived = type("Loss", (nn.L1Loss,), {"__module__": "mine"})
+    monkeypatch.setattr(sys.modules["mine"], "Loss", derived)
+    assert type(build({"_target_": "mine.Loss"}, "loss")) is derived

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -57,6 +58,7 @@ def with_others(first: int, **others: Any) -> None: ...
         (Base, {"width": 3, "rate": 1}, (), 0),
         (Forwarding, {"width": 3, "extra": True}, (), 0),
         (Forwarding, {"rate": 0.5}, ("width",), 0),
+        (partial(Forwarding, extra=True), {"width": 3, "rate": 0.5}, (), 0),
         (ForwardingToTorch, {"own": 2}, (), 0),
         (Data, {"size": (3, 4)}, (), 0),
         (function, {"second": "y"}, (), 1),
@@ -76,6 +78,7 @@ def test_what_a_target_takes_passes(target: Callable, settings: dict, bound: tup
         (Plain, {"gama": 1}, "here.gama has no effect: Plain takes no settings"),
         (Base, {"width": 1, "rat": 1}, r"here.rat has no effect: Base takes width, rate. Did you mean rate\?"),
         (Forwarding, {"width": 1, "rat": 1}, "here.rat has no effect: Forwarding takes extra, width, rate"),
+        (partial(Forwarding, extra=True), {"width": 1, "rat": 1}, "here.rat has no effect: Forwarding takes extra"),
         (ForwardingToTorch, {"device": "cpu"}, "here.device has no effect: ForwardingToTorch takes own"),
         (Data, {"sizes": [1, 2]}, "here.sizes has no effect: Data takes size"),
         (with_typed, {"first": 1, "ration": 1}, "here.ration has no effect: with_typed takes first, ratio"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.pipeline.conftest import ROOT, call
@@ -105,6 +106,7 @@ MISTAKES = {  # of train.py: what is typed, what is named, what is meant
 def typed(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit status of a command line, in this process."""
     monkeypatch.setattr(sys, "argv", [f"{tool}.py", *arguments])
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which other tests must not find filled in
     monkeypatch.syspath_prepend(ROOT / "tools")
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
@@ -129,7 +131,7 @@ def test_a_misspelt_setting_gets_one_line_with_the_nearest(
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
     assert named in line
-    assert re.search(rf"did you mean {re.escape(meant)}\?", line)
+    assert re.search(rf"Did you mean {re.escape(meant)}\?", line)
     assert not shown.out or "-m" in arguments  # what Hydra says of its jobs
     assert not list(tmp_path.rglob("run.log"))
 
@@ -147,7 +149,7 @@ def test_a_misspelt_setting_gets_one_line_with_the_nearest(
         (["tracker=null"], "There are csv, tensorboard,"),
         (["--config-name", "nothing"], "nothing"),
         (["-m", "hydra/launcher=slurm"], "this machine has no srun"),
-        (["-m", "seed=0,1", "--config-dir", str(ROOT / "configs"), "sed=1"], "did you mean seed?"),
+        (["-m", "seed=0,1", "--config-dir", str(ROOT / "configs"), "sed=1"], "Did you mean seed?"),
     ],
 )
 def test_other_mistakes_get_one_line_too(
@@ -156,6 +158,33 @@ def test_other_mistakes_get_one_line_too(
     assert typed("train", [TOY, *arguments], monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "said"),
+    [
+        ("compare", ["runs=[]"], "runs is []: value should have at least 1 item"),
+        ("compare", ["runs=[2024]"], "runs.0 is 2024: input should be a valid string"),
+        ("compare", ["runs=a", "output=[b]"], "output is ['b']: input should be a valid string"),
+        ("report", ["runs={a: 1}"], "runs is {'a': 1}: input should be a valid tuple"),
+        ("report", ["run=[a]"], "run is ['a']: input should be a valid string"),
+        ("plot_schedules", ["steps=many"], "steps is 'many': input should be a valid integer"),
+        ("make_toy_world", ["preview_rows=0"], "preview_rows is 0: input should be greater than 0"),
+        ("make_toy_world", ["world.workers=few"], "world.workers is 'few': input should be a valid integer"),
+    ],
+)
+def test_a_value_of_another_type_is_told_with_its_place(
+    tool: str,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert typed(tool, arguments, monkeypatch) == 2
+    assert said in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -206,7 +235,7 @@ def test_a_missing_setting_is_told_with_its_comment(
 def test_a_misspelt_tool_gets_one_line_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for word, said in {"trian": "trian; did you mean train? There", "xyz": "xyz. There are train, "}.items():
+    for word, said in {"trian": "trian. Did you mean train? There", "xyz": "xyz. There are train, "}.items():
         monkeypatch.setattr(sys, "argv", ["trans4pass", word])
         with pytest.raises(SystemExit, match="2"):
             cli_main()

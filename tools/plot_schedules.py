@@ -1,6 +1,7 @@
 """Draw the learning-rate policies into one picture: python tools/plot_schedules.py [setting=value ...]."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,22 @@ from trans4pass.errors import ConfigError
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.pipeline.launch import main
+from trans4pass.settings import Positive, parse
 from trans4pass.training.schedules import Schedule, make_schedule
 
 COLUMNS = 4
 PANEL = (320, 240)  # pixels
 LEFT, TOP, RIGHT, BOTTOM = 40, 36, 300, 206  # the axes within a panel
 INK, GRID, LINE = "#222222", "#dddddd", "#1f5fbf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotSettings:
+    """See configs/plot_schedules.yaml."""
+
+    schedules: Mapping[str, dict[str, Any]]
+    steps: Positive
+    file: str
 
 
 def draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, factor: Schedule, steps: int) -> None:
@@ -38,7 +49,8 @@ def draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, facto
 
 
 def plot_schedules(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
-    path, steps, schedules = Path(config["file"]), config["steps"], config["schedules"]
+    settings = parse(PlotSettings, config, "")
+    path, steps, schedules = Path(settings.file), settings.steps, settings.schedules
     if path.suffix != ".png":
         raise ConfigError(f"file={path} must end in .png")
     rows = -(-len(schedules) // COLUMNS)

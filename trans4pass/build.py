@@ -104,6 +104,11 @@ def find_target(name: Any, where: str) -> Any:
     # A module's own imports can be reached through it (trans4pass.data.base.Path): where it is defined decides.
     home = getattr(target, "__module__", None) or ""
     allowed = inspect.isclass(target) or name in FUNCTIONS or not name.startswith(PACKAGE)
-    if not callable(target) or not allowed or not f"{home}.".startswith(packages):
-        raise ConfigError(f"{where}._target_ is {name}, which is no class that {home or 'it'} lets configs build")
+    if not callable(target) or not allowed:
+        raise ConfigError(f"{where}._target_ is {name}, which is no class; configs build classes")
+    if not f"{home}.".startswith(packages):
+        raise ConfigError(
+            f"{where}._target_ is {name}, which is defined in {home}, where configs may name nothing: derive a class "
+            f"of your own from it, or, if you trust all of that package, add plugins=[{home.split('.')[0]}]"
+        )
     return target

@@ -31,9 +31,9 @@ def main() -> None:
     """The command `trans4pass`."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in TOOLS and not name.startswith("-"):
-        from trans4pass.pipeline.launch import suggestion  # as in `run`
+        from trans4pass.settings import nearest  # as in `run`
 
-        print(f"there is no tool {name}{suggestion(name, TOOLS)} There are {', '.join(TOOLS)}", file=sys.stderr)
+        print(f"there is no tool {name}.{nearest(name, TOOLS)} There are {', '.join(TOOLS)}", file=sys.stderr)
         sys.exit(2)
     if name not in TOOLS:
         print(f"trans4pass <tool> [setting=value ...]\n\nTools: {', '.join(TOOLS)}\nHelp: trans4pass <tool> --help")

@@ -5,7 +5,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -135,6 +136,19 @@ def progress_bar(*columns: progress.ProgressColumn | str, spoken: bool = True) -
         disable=not shown,
         spoken=spoken and dist.is_main() and not shown,
     )
+
+
+@contextmanager
+def progress_callback(description: str, check: Callable[[], None]) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for what calls back with the number done and the total; `check` is called each time."""
+    with progress_bar() as bar:
+        task = bar.add_task(description, total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            check()
+
+        yield progress
 
 
 def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:

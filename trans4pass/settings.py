@@ -6,14 +6,21 @@ from difflib import SequenceMatcher
 from functools import cache, partial
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints, is_typeddict
 
-from annotated_types import Ge, Gt, Interval
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Interval, MinLen
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from trans4pass.errors import ConfigError
 
 T = TypeVar("T")
 OTHERS = "**"  # stands for a function's untyped keyword arguments, which it checks itself
 
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), MinLen(1)]  # one, or a list
 Positive = Annotated[int, Gt(0)]
 Natural = Annotated[int, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -36,7 +43,7 @@ def checked(
     Raises:
         ConfigError: a name that `target` does not take, one that it lacks, a value of another type or out of its range.
     """
-    known = {name: hint for name, hint in list(_parameters(target).items())[positional:] if name not in bound}
+    known = {name: hint for name, hint in list(parameters(target).items())[positional:] if name not in bound}
     for name in values:
         if name not in known and OTHERS not in known:
             takes = f"{_name(target)} takes {', '.join(known) or 'no settings'}.{nearest(name, known)}"
@@ -44,8 +51,7 @@ def checked(
     missing = [name for name, (_, required) in known.items() if required and name not in values]
     if missing:
         raise ConfigError(f"{where or 'the configuration'} lacks {', '.join(missing)}, which {_name(target)} needs")
-    any_type = (Any, False)
-    return {name: converted(known.get(name, any_type)[0], value, _at(where, name)) for name, value in values.items()}
+    return {name: converted(known.get(name, (Any,))[0], value, _at(where, name)) for name, value in values.items()}
 
 
 def converted(hint: Any, value: Any, where: str) -> Any:
@@ -83,21 +89,23 @@ def _name(target: Callable[..., Any]) -> str:
     return target.func.__name__ if isinstance(target, partial) else target.__name__
 
 
-def closest(word: str, known: Collection[str]) -> str:
-    """The known word that is most similar, by all its letters and once more by those behind its last dot, or ""."""
+def nearest(word: str, known: Collection[str]) -> str:
+    """` Did you mean <the most similar>?`, by all letters and once more by those behind the last dot, or nothing."""
 
     def likeness(other: str) -> float:
         pairs = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
         return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
     near = max(sorted(known), key=likeness, default="")
-    return near if likeness(near) > 1.1 else ""
+    return f" Did you mean {near}?" if likeness(near) > 1.1 else ""
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """` Did you mean <the closest>?`, or nothing."""
-    near = closest(name, known)
-    return f" Did you mean {near}?" if near else ""
+def look_up(name: str, table: Mapping[str, T], kind: str, known: Mapping[str, Any] | None = None) -> T:
+    """The entry of that name; ConfigError with the nearest of the `known` names where there is none."""
+    if name not in table:
+        known = table if known is None else known
+        raise ConfigError(f"{kind} {name!r} is not known.{nearest(name, known)} There are {', '.join(known)}")
+    return table[name]
 
 
 def nested(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -114,32 +122,32 @@ def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @cache
-def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     """Annotation, and whether it must be given, of all that `target` takes by name; `OTHERS` where it takes any.
 
     The `**kwargs` of a class are what the class above it takes, unless they are typed.
     """
-    if inspect.isclass(target):
-        target = next(base for base in target.__mro__ if "__init__" in vars(base))
+    function, above = target.func if isinstance(target, partial) else target, None
+    if inspect.isclass(function):
+        base = next(base for base in function.__mro__ if "__init__" in vars(base))
         # torch's Module takes whatever it is given, and does nothing with it.
-        if target is object or target.__module__ == "torch.nn.modules.module":
+        if base is object or base.__module__ == "torch.nn.modules.module":
             return {}
-    function = target.func if isinstance(target, partial) else target
-    function = function.__init__ if inspect.isclass(function) else function
+        function, above = base.__init__, base.__mro__[1]
     hints = get_type_hints(function, include_extras=True)
-    parameters: dict[str, tuple[Any, bool]] = {}
+    found: dict[str, tuple[Any, bool]] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is parameter.VAR_KEYWORD:
             typed = next((arg for arg in get_args(hint) if is_typeddict(arg)), None)
             fields = get_type_hints(typed, include_extras=True) if typed else {}
             more = {key: (field, False) for key, field in fields.items()} if typed else {OTHERS: (Any, False)}
-            if typed is None and inspect.isclass(target):
-                more = _parameters(target.__mro__[1])
-            parameters |= {key: value for key, value in more.items() if key not in parameters}
+            if typed is None and above is not None:
+                more = parameters(above)
+            found |= {key: value for key, value in more.items() if key not in found}
         elif parameter.kind is not parameter.VAR_POSITIONAL:
-            parameters[name] = (hint, parameter.default is parameter.empty)
-    return parameters
+            found[name] = (hint, parameter.default is parameter.empty)
+    return found
 
 
 @cache

@@ -45,8 +45,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` once it is whole and on the disk; the one before can be `kept`.
+def replacing(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes `path` once it is whole and on the disk; the one before can stay as `backup`.
 
     Makes the folder. Raises StorageError where it cannot be written; `path` is then as it was.
     """
@@ -62,8 +62,8 @@ def replacing(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        if kept is not None and path.exists():
-            path.replace(kept)
+        if backup is not None and path.exists():
+            path.replace(backup)
         temporary.replace(path)
         sync_folder(path.parent)
 

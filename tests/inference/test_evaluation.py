@@ -27,8 +27,8 @@ from trans4pass.inference.evaluation import (
     Measures,
     evaluate_checkpoint,
     metrics,
-    point_out_scaling,
     scores_table,
+    warn_of_scaling,
 )
 from trans4pass.inference.export import export
 from trans4pass.inference.images import predict_images
@@ -563,14 +563,14 @@ def test_a_size_that_nobody_chose_is_pointed_out_where_it_does_not_fit(
     space = LabelSpace("two", ("a", "b"), np.zeros((2, 3), np.uint8), {})
     dataset = SegmentationDataset([Item("a", tmp_path / "a.png")], space, labelled=False)
     with caplog.at_level("WARNING"):
-        point_out_scaling(dataset, size, "size=[{0},{1}]")
+        warn_of_scaling(dataset, size, "size=[{0},{1}]")
     assert [record.message for record in caplog.records] == [
         f"images of {dataset.name} are 128x32 and are scored at {said}: size=[128,32] takes their own size, and the "
         "size that the model was trained at may serve better"
     ] * (said is not None)
     caplog.clear()
     monkeypatch.setattr("trans4pass.dist.is_main", lambda: False)
-    point_out_scaling(dataset, size, "")
+    warn_of_scaling(dataset, size, "")
     (tmp_path / "a.png").write_bytes(b"")  # named when it is read
-    point_out_scaling(dataset, size, "")
+    warn_of_scaling(dataset, size, "")
     assert not caplog.records

@@ -1,6 +1,7 @@
 """What every model keeps to, how the models start, and what is refused."""
 
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch import nn
 
 from trans4pass import SegOutput, create_model
 from trans4pass.errors import ConfigError
-from trans4pass.models import MODELS
-from trans4pass.models.encoders.mix_transformer import PatchEmbed, to_map
+from trans4pass.models import ENCODERS, HEADS, MODELS
+from trans4pass.models.encoders.mix_transformer import MixTransformer, PatchEmbed, to_map
 from trans4pass.models.heads.dmlp import StageProjection
 from trans4pass.models.layers import BatchNorm2d
 
@@ -197,3 +198,48 @@ def test_one_images_tokens_are_convolved_without_a_copy() -> None:
     assert torch.equal(to_map(tokens, (24, 16))[0, :, 3, 5], tokens[0, 3 * 16 + 5])
     result = torch.nn.Conv2d(64, 64, 3, padding=1, groups=64)(to_map(tokens, (24, 16)))
     assert result.stride() == (24 * 16 * 64, 1, 16 * 64, 64)
+
+
+# ------------------------------------------------------------------------------------------- encoders of one's own
+
+
+class OwnEncoder(MixTransformer):
+    """As a plug-in writes one: a setting of its own, all others handed on."""
+
+    def __init__(self, scale: float = 1.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.scale = scale
+
+
+def own_encoder(**settings: Any) -> MixTransformer:
+    return MixTransformer("micro", **settings)
+
+
+@pytest.mark.parametrize("make", [partial(OwnEncoder, size="micro"), own_encoder])
+def test_an_encoder_that_hands_its_settings_on_gets_the_models(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "own", make)
+    settings = {"deform": [False, True, False, False], "drop_path": 0.5, "embed_dim": 32, "deform_backend": "native"}
+    model = create_model("own", 5, head="dmlp", **settings)
+    assert [getattr(model.encoder, f"patch_embed{stage}").deform for stage in (1, 2, 3, 4)] == settings["deform"]
+    assert model.encoder.patch_embed2.backend == "native"
+    assert model.encoder.block4[-1].drop_path.drop_prob == 0.5
+    assert model.head.feature_dim == 32
+
+
+def test_an_encoders_own_setting_beside_those_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "own", partial(OwnEncoder, size="micro"))
+    assert create_model("own", 5, head="linear", scale=2.0, drop_path=0.0).encoder.scale == 2.0
+    with pytest.raises(ConfigError, match=r"model\.scal has no effect: no encoder and no head takes it.*scale"):
+        create_model("own", 5, head="linear", scal=2.0)
+
+
+def test_what_takes_any_setting_gets_those_that_nothing_else_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def open_head(channels: Any, num_classes: int, **settings: Any) -> nn.Module:
+        given.update(settings)
+        return HEADS["linear"](channels, num_classes)
+
+    monkeypatch.setitem(HEADS, "open", open_head)
+    create_model("micro", 5, head="open", drop_path=0.5, deform_backend="native", temperature=2.0)
+    assert given == {"deform_backend": "native", "temperature": 2.0}  # drop_path is the encoder's

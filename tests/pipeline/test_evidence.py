@@ -24,7 +24,7 @@ from trans4pass.pipeline import RunContext
 from trans4pass.pipeline.evaluator import ScoreSheet
 from trans4pass.pipeline.evidence import choose, look, note, pictured, places
 from trans4pass.pipeline.folder import refuse_or_clear
-from trans4pass.pipeline.outcome import tell
+from trans4pass.pipeline.outcome import print_and_log
 from trans4pass.pipeline.run import make_stages, run_settings
 from trans4pass.pipeline.stage import Stage
 from trans4pass.report.viewer import Map
@@ -64,8 +64,8 @@ def test_what_a_run_ends_with_is_printed_once_and_logged(
     table = Table("stage")
     table.add_row("[red] 50%")
     setup_logging(tmp_path)
-    tell(table)
-    tell(f"wrote {'long/' * 50}[a].png")
+    print_and_log(table)
+    print_and_log(f"wrote {'long/' * 50}[a].png")
     setup_logging()  # closes the file
     for text in (capsys.readouterr().out, (tmp_path / "run.log").read_text()):
         assert text.count("│ [red] 50% │") == 1

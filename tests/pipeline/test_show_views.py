@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
+from trans4pass.methods import Batch, SumOfTerms
 from trans4pass.pipeline import TrainStage
 from trans4pass.pipeline.show_views import OPACITY, pairs, rows, sheet, show_views
 
@@ -48,6 +50,22 @@ def test_what_the_method_makes_is_shown_beside(tiny: list[str], tmp_path: Path) 
     pale = (1 - OPACITY) * upper + OPACITY * 255  # where the target is, which has no label
     unlabelled = (np.abs(lower - pale) < 2).all(-1).mean()
     assert 0.1 < unlabelled < 0.9
+
+
+def test_a_method_that_predicts_its_targets_is_shown_without(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def predict(method: SumOfTerms, phase: str, batch: Batch) -> Batch:
+        return {phase: {**batch[phase], "label": method.network(batch[phase]["image"]).logits.argmax(1)}}
+
+    stage = stages_of(tmp_path, *tiny)["source"]
+    assert isinstance(stage, TrainStage)
+    expected = dict(rows(stage, Interrupts()))
+    monkeypatch.setattr(SumOfTerms, "targets", predict)
+    found = dict(rows(stage, Interrupts()))
+    assert found == expected
+    (line,) = [record.getMessage() for record in caplog.records if "predict" in record.getMessage()]
+    assert line.startswith("stages.source.method.targets needs weights to predict with")
 
 
 def test_labels_are_coloured_and_ignored_pixels_pale() -> None:

@@ -25,6 +25,7 @@ from tests.report.runs import LABELS
 from trans4pass.errors import ConfigError
 from trans4pass.inference import LoadedModel
 from trans4pass.interrupts import Interrupts
+from trans4pass.labels import LabelSpace
 from trans4pass.models import SegOutput
 from trans4pass.pipeline.launch import resolved
 from trans4pass.report import serve
@@ -209,7 +210,12 @@ def test_the_tool_serves_on_this_machine_alone_until_a_signal_comes(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     network = Brightest()
-    monkeypatch.setattr(ServeSettings, "open", lambda settings: (network, LABELS))
+
+    def opened(settings: ServeSettings, wrap: bool) -> tuple[Brightest, LabelSpace]:
+        network.wrap = wrap
+        return network, LABELS
+
+    monkeypatch.setattr(ServeSettings, "open", opened)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
     def visit(server: uvicorn.Server, sockets: list[socket.socket]) -> None:

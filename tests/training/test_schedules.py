@@ -59,8 +59,8 @@ def test_it_ends_with_its_own_steps_or_the_stages() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"policy": "plyo"}, r"schedule\.policy=plyo is not known\. Did you mean poly\? There are cosine, exp, "),
-        ({}, "schedule lacks policy"),
+        ({"policy": "plyo"}, r"schedule\.policy 'plyo' is not known\. Did you mean poly\? There are fixed, step, "),
+        ({}, r"schedule\.policy is None"),
         ({"policy": "poly", "total_steps": 0}, r"schedule\.total_steps is 0"),
         ({"policy": "poly", "warmup_steps": -1}, r"schedule\.warmup_steps is -1"),
         ({"policy": "poly", "gamma": 0.1}, r"schedule\.gamma has no effect: poly takes power"),

@@ -71,6 +71,11 @@ def files_below(folder: Path, pattern: str = "*") -> Iterator[Path]:
         yield from (Path(place, name) for name in names if fnmatchcase(name, pattern))
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file's name is an image's, and not hidden as what a Mac leaves beside it."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def read_path_list(dataset: str, root: str | Path, path: str | Path) -> set[Path]:
     """The files named in a text file, one path relative to `root` a line; blank lines and # comments are skipped.
 

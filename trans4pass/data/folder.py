@@ -11,7 +11,7 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
 
 from .base import Common, Item, SegmentationDataset
-from .files import IMAGE_SUFFIXES, files_below, find_images, image_size
+from .files import IMAGE_SUFFIXES, files_below, find_images, image_size, is_image
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ WIDE = 1.9  # width / height from which on an image may go all round
 
 
 @cache  # a run makes its data sets several times
-def point_out_narrow(path: Path) -> None:
+def warn_if_narrow(path: Path) -> None:
     """Log a hint where the picture, said to be a panorama, cannot go all round."""
     with contextlib.suppress(DataError):  # one that cannot be read is named when it is read
         width, height = image_size(path)
@@ -66,12 +66,12 @@ class Folder(SegmentationDataset):
         folder = images.replace("{split}", split)
         self.image_root = Path(root) / folder
         found = find_images(self.name, root, folder, f"**/*{image_suffix or ''}")
-        found = [path for path in found if image_suffix or path.suffix.lower() in IMAGE_SUFFIXES]
+        found = [path for path in found if image_suffix or is_image(path)]
         if not found:
             raise DataError(f"{self.name}: {self.image_root} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
         super().__init__(map(self._item, found), labels, **common)
         if panorama:
-            point_out_narrow(found[0])
+            warn_if_narrow(found[0])
 
     def _item(self, image: Path) -> Item:
         name = image.relative_to(self.image_root).as_posix().removesuffix(self.image_suffix or image.suffix)

@@ -43,7 +43,7 @@ class ToSphere(View):
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
         view = self.camera(sample, generator)
-        return warped(sample, Part(view, self.turn(generator), rows_of(view)).warp)
+        return warped(sample, Footprint(view, self.turn(generator), rows_of(view)).warp)
 
     def camera(self, sample: Sample, generator: Generator) -> Pinhole:
         height, width = sample["image"].shape[-2:]
@@ -93,7 +93,7 @@ class AroundSphere(ToSphere):
         }  # [n, ..., h, w] -> [1, ..., rows, 2 rows]
         empty = torch.ones(rows, 2 * rows, dtype=torch.bool, device=sample["image"].device)
         for number in range(self.images):
-            part = Part(view, self.turn(generator), rows)
+            part = Footprint(view, self.turn(generator), rows)
             warp = part.warp.to(empty.device, non_blocking=True)
             columns = (torch.arange(*part.columns) + first + round(number * 2 * rows / self.images)) % (2 * rows)
             place = (..., slice(*part.rows), columns.to(empty.device, non_blocking=True))
@@ -133,7 +133,7 @@ class Tilt(View):
         return warped(sample, Warp(panorama, panorama, turn))
 
 
-class Part:
+class Footprint:
     """The smallest part of a full panorama of `rows` rows and twice as many columns that holds what a view sees.
 
     Attributes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trans4pass import dist
@@ -53,10 +53,6 @@ def adapt(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         console.print(f"{count} BatchNorm layers re-estimated on {len(dataset)} images, align={align}")
 
 
-def batchnorms(network: nn.Module) -> list[_BatchNorm]:
-    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-
-
 @torch.no_grad()
 def adapt_batchnorms(network: Segmentor, images: Iterable[Tensor]) -> int:
     """Give every BatchNorm the mean statistics of all images (AdaBN, arXiv 1603.04779); returns how many there are.
@@ -67,7 +63,7 @@ def adapt_batchnorms(network: Segmentor, images: Iterable[Tensor]) -> int:
     Raises:
         ConfigError: the network has no BatchNorm.
     """
-    found = batchnorms(network)
+    found = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not found:
         raise ConfigError("this model has no BatchNorm, so that nothing adapts: use align instead")
     network.eval()

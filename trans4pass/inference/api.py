@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from trans4pass.build import CONFIGS, allow_plugins
 from trans4pass.data.files import read_image
 from trans4pass.data.views import resize as resize_sample
-from trans4pass.errors import ConfigError, DataError
+from trans4pass.errors import DataError
 from trans4pass.labels import LabelSpace
-from trans4pass.models import Segmentor, join_sides, resize
+from trans4pass.models import resize
 from trans4pass.precision import Precision
 from trans4pass.settings import converted
 
-from .onnx_network import OnnxNetwork
 from .open import open_checkpoint
 from .predictor import TTA, Predictor
 
@@ -119,19 +118,9 @@ def load_model(
     allow_plugins(plugins)
     named = None if labels is None else label_space(labels).to_dict()
     precision = converted(Precision, precision, "precision")
-    network, model_labels = open_checkpoint(source, named, allow_nonfinite, plugins, align)
-    if wrap:
-        wrap_around(network)
+    network, model_labels = open_checkpoint(source, named, allow_nonfinite, plugins, align, wrap)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return LoadedModel(network, model_labels, torch.device(where), precision)
-
-
-def wrap_around(network: Segmentor | OnnxNetwork) -> None:
-    """Make a network circular; ConfigError for one that cannot be, and for a file whose layers are fixed."""
-    if not isinstance(network, OnnxNetwork):
-        join_sides(network)
-    elif not network.wrap:
-        raise ConfigError("wrap=true: an ONNX file is circular or not from its export on: export it with wrap=true")
 
 
 def label_space(space: str | PathLike[str] | LabelSpace) -> LabelSpace:

@@ -70,7 +70,7 @@ def evaluate_checkpoint(config: Mapping[str, Any], device: torch.device, interru
     chosen = {"split": settings.split, "labels": labels, "transform": EvalTransform(size)}
     dataset: SegmentationDataset = build(data, "data.dataset", labelled=True, **chosen)
     if settings.size is None:
-        point_out_scaling(dataset, size, "size=[{0},{1}]")
+        warn_of_scaling(dataset, size, "size=[{0},{1}]")
     if not dataset.panorama:
         refuse_panorama_settings(settings, dataset.name)
     # Of shapes that cannot be, now and not at the image that has one.
@@ -202,7 +202,7 @@ def is_stretched(dataset: SegmentationDataset, size: Sequence[int]) -> bool:
     return abs(size[0] * height / (size[1] * width) - 1) > 0.05
 
 
-def point_out_scaling(dataset: SegmentationDataset, size: Sequence[int] | None, fix: str) -> None:
+def warn_of_scaling(dataset: SegmentationDataset, size: Sequence[int] | None, fix: str) -> None:
     """Warn where `size` (W,H), which nobody chose for these images, stretches or enlarges them; `fix` is for the log.
 
     It has places for their own width and height.

@@ -17,7 +17,7 @@ from trans4pass.models import Segmentor, join_sides, merge_adapters
 from trans4pass.settings import parse
 from trans4pass.storage import replacing, write_json, write_text
 
-from .graph import OPSET, Result, check_opset, export_graph
+from .graph import OPSET, Opset, Result, check_exporter, export_graph
 from .model_card import model_card
 from .open import WEIGHTS_FILE, CheckpointSettings, Described, find_model, read_checkpoint
 
@@ -34,7 +34,7 @@ class ExportSettings(CheckpointSettings):
     size: Size = (1024, 512)
     dynamic: bool = True
     wrap: bool = False
-    opset: int = OPSET
+    opset: Opset = OPSET
 
 
 def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
@@ -42,7 +42,7 @@ def export(config: Mapping[str, Any], device: torch.device, interrupts: Interrup
     settings = parse(ExportSettings, config, "")
     target, format = Path(settings.output), settings.format
     if format == "onnx":
-        check_opset(settings.opset)
+        check_exporter()
     described = read_described(settings, target, SUFFIXES.get(format))
     network = described.network(settings.allow_nonfinite)
     if described.model.get("lora"):

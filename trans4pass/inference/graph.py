@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from trans4pass.console import console
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 
 Result = Literal["logits", "labels"]
 Exported = tuple[bytes, Callable[[Tensor], Tensor]]  # a file's content, and what it computes
-OPSET, LEAST_OPSET = 20, 19
+OPSET = 20
+Opset = Annotated[int, Ge(19)]  # below there is no deformable convolution, and the exporter writes an invalid graph
 TOLERANCE = 1e-3  # largest difference of a logit, or share of pixels with another label
 
 
@@ -44,13 +46,8 @@ class Graph(nn.Module):
         return logits if self.result == "logits" else logits.argmax(1).to(torch.uint8)
 
 
-def check_opset(opset: int) -> None:
-    """Raise ConfigError for a version without deformable convolution, or where the exporter is not installed."""
-    if opset < LEAST_OPSET:
-        raise ConfigError(
-            f"opset={opset}: operators below {LEAST_OPSET} have no deformable convolution, and the exporter would "
-            f"write an invalid graph without a word; the default is {OPSET}"
-        )
+def check_exporter() -> None:
+    """Raise ConfigError where ONNX's exporter is not installed."""
     if lacking := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(f"format=onnx needs {', '.join(lacking)}: pip install 'trans4pass[export]'")
 

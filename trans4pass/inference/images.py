@@ -13,7 +13,7 @@ from annotated_types import Interval
 from trans4pass import dist
 from trans4pass.console import console, cost, total_memory
 from trans4pass.data import EvalTransform, Item, SegmentationDataset, Size
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, is_image
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
@@ -22,7 +22,6 @@ from trans4pass.precision import Precision
 from trans4pass.settings import Natural, Share, parse
 from trans4pass.sphere import Panorama
 
-from .api import wrap_around
 from .onnx_network import OnnxNetwork
 from .open import CheckpointSettings, open_checkpoint
 from .pictures import write_prediction
@@ -42,9 +41,9 @@ class ModelSettings(CheckpointSettings):
     align: Share | None = None
     precision: Precision = "fp32"
 
-    def open(self) -> tuple[Segmentor | OnnxNetwork, LabelSpace]:
-        """The network and its label space; `wrap` is for the caller. Raises what `open_checkpoint` does."""
-        return open_checkpoint(self.checkpoint, self.model_labels, self.allow_nonfinite, self.plugins, self.align)
+    def open(self, wrap: bool) -> tuple[Segmentor | OnnxNetwork, LabelSpace]:
+        """The network and its label space; see `open_checkpoint`."""
+        return open_checkpoint(self.checkpoint, self.model_labels, self.allow_nonfinite, self.plugins, self.align, wrap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,9 @@ class PredictionSettings(PredictorSettings):
 
 def make_predictor(settings: PredictorSettings, device: torch.device) -> tuple[Predictor, LabelSpace]:
     """The predictor that the settings describe, and its label space."""
-    network, labels = settings.open()
+    network, labels = settings.open(settings.wrap and settings.views == "whole")
     common = (network.to(device), device, settings, settings.precision)
     if settings.views == "whole":
-        if settings.wrap:
-            wrap_around(network)
         return Predictor(*common), labels
     if settings.views == "windows":
         return Windows(*common, settings.overlap, closed=settings.wrap, window=settings.window or WINDOW), labels
@@ -126,18 +123,18 @@ def check_sizes(
     looked_at = dataset.items if panoramas else dataset.items[:LOOKED_AT]
     sizes = {tuple(size): "size"} if size else {image_size(item.image): item.image for item in reversed(looked_at)}
     for (width, height), source in sizes.items():
-        at_once, fix = (width, height), "views=windows, or a smaller size"
+        extent, fix = (width, height), "views=windows, or a smaller size"
         if panoramas:
             try:
                 Panorama.of(height, width, settings.horizon)
             except ConfigError as error:
                 raise ConfigError(f"{source}: {error}") from error
         if settings.views != "whole":
-            source, at_once, fix = "window", settings.window or WINDOW, "a smaller window"
-        needed = 8 * dataset.labels.num_classes * math.prod(at_once) * max(settings.scales) ** 2 / 2**30
+            source, extent, fix = "window", settings.window or WINDOW, "a smaller window"
+        needed = 8 * dataset.labels.num_classes * math.prod(extent) * max(settings.scales) ** 2 / 2**30
         if needed > total_memory(device):
             raise ConfigError(
-                f"{source}: {at_once[0]}x{at_once[1]} pixels predicted at once need more than {needed:.0f} GiB, and "
+                f"{source}: {extent[0]}x{extent[1]} pixels predicted at once need more than {needed:.0f} GiB, and "
                 f"there are {total_memory(device):.0f}: {fix}, or smaller scales"
             )
 
@@ -148,8 +145,7 @@ def find_images(path: Path) -> list[Item]:
         return [Item(path.stem, path)]
     if not path.is_dir():
         raise DataError(f"input={path} is neither an image nor a folder")
-    images = (file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES)
-    found = sorted(file for file in images if not file.name.startswith("."))
+    found = sorted(filter(is_image, files_below(path)))
     if not found:
         raise DataError(f"input={path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return [Item(str(file.relative_to(path).with_suffix("")), file) for file in found]

@@ -25,6 +25,7 @@ from trans4pass.models import (
     create_model,
     differences,
     identify,
+    join_sides,
     load_weights,
     read_file,
     refuse_first_release,
@@ -216,14 +217,17 @@ def open_checkpoint(
     allow_nonfinite: bool = False,
     plugins: Collection[str] = (),
     align: float | None = None,
+    wrap: bool = False,
 ) -> tuple[Segmentor | OnnxNetwork, LabelSpace]:
     """The network and label space that a checkpoint or an ONNX file holds; published weights need `model_labels` named.
 
-    For `source` see `find_checkpoint`; `align` replaces the model's own setting, see `create_model`.
+    For `source` see `find_checkpoint`. `align` replaces the model's own setting, and `wrap` makes it circular, whatever
+    it was trained with; see `create_model`.
 
     Raises:
         WeightsError: the file is no checkpoint, is damaged, fits no model, or holds NaN or infinity.
-        ConfigError: it does not say what its classes are, and `model_labels` does not either; see `read_checkpoint`.
+        ConfigError: it does not say what its classes are, and `model_labels` does not either, or it cannot be circular;
+            see `read_checkpoint`.
     """
     path = find_model(source)
     held = OnnxNetwork(path) if path.suffix == ".onnx" else read_checkpoint(path, plugins)
@@ -235,15 +239,28 @@ def open_checkpoint(
     if isinstance(held, OnnxNetwork):
         if align is not None:
             raise ConfigError(f"align={align}: an ONNX file aligns as it was exported, from a model with that setting")
+        if wrap and not held.wrap:
+            raise ConfigError("wrap=true: an ONNX file is circular or not from its export on: export it with wrap=true")
         return held, held.labels
     if isinstance(held, Described):
-        return held.aligned(align).network(allow_nonfinite), held.labels
+        network, labels = held.aligned(align).network(allow_nonfinite), held.labels
+    else:
+        network, labels = published_network(held, named, align, allow_nonfinite)
+    if wrap:
+        join_sides(network)
+    return network, labels
+
+
+def published_network(
+    held: Weights, named: LabelSpace | None, align: float | None, allow_nonfinite: bool
+) -> tuple[Segmentor, LabelSpace]:
+    """The network that published weights belong to, and its label space, which they do not say."""
     variant = identify(held.state)
     if variant is None:
-        raise WeightsError(f"{path} holds no segmentation model: it may be an encoder alone")
+        raise WeightsError(f"{held.path} holds no segmentation model: it may be an encoder alone")
     if named is None:
         raise ConfigError(
-            f"{path} holds {variant.name} with {variant.num_classes} classes and does not say which they are: add "
+            f"{held.path} holds {variant.name} with {variant.num_classes} classes and does not say which they are: add "
             "labels@model_labels=<label space>, in Python labels=, e.g. cityscapes19 or outdoor13"
         )
     network = create_model(variant.name, named.num_classes, align=align or 0.0, **variant.options())

@@ -2,15 +2,14 @@
 
 import copy
 import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from os import PathLike
 from typing import Any, TypeVar
 
 from torch import nn
 
 from trans4pass.errors import ConfigError
-from trans4pass.settings import Positive, checked, converted, nearest
+from trans4pass.settings import OTHERS, Positive, checked, converted, look_up, nearest, parameters
 
 from . import tuning
 from .alignment import Alignment
@@ -27,7 +26,7 @@ from .heads.linear import LinearHead
 from .heads.segformer import SegFormerHead
 from .heads.upernet import UPerNetHead
 from .segmentor import Segmentor
-from .weights import FAMILIES, load_weights, pretrained_weights
+from .weights import FAMILIES, RESNETS, load_weights, pretrained_weights
 
 T = TypeVar("T")
 
@@ -36,10 +35,7 @@ T = TypeVar("T")
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     **{size: functools.partial(MixTransformer, size) for size in MIX_SIZES},
     # DANet's: dilated, with torchvision's stem, so that its weights and timm's fit as they are; no multi-grid.
-    **{
-        name: functools.partial(TimmEncoder, name, output_stride=8, drop_path=None)
-        for name in ("resnet50", "resnet101", "resnet152")
-    },
+    **{name: functools.partial(TimmEncoder, name, output_stride=8, drop_path=None) for name in RESNETS.values()},
     "timm": TimmEncoder,
 }
 HEADS: dict[str, Callable[..., nn.Module]] = {
@@ -57,7 +53,7 @@ STARTS = ("weights", "pretrained", "allow_nonfinite")
 # name -> encoder and head
 MODELS: dict[str, tuple[str, str]] = {
     **{f"{family}_{size}": (size, head) for head, family in FAMILIES.items() for size in MIX_SIZES},
-    **{f"danet_{size}": (size, "danet") for size in ("micro", "resnet50", "resnet101", "resnet152")},
+    **{f"danet_{size}": (size, "danet") for size in ("micro", *RESNETS.values())},
 }
 
 
@@ -115,9 +111,11 @@ def create_model(
     if chosen["name"] is None:
         raise ConfigError(f"{name} is an encoder: add head=..., one of {', '.join(HEADS)}")
     make_head = look_up(chosen.pop("name"), HEADS, "head")
-    makers = (*ENCODERS.values(), *HEADS.values())
-    known = {key for make in makers for key in inspect.signature(make).parameters} - {"channels", "num_classes"}
-    for setting in settings.keys() - known:
+    of_encoders = {key for make in ENCODERS.values() for key in parameters(make)}
+    of_heads = {key for make in HEADS.values() for key in parameters(make)}
+    known = (of_encoders | of_heads) - {"channels", "num_classes", OTHERS}
+    open_ended = any(OTHERS in parameters(make) for make in (make_encoder, make_head))
+    for setting in () if open_ended else settings.keys() - known:
         raise ConfigError(f"model.{setting} has no effect: no encoder and no head takes it.{nearest(setting, known)}")
     if wrap and settings.get("deform_backend") == "mmcv":
         raise ConfigError("wrap=true needs another deform_backend than mmcv, which cannot wrap around: auto")
@@ -129,11 +127,12 @@ def create_model(
             "keeps in its checkpoints: start from one of those, or give statistics={mean: [r, g, b], std: [r, g, b]}"
         )
     alignment = Alignment(align, **statistics) if align and statistics else None
-    encoder: Any = assemble(make_encoder, "model", accepted(make_encoder, settings))
+    encoder: Any = assemble(make_encoder, "model", accepted(make_encoder, settings, of_heads - of_encoders))
     context = None if ecrm is False else assemble(ECRM, "model.ecrm", ecrm, encoder.channels, num_classes)
     edge_head = None if edges is False else assemble(ReverseEdgeHead, "model.edges", edges, encoder.channels)
     channels = encoder.channels if context is None else context.channels
-    decoder = assemble(make_head, "model.head", {**accepted(make_head, settings), **chosen}, channels, num_classes)
+    of_head = {**accepted(make_head, settings, of_encoders - of_heads), **chosen}
+    decoder = assemble(make_head, "model.head", of_head, channels, num_classes)
     model = Segmentor(encoder, decoder, context, edge_head, alignment)
     if freeze and lora is not False:
         raise ConfigError("model.lora freezes the encoder by itself: leave model.freeze empty, or lora=false")
@@ -175,24 +174,19 @@ def circular_twin(model: Segmentor) -> Segmentor:
     return twin.to("meta")
 
 
-def accepted(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that `make` takes, and that it has not been given yet."""
+def accepted(make: Callable[..., Any], settings: Mapping[str, Any], foreign: Set[str]) -> dict[str, Any]:
+    """Those of the settings that `make` takes, and that it has not been given yet.
+
+    One that takes any, as a function of `**settings` does, gets all but the `foreign` ones.
+    """
     preset = make.keywords if isinstance(make, functools.partial) else {}
-    takes = inspect.signature(make).parameters
-    return {key: value for key, value in settings.items() if key in takes and key not in preset}
+    takes = parameters(make)
+    more = settings.keys() - foreign if OTHERS in takes else set()
+    wanted = (takes.keys() | more) - preset.keys()
+    return {key: value for key, value in settings.items() if key in wanted}
 
 
 def assemble(make: Callable[..., T], where: str, settings: bool | Mapping[str, Any], *positional: Any) -> T:
     """`make(*positional, **settings)`, the settings checked; True stands for none."""
-    settings = {} if settings is True else settings
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"{where} is true, false or a mapping of settings, not {settings!r}")
-    return make(*positional, **checked(make, settings, where, positional=len(positional)))
-
-
-def look_up(name: str, table: Mapping[str, T], kind: str, known: Mapping[str, Any] | None = None) -> T:
-    """The entry of that name; ConfigError with the nearest of the `known` names where there is none."""
-    if name not in table:
-        known = table if known is None else known
-        raise ConfigError(f"{kind} {name!r} is not known.{nearest(name, known)} There are {', '.join(known)}")
-    return table[name]
+    values = converted(Mapping[str, Any], {} if settings is True else settings, where)
+    return make(*positional, **checked(make, values, where, positional=len(positional)))

@@ -181,7 +181,7 @@ def identify(state: Mapping[str, Tensor]) -> Variant | None:
         return None
     is_default = head == "danet" if resnet else head in FAMILIES
     return Variant(
-        name=resnet or f"{FAMILIES.get(head, 'trans4pass')}_{size}",
+        name=f"danet_{resnet}" if resnet else f"{FAMILIES.get(head, 'trans4pass')}_{size}",
         num_classes=pred.shape[0],
         embed_dim=pred.shape[1] if head in (*FAMILIES, "segformer") else None,
         deform=None if resnet else tuple(f"encoder.patch_embed{stage}.offset_conv.weight" in state for stage in STAGES),
@@ -207,7 +207,7 @@ HEADS = {  # a tensor that only this head has
     "upernet": "head.bottleneck.0.weight",
 }
 FAMILIES = {"dmlp": "trans4pass", "dmlp_v2": "trans4pass_plus"}  # heads that give a model its name
-RESNETS = {6: "danet_resnet50", 23: "danet_resnet101", 36: "danet_resnet152"}  # by the blocks of the third stage
+RESNETS = {6: "resnet50", 23: "resnet101", 36: "resnet152"}  # by the blocks of the third stage
 PREFIXES = {"dede_head": "head", "backbone": "encoder", "decode_head": "head"}  # official -> here
 ENCODERS = {  # trained on ImageNet: a tensor by which they are known, the classifier to be dropped, their place here
     "SegFormer": ("patch_embed1.proj.weight", "head.", "encoder."),

@@ -18,7 +18,7 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.settings import Natural, parse
+from trans4pass.settings import Names, Natural, parse
 
 TOTAL = "total"  # the key of `published` that holds the sum over all splits
 BAR_HEIGHT, BAR_WIDTH, NAME_WIDTH, NUMBER_WIDTH, MARGIN = 18, 480, 130, 80, 8  # pixels
@@ -30,7 +30,7 @@ class CheckDataSettings:
 
     data: Mapping[str, Any] | None = None
     labels: Mapping[str, Any] | None = None
-    splits: str | tuple[str, ...] | None = None
+    splits: Names | None = None
     limit: Natural = 20
     plot: str | None = None
     num_workers: Natural = 0
@@ -50,7 +50,6 @@ def check_data(config: Mapping[str, Any], device: torch.device, interrupts: Inte
     labels = LabelSpace.from_dict(named)
     published = data.get("published") or {}
     splits = settings.splits or [split for split in published if split != TOTAL] or ["train", "val"]
-    splits = [splits] if isinstance(splits, str) else splits
     summaries = {split: check_split(data["dataset"], split, labels, settings.num_workers) for split in splits}
     console.print(counts_table(summaries, published))
     if any(summary.counts.any() for summary in summaries.values()):

@@ -14,7 +14,7 @@ from trans4pass.build import build
 from trans4pass.data import EvalTransform, SegmentationDataset
 from trans4pass.errors import ConfigError
 from trans4pass.inference import build_network
-from trans4pass.inference.evaluation import point_out_scaling
+from trans4pass.inference.evaluation import warn_of_scaling
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
 from trans4pass.methods import Method
@@ -101,7 +101,7 @@ class RunContext:
         for side, split in self.sides.items():
             transform = EvalTransform(self.settings.data[side].get("eval_size"))
             sets[side] = self.dataset(side, split, "evaluate", labelled=True, transform=transform)
-            point_out_scaling(sets[side], transform.size, f"data.{side}.eval_size=[{{0}},{{1}}]")
+            warn_of_scaling(sets[side], transform.size, f"data.{side}.eval_size=[{{0}},{{1}}]")
             at = "their own size" if transform.size is None else f"{transform.size[0]}x{transform.size[1]}"
             log.info("%s: models are scored on %d images of the split %s at %s", side, len(sets[side]), split, at)
         return sets

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from PIL import Image
 from trans4pass import dist
 from trans4pass.console import track
 from trans4pass.data import EvalTransform, SegmentationDataset
-from trans4pass.data.files import files_below
+from trans4pass.data.files import files_below, is_image
 from trans4pass.errors import DataError, WeightsError
 from trans4pass.inference import Confusion, Described, Predictor, read_checkpoint, write_label, write_picture
 from trans4pass.inference.metrics import null_if_nan
@@ -31,7 +31,6 @@ from trans4pass.storage import recall_json, write_json
 from .context import RunContext
 from .evaluator import SCORES
 from .launch import config_dir_option
-from .own_data import is_image
 from .stage import Stage
 
 log = logging.getLogger(__name__)
@@ -180,8 +179,11 @@ def note(maps: Sequence[Map], rank: str, num_classes: int) -> str:
     return ", ".join(filter(None, (rank, f"mIoU {', '.join(scores)}" if scores else "")))
 
 
-def write_evidence(run: RunContext, final: Stage, seen: Sequence[Seen]) -> None:
-    """Leave `report/report.json` and its pictures, at most as wide as the report shows them."""
+def write_evidence(run: RunContext, seen: Sequence[Seen], method: Mapping[str, Any]) -> None:
+    """Leave `report/report.json` and its pictures, at most as wide as the report shows them.
+
+    `method` is the state of the final stage's.
+    """
     folder = run.folder / FOLDER
     entries = []
     for number, one in enumerate(seen):
@@ -197,7 +199,7 @@ def write_evidence(run: RunContext, final: Stage, seen: Sequence[Seen]) -> None:
     path = folder / "report.json"
     before = recall_json(path, ("command",), "it is written anew") or {"command": None}
     command = command_line() or before["command"]
-    write_json(path, {"command": command, "panoramas": entries, "prototypes": similarity(final)})
+    write_json(path, {"command": command, "panoramas": entries, "prototypes": similarity(method)})
 
 
 def command_line() -> str | None:
@@ -211,11 +213,9 @@ def command_line() -> str | None:
     return f"{start} tools/train.py {shlex.join([*folder, *typed])}"
 
 
-def similarity(final: Stage) -> list[list[float | None]] | None:
-    """Cosines between the final stage's prototypes (K,K); None where it has no bank of them."""
-    described = read_checkpoint(final.last_path, final.run.settings.plugins)
-    tensors = described.method if isinstance(described, Described) else {}
-    bank = next((x for name, x in tensors.items() if name.endswith(".bank.prototypes")), None)
+def similarity(method: Mapping[str, Any]) -> list[list[float | None]] | None:
+    """Cosines between the prototypes (K,K) in a method's state; None where it has no bank of them."""
+    bank = next((x for name, x in method.items() if name.endswith(".bank.prototypes")), None)
     if bank is None:
         return None
     unit = F.normalize(bank.double(), dim=1)

@@ -25,7 +25,7 @@ from trans4pass.console import Loudness, setup_logging
 from trans4pass.errors import ConfigError, UserError
 from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.models import MODELS
-from trans4pass.settings import closest, converted, nested
+from trans4pass.settings import converted, nearest, nested
 
 from .environment import choose_workers, processes
 from .help import choices, comment, config_roots, settings
@@ -154,7 +154,7 @@ def explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = [known for known in error.options if not known.startswith("_")]
-        return f"there is no {group}={option}{suggestion(option, options)} There are {', '.join(options)}"
+        return f"there is no {group}={option}.{nearest(option, options)} There are {', '.join(options)}"
     unknown = re.match(r"Could not (?:override|delete)[^']*'(.+?)'", text)
     if unknown:
         others = [override for override in overrides if unknown[1] not in override]
@@ -222,13 +222,7 @@ def known_settings(name: str, overrides: Sequence[str]) -> set[str]:
 
 
 def no_setting(key: str, known: Collection[str]) -> str:
-    return f"there is no setting {key}{suggestion(key, known)} With --cfg job all are shown"
-
-
-def suggestion(word: str, known: Collection[str]) -> str:
-    """The nearest of the known words as a question."""
-    near = closest(word, known)
-    return f"; did you mean {near}?" if near else "."
+    return f"there is no setting {key}.{nearest(key, known)} With --cfg job all are shown"
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

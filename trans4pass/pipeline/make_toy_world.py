@@ -7,24 +7,20 @@ from typing import Any
 import torch
 from PIL import Image
 
-from trans4pass.console import console, progress_bar
+from trans4pass.console import console, progress_callback
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
+from trans4pass.settings import Positive, checked, converted
 from trans4pass.toy_world import MARKER, TREES, ensure, preview
 
 
 def make_toy_world(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Render what configs/make_toy_world.yaml describes."""
-    root = Path(config["world"]["root"])
-    with progress_bar() as bar:
-        task = bar.add_task("images", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            interrupts.check_locally()
-
-        world = ensure(progress=progress, **config["world"])
-    write_picture(root / "preview.png", Image.fromarray(preview(world, config["preview_rows"])))
+    settings, root = checked(ensure, config["world"], "world"), Path(config["world"]["root"])
+    rows = converted(Positive, config["preview_rows"], "preview_rows")
+    with progress_callback("images", interrupts.check_locally) as progress:
+        world = ensure(progress=progress, **settings)
+    write_picture(root / "preview.png", Image.fromarray(preview(world, rows)))
     for path in filter(Path.exists, (root / name for name in (*TREES, MARKER))):
         console.print(path)
     console.print(f"a look at it: {root / 'preview.png'}", soft_wrap=True)

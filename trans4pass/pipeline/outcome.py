@@ -34,11 +34,12 @@ def show_outcome(
     trained: Mapping[str, Stage],
     final: str,
     model: Mapping[str, Any],
+    method: Mapping[str, Any],
     results: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Print the table, write summary.json, the picture and the report, and say where they are.
 
-    `model` describes the final stage's network.
+    `model` describes the final stage's network, and `method` is its state.
     """
     dataset = run.validation.get(goal(list(run.validation)) or next(iter(run.validation), ""))
     network = build_network(model, run.labels)
@@ -48,23 +49,23 @@ def show_outcome(
     found = look(run, trained, final)
     summary = summarise(run.settings.name, run.settings.seed, results, final, measured, found.unlabelled)
     write_json(run.folder / "summary.json", summary)
-    tell(table(summary))
+    print_and_log(table(summary))
     written = [run.folder / "summary.json", run.folder / "run.log"]
     if found.seen:
         roles = {} if next(iter(trained)) == final else {next(iter(trained)): "before", final: "after"}
         write_picture(run.folder / "panoramas.png", comparison(found.seen, run.labels, roles))
         written.insert(0, run.folder / "panoramas.png")
-    write_evidence(run, trained[final], found.seen)
+    write_evidence(run, found.seen, method)
     for path in written:
-        tell(f"wrote {path}")
-    tell(f"report: open {write_report([run.folder], run.folder / 'report.html')} in a browser")
+        print_and_log(f"wrote {path}")
+    print_and_log(f"report: open {write_report([run.folder], run.folder / 'report.html')} in a browser")
     if found.places:
-        tell(f"next: {next_command(run, found.places[0], found.size)}")
+        print_and_log(f"next: {next_command(run, found.places[0], found.size)}")
         if others := found.places[1:]:
-            tell(f"and so for {len(others)} more, which lie beside what is no panorama: input={others[0]}, ...")
+            print_and_log(f"and so for {len(others)} more, which lie beside other images: input={others[0]}, ...")
 
 
-def tell(shown: Table | str) -> None:
+def print_and_log(shown: Table | str) -> None:
     """Print what a run ends with, a quiet one too, and write it to run.log."""
     console.print(shown, width=min(console.width, WIDEST), highlight=False, soft_wrap=isinstance(shown, str))
     text = shown

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trans4pass.build import CONFIGS, build
 from trans4pass.data import SegmentationDataset, Size
-from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, read_image, read_label
+from trans4pass.data.files import IMAGE_SUFFIXES, files_below, image_size, is_image, read_image, read_label
 from trans4pass.data.folder import WIDE
 from trans4pass.errors import ConfigError, DataError
 from trans4pass.labels import LabelSpace
@@ -232,10 +232,6 @@ def subfolder(root: Path, names: Sequence[str], split: str) -> str | None:
     return f"{name}/{{split}}" if name and (root / name / split).is_dir() else name
 
 
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
 # ---- what they are ----
 
 
@@ -284,7 +280,7 @@ def shared_labels(config: DictConfig, first: Choice, spaces: Sequence[LabelSpace
 
 def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
     """Sizes to train and to predict at, from the images' own and from those that are typed."""
-    labels = LabelSpace.from_dict(plain(config.labels))
+    labels = LabelSpace.from_dict(to_container(config.labels))
     source, target = (opened(config, name, "train", labels) for name in ("source", "target"))
     skip = config.on_bad_sample == "skip"
     if config.evaluate.source is not None and not has_split(config, "source", config.evaluate.source, labels):
@@ -301,7 +297,7 @@ def sizes(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
     (width, height), note = commonest(target, skip)
     size = fitted(width, height)
     if "panorama_size" in typed:
-        size = [*converted(Size, plain(config.panorama_size), "panorama_size")]
+        size = [*converted(Size, to_container(config.panorama_size), "panorama_size")]
     stretched = ", and all are brought to this" if note else ""
     yield Choice("panorama_size", size, f"panoramas are {width}x{height}{note}{stretched}")
     yield Choice("data.target.eval_size", size, "")
@@ -333,14 +329,14 @@ def closed(config: DictConfig, typed: Collection[str], target: SegmentationDatas
     return borders(target, shape, config.on_bad_sample == "skip")
 
 
-def plain(config: Any) -> Any:
+def to_container(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
 def opened(
     config: DictConfig, side: str, split: str, labels: LabelSpace, labelled: bool = False
 ) -> SegmentationDataset:
-    dataset = {**plain(config.data[side].dataset), "cache": None}
+    dataset = {**to_container(config.data[side].dataset), "cache": None}
     return build(dataset, f"data.{side}.dataset", split=split, labels=labels, labelled=labelled)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 
 from trans4pass import dist
 from trans4pass.build import build, find_target
-from trans4pass.console import progress_bar, setup_logging
+from trans4pass.console import progress_callback, setup_logging
 from trans4pass.errors import ConfigError
 from trans4pass.hub import hub_name
 from trans4pass.interrupts import Interrupted, Interrupts
@@ -80,9 +81,9 @@ def run_stages(run: RunContext) -> None:
         results[stage.name] = stage.run_or_skip()
     trained = {stage.name: stage for stage in stages if stage.trains}
     final = run.settings.final_stage or list(trained)[-1]
-    model = trained[final].last_content()["model"]  # what the run is for is whole
+    model, method = itemgetter("model", "method")(trained[final].last_content())  # what the run is for is whole
     if dist.is_main():
-        show_outcome(run, trained, final, model, results)
+        show_outcome(run, trained, final, model, method, results)
         for stage in stages:  # only now: a later stage starts from an earlier one's last.pt
             checkpoint.drop_previous(stage.folder)
 
@@ -92,15 +93,8 @@ def prepare_data(run: RunContext, config: Mapping[str, Any]) -> None:
 
     Ranks do not work in step here: one that is interrupted waits for the others where all `check`.
     """
-    with progress_bar() as bar:
-        task = bar.add_task("prepare data", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            run.interrupts.check_locally()
-
-        with contextlib.suppress(Interrupted):
-            build(config, "prepare_data", progress=progress)
+    with contextlib.suppress(Interrupted), progress_callback("prepare data", run.interrupts.check_locally) as progress:
+        build(config, "prepare_data", progress=progress)
 
 
 def make_stages(run: RunContext) -> list[Stage]:
@@ -137,6 +131,7 @@ def refuse_unread_target_labels(config: Mapping[str, Any]) -> None:
 def find_init(name: str, init: Any, stages: Mapping[str, Stage]) -> Stage | str | None:
     """What `init` means: `previous` (training stage), `stages.<name>`, a path or hub name, null: a fresh network."""
     trained = {key: stage for key, stage in stages.items() if stage.trains}
+    init = converted(str | None, init, f"stages.{name}.init")
     if init is None:
         return None
     if init == "previous":
@@ -146,8 +141,6 @@ def find_init(name: str, init: Any, stages: Mapping[str, Stage]) -> Stage | str 
                 f"stages.{name}.init=<path of a checkpoint>, or null to start from a fresh network"
             )
         return list(trained.values())[-1]
-    if not isinstance(init, str):
-        raise ConfigError(f"stages.{name}.init is {init}; it must be previous, stages.<name>, null or one file's path")
     if init.startswith("stages."):
         if init.removeprefix("stages.") not in trained:
             raise ConfigError(

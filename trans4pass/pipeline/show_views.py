@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from trans4pass.errors import first_line
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import IGNORE, LabelSpace
@@ -35,8 +36,8 @@ INK, PAPER, IGNORED = "#222222", "white", (255, 255, 255)
 def show_views(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Draw <run_dir>_views.png from the settings of a training run (configs/train.yaml); nothing is trained.
 
-    A domain that learns pseudo-labels has them where the run has written them. A teacher's labels, which follow from
-    its weights, are not shown.
+    A domain that learns pseudo-labels has them where the run has written them. What a method predicts in `label` or
+    `targets`, which follows from its weights, is not shown.
     """
     settings = run_settings({**config, "num_workers": 0})
     path = Path(f"{settings.run_dir}_views.png")
@@ -71,7 +72,17 @@ def rows(stage: TrainStage, interrupts: Interrupts) -> Iterator[tuple[str, list[
     while any(len(pictures) < IMAGES for pictures in found.values()):
         interrupts.check()
         batch = {name: next(loader) for name, loader in loaders.items()}
-        seen = method.targets(method.phases[0], to_device(batch, torch.device("cpu")))
+        seen = batch = to_device(batch, torch.device("cpu"))
+        try:
+            seen = method.targets(method.phases[0], batch)
+        except RuntimeError as error:
+            if "meta" not in str(error) or not found.keys() <= batch.keys():
+                raise
+            log.warning(
+                "%s.method.targets needs weights to predict with, which are not loaded; shown is what it reads (%s)",
+                stage.where, first_line(error),
+            )  # fmt: skip
+            setattr(method, "targets", lambda phase, batch: batch)  # noqa: B010 - as above
         for name, pictures in found.items():
             pictures += pairs(seen[name], stage.run.labels)
     for name, title in titles.items():

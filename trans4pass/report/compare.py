@@ -5,6 +5,7 @@ import io
 import itertools
 import os.path
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from trans4pass.console import console
 from trans4pass.errors import ConfigError
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
-from trans4pass.settings import flatten
+from trans4pass.settings import Names, flatten, parse
 from trans4pass.storage import write_text
 
 from .run_folder import read_figures
@@ -32,6 +33,14 @@ UNLABELLED = {CHANGED: "changed, %", CONFIDENCE: "confidence, %"}
 UNLABELLED_CAPTION = "on images without labels: pixels changed since the stage before, mean confidence"
 BAR, BARS = 18, 520  # pixels: a bar's height, and 100 %
 COLOURS = ("#3b6fb6", "#d8843a", "#4c9a5f", "#9a5fa8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """See configs/compare.yaml."""
+
+    runs: Names
+    output: str | None = None
 
 
 class Grid(NamedTuple):
@@ -52,34 +61,27 @@ def compare_runs(config: Mapping[str, Any], device: torch.device, interrupts: In
 
     The table is printed, and written as Markdown, CSV and a plot.
     """
-    # Path.glob takes no absolute patterns.
-    patterns = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
-    if not isinstance(patterns, list) or not patterns:
-        raise ConfigError(f"runs must name a folder or more, e.g. runs=[runs/a,runs/b] or 'runs/a_*', got {patterns}")
-    found = [Path(path) for run in patterns for path in matching(str(run))]
-    runs = list(dict.fromkeys(path.resolve() for path in found))  # a pattern and a name may mean one run
+    settings = parse(CompareSettings, config, "")
+    # What matches nothing stays as it is, for a message about it. Path.glob takes no absolute patterns.
+    found = [path for run in settings.runs for path in sorted(filter(os.path.isdir, glob(run))) or [run]]  # noqa: PTH207
+    runs = list(dict.fromkeys(Path(path).resolve() for path in found))  # a pattern and a name may mean one run
     summaries, configs = zip(*(read_figures(run) for run in runs))
     every = list(dict.fromkeys(stage for summary in summaries for stage in summary["stages"]))
     if some := [stage for stage in every if any(stage not in summary["stages"] for summary in summaries)]:
         raise ConfigError(
             f"the runs have different stages, not all have {', '.join(some)}: compare runs of one experiment, or see "
-            f"these side by side with tools/report.py runs=[{','.join(dict.fromkeys(map(str, found)))}]"
+            f"these side by side with tools/report.py runs=[{','.join(dict.fromkeys(found))}]"
         )
     groups: dict[str, list[Summary]] = {}
     for words, summary in zip(distinguish(configs), summaries, strict=True):
         groups.setdefault(words, []).append(summary)
     grid = compare_seeds(summaries) if len(groups) == 1 else compare_settings(groups)
     console.print(table(grid))
-    base = Path(config["output"] or Path(os.path.commonpath([run.parent for run in runs])) / "comparison")
+    base = Path(settings.output or Path(os.path.commonpath([run.parent for run in runs])) / "comparison")
     write_text(base.with_name(f"{base.name}.md"), markdown(grid))
     write_text(base.with_name(f"{base.name}.csv"), comma_separated(grid))
     write_picture(base.with_name(f"{base.name}.png"), plot(grid))
     console.print(f"wrote {base}.md, {base.name}.csv, {base.name}.png", soft_wrap=True, highlight=False)
-
-
-def matching(pattern: str) -> list[str]:
-    """The folders that a pattern means, sorted; the pattern itself where there are none, for a message about it."""
-    return sorted(path for path in glob(pattern) if Path(path).is_dir()) or [pattern]  # noqa: PTH207
 
 
 def distinguish(configs: Sequence[Mapping[str, Any]]) -> list[str]:

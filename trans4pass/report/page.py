@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trans4pass.errors import ConfigError
 from trans4pass.inference import Confusion
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
+from trans4pass.settings import Names, parse
 from trans4pass.storage import write_text
 
 from .charts import Points, bars, lines, matrix
@@ -30,13 +32,23 @@ MOST_SHOWN = 40  # settings that differ between runs
 Runs = Mapping[str, RunFolder]  # by what stands in front of their curves' and bars' names; nothing for a single run
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """See configs/report.yaml."""
+
+    run: str | None = None
+    runs: Names | None = None
+    output: str | None = None
+
+
 def report_runs(config: Mapping[str, Any], device: torch.device, interrupts: Interrupts) -> None:
     """Write the report of one run, or of several side by side, as configs/report.yaml describes."""
-    folders = config["runs"] if config["runs"] is not None else [config["run"]]
-    if not isinstance(folders, list) or None in folders or not folders:
+    settings = parse(ReportSettings, config, "")
+    folders = [Path(folder) for folder in settings.runs or (settings.run,) if folder is not None]
+    if not folders:
         raise ConfigError("name a finished run's folder, run=runs/a, or several, runs=[runs/a,runs/b]")
-    output = config["output"] or (Path(folders[0]) / "report.html" if len(folders) == 1 else "report.html")
-    console.print(f"wrote {write_report([Path(folder) for folder in folders], Path(output))}", soft_wrap=True)
+    output = settings.output or (folders[0] / "report.html" if len(folders) == 1 else "report.html")
+    console.print(f"wrote {write_report(folders, Path(output))}", soft_wrap=True)
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -47,7 +59,9 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
 
 def report_page(runs: Sequence[RunFolder]) -> str:
     """The page. What an older run did not leave is left out."""
-    names = distinct([str(run.summary.get("name") or run.folder.name) for run in runs])
+    names = [str(run.summary.get("name") or run.folder.name) for run in runs]
+    if len({*names}) < len(names):
+        names = [f"{name} ({place})" for place, name in enumerate(names, 1)]
     named = dict(zip(names, runs, strict=True))
     title, several = " and ".join(named), len(runs) > 1
     marked = {f"{name}: " if several else "": run for name, run in named.items()}
@@ -92,13 +106,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}"><tr>{cells}</tr>{body}</table></div>'
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names that distinguish the runs: numbered where two are the same."""
-    if len(set(names)) == len(names):
-        return list(names)
-    return [f"{name} ({place})" for place, name in enumerate(names, 1)]
 
 
 # ---- figures ----

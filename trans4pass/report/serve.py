@@ -12,7 +12,6 @@ from trans4pass import dist
 from trans4pass.console import console
 from trans4pass.errors import ConfigError
 from trans4pass.inference import LoadedModel
-from trans4pass.inference.api import wrap_around
 from trans4pass.interrupts import Interrupts
 from trans4pass.settings import parse
 
@@ -29,10 +28,7 @@ def serve(config: Mapping[str, Any], device: torch.device, interrupts: Interrupt
         raise ConfigError(f"serving needs {error.name}: pip install 'trans4pass[serve]'") from error
     settings = parse(ServeSettings, config, "")
     host, port = settings.host, settings.port
-    network, labels = settings.open()
-    if settings.wrap:
-        wrap_around(network)
-    model = LoadedModel(network, labels, device, settings.precision)
+    model = LoadedModel(*settings.open(settings.wrap), device, settings.precision)
     at_once = settings.at_once or (dist.cores() if device.type == "cpu" else 1)
     torch.set_num_threads(max(1, dist.cores() // at_once))
     try:

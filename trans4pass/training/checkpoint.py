@@ -23,7 +23,7 @@ def save(state: dict[str, Any], path: Path) -> None:
         StorageError: the file could not be written.
     """
     try:
-        with replacing(path, kept=previous(path)) as file:
+        with replacing(path, backup=previous(path)) as file:
             torch.save(state, file)
     except StorageError as error:
         intact = path.exists() or previous(path).exists()

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import NonNegativeFloat
 
 from trans4pass.errors import ConfigError
-from trans4pass.settings import Natural, Positive, checked, nearest
+from trans4pass.settings import Natural, Positive, checked, converted, look_up
 
 Schedule = Callable[[int], float]  # step, from 0 -> factor on the learning rate
 
@@ -72,12 +72,12 @@ def make_schedule(settings: dict[str, Any], steps: int, where: str) -> Schedule:
             the policy's own.
         where: the settings' place, for error messages.
     """
-    policy, total, warmup = _outline(**checked(_outline, {k: v for k, v in settings.items() if k in OUTLINE}, where))
-    if policy not in POLICIES:
-        near = nearest(policy, POLICIES)
-        raise ConfigError(f"{where}.policy={policy} is not known.{near} There are {', '.join(sorted(POLICIES))}")
-    function, total = POLICIES[policy], total or steps
-    values = checked(function, {k: v for k, v in settings.items() if k not in OUTLINE}, where, positional=2)
+    values = dict(settings)
+    policy = converted(str, values.pop("policy", None), f"{where}.policy")
+    total = converted(Positive | None, values.pop("total_steps", None), f"{where}.total_steps") or steps
+    warmup = converted(Natural, values.pop("warmup_steps", 0), f"{where}.warmup_steps")
+    function = look_up(policy, POLICIES, f"{where}.policy")
+    values = checked(function, values, where, positional=2)
     try:
         factors = [float(function(step, total, **values)) for step in (0, 1, total)]
     except ArithmeticError as error:  # a division by 0, a power beyond all numbers
@@ -88,13 +88,3 @@ def make_schedule(settings: dict[str, Any], steps: int, where: str) -> Schedule:
             f"{where}: {policy} with {values} gives factors {numbers} at steps 0, 1, {total}; not numbers >= 0"
         )
     return lambda step: (min(1.0, (step + 1) / warmup) if warmup else 1.0) * function(step, total, **values)
-
-
-OUTLINE = ("policy", "total_steps", "warmup_steps")
-
-
-def _outline(
-    policy: str, total_steps: Positive | None = None, warmup_steps: Natural = 0
-) -> tuple[str, int | None, int]:
-    """What every schedule has."""
-    return policy, total_steps, warmup_steps
