@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pydoc
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,21 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
         if not target.__module__.startswith("torch.optim."):
             raise
         raise ConfigError(f"{where}: {error}") from error  # torch's optimisers say so of numbers that are out of range
+
+
+def check_settings(config: Mapping[str, Any], where: str, bound: Collection[str]) -> Any:
+    """The target; refuses what `build` would, without building. Parts that are built themselves are not looked at.
+
+    Args:
+        config, where: see `build`.
+        bound: names of the arguments that the code will give.
+    """
+    config = _flat(config)
+    target = find_target(config.get("_target_"), where)
+    parts = [key for key, value in config.items() if isinstance(value, Mapping)]
+    values = {key: value for key, value in config.items() if key not in ("_target_", *parts)}
+    checked(target, values, where, bound=(*bound, *parts))
+    return target
 
 
 def _flat(config: Mapping[str, Any]) -> Mapping[str, Any]:

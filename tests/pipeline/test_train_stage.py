@@ -418,6 +418,11 @@ def test_what_is_deployed_must_be_saved(stage: MakeStage, monkeypatch: pytest.Mo
         stage("source").check()
 
 
+def test_trackers_settings_are_checked_by_all_ranks(stage: MakeStage) -> None:
+    with pytest.raises(ConfigError, match=r"trackers\.tensorboard\.flush has no effect"):
+        stage("source", "+trackers.tensorboard.flush=1").check()
+
+
 # ---- panoramas that wrap ----
 
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from trans4pass import dist
-from trans4pass.build import build, find_target
+from trans4pass.build import build, check_settings
 from trans4pass.console import track
 from trans4pass.data import EvalTransform, Mixture, SegmentationDataset, TrainTransform, View, eval_loader, train_loader
 from trans4pass.errors import ConfigError
 from trans4pass.methods import DomainBatch, Images, Pass
 from trans4pass.models import MULTIPLE, as_float, channel_statistics
-from trans4pass.settings import Positive, checked, parse
+from trans4pass.settings import Positive, parse
 from trans4pass.training import checkpoint, to_device
 
 from .stage import Stage
@@ -151,10 +151,7 @@ class Domain:
 
     def check_sampler(self) -> None:
         """Refuse a sampler that the data set, or what is known of it, is not for."""
-        sampler = find_target(self.settings.sampler.get("_target_"), f"{self.where}.sampler")
-        parts = [key for key, value in self.settings.sampler.items() if isinstance(value, Mapping)]  # are built later
-        values = {key: value for key, value in self.settings.sampler.items() if key not in ("_target_", *parts)}
-        checked(sampler, values, f"{self.where}.sampler", bound=("dataset", "seed", *parts))
+        sampler = check_settings(self.settings.sampler, f"{self.where}.sampler", bound=("dataset", "seed"))
         several, chosen = self.settings.data, f"{self.where}.sampler={sampler.__name__}"
         if getattr(sampler, "needs_labels", False) and self.settings.labels == NO_LABELS:
             raise ConfigError(f"{chosen} reads labels, and labels is {NO_LABELS}")

@@ -13,7 +13,7 @@ from pydantic import PositiveFloat
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from trans4pass import dist
-from trans4pass.build import build
+from trans4pass.build import build, check_settings
 from trans4pass.errors import ConfigError
 from trans4pass.inference import submodule_state
 from trans4pass.methods import Batch, Method, Pass
@@ -30,6 +30,7 @@ from .start import point_out_random
 
 log = logging.getLogger(__name__)
 
+TRACKED = ("folder", "run", "stage")  # what each tracker is told
 UNKNOWN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # statistics for a check before they are counted
 
 
@@ -85,6 +86,8 @@ class TrainStage(Stage):
             raise ConfigError(f"{self.where}.method: {error}") from error
         self.build_optimizers(method)
         self.build_schedule()
+        for name, config in self.run.settings.trackers.items():
+            check_settings(config, f"trackers.{name}", bound=TRACKED)
         _ = self.judge
         if not isinstance(self.init, Stage) and self.needs_start and self.start is not None:
             self.start.check(method.network)
@@ -258,7 +261,7 @@ class TrainStage(Stage):
 
     def build_trackers(self) -> list[Tracker]:
         configs = self.run.settings.trackers.items() if dist.is_main() else ()
-        place = {"folder": self.folder, "run": self.run.settings.name, "stage": self.name}
+        place = dict(zip(TRACKED, (self.folder, self.run.settings.name, self.name), strict=True))
         return [build(config, f"trackers.{name}", **place) for name, config in configs]
 
     # ---- what it starts from, and its best step ----
