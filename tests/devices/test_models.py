@@ -55,8 +55,11 @@ def test_a_full_panorama_takes_at_most_twice_the_launches() -> None:
     assert launched() < launched(wrap=True) <= 2 * launched()
 
 
-@pytest.mark.usefixtures("deterministic")
-def test_a_deterministic_prediction_takes_no_more_launches() -> None:
-    fused = launched(deform_backend="torchvision")
-    assert launched() < 1.1 * fused
-    assert launched(wrap=True) <= 2 * fused
+@pytest.mark.parametrize(("wrap", "times"), [(False, 1.4), (True, 2)])
+def test_a_deterministic_panorama_takes_at_most_twice_the_launches(
+    wrap: bool, times: float, request: pytest.FixtureRequest
+) -> None:
+    """Of those that torchvision's path takes where nothing need be repeatable."""
+    plain = launched(deform_backend="torchvision")
+    request.getfixturevalue("deterministic")
+    assert launched(wrap=wrap) <= times * plain
