@@ -25,6 +25,7 @@ CASES |= {
     "plus, wrap": ("trans4pass_plus_micro", {"wrap": True}),
     "native": ("trans4pass_micro", {"deform_backend": "native"}),
     "native, wrap": ("trans4pass_micro", {"deform_backend": "native", "wrap": True}),
+    "triton": ("trans4pass_micro", {"deform_backend": "triton"}),
     "triton, wrap": ("trans4pass_plus_micro", {"deform_backend": "triton", "wrap": True}),
 }  # fmt: skip
 
