@@ -287,3 +287,15 @@ def test_what_is_missing_is_told(
     shown = " ".join(capsys.readouterr().out.split())
     for word in words:
         assert word in shown
+
+
+def test_what_there_was_no_time_to_measure_is_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Four methods in four precisions and compiled in one, two evaluations in four precisions, and the loader."""
+    monkeypatch.setattr(sys, "argv", ["benchmark_steps.py", "device=cpu", "threads=1", "minutes=0"])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
+    runpy.run_path(str(ROOT / "tools" / "benchmark_steps.py"), run_name="__main__")
+    _, _, head, _, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 4 * 4 + 2 * 4 + 1 + 4 and "| MPA | bf16 | yes | not measured: time is over | | |" in rows
+    assert {row.count("|") for row in rows} == {head.count("|")}

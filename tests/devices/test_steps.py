@@ -41,8 +41,9 @@ def stepped(method: Method, folder: Path, steps: int, launches: Launches) -> int
             parameter.grad = torch.empty_like(parameter)
 
     optimizer = partial(torch.optim.AdamW, lr=1e-3)
-    trainer = trainer_of(method, folder, precision="bf16", optimizer=optimizer, steps=steps, log_every=steps)
-    trainer.device = trainer.monitor.device = CUDA
+    trainer = trainer_of(
+        method, folder, precision="bf16", optimizer=optimizer, steps=steps, log_every=steps, device=CUDA
+    )
     image, label = torch.zeros(2, 3, 64, 128, dtype=torch.uint8), torch.zeros(2, 64, 128, dtype=torch.uint8)
     domain = {"image": image, "label": label, "name": ["a", "b"], "seed": torch.zeros(2, dtype=torch.long)}
     waits = 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trans4pass import create_model
 from trans4pass.errors import ConfigError
 from trans4pass.inference import TTA, Predictor
-from trans4pass.models import Segmentor, resize
+from trans4pass.models import Segmentor, circular, resize
 from trans4pass.models.circular import pad_circular
 
 MODELS = [
@@ -75,6 +75,24 @@ def test_resizing_goes_round(width: int, size: int) -> None:
     x = torch.randn(2, 3, 5, width, dtype=torch.float64)
     expected = F.interpolate(x.repeat(1, 1, 1, 3), (7, 3 * size), mode="bilinear", align_corners=False)
     assert torch.allclose(resize(x, (7, size), True, align_corners=False), expected[..., size : 2 * size], atol=1e-12)
+
+
+@pytest.mark.parametrize(("wrap", "align_corners"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("size", [(12, 24), (3, 4), (5, 6), (5, 24), (1, 1)])
+def test_resizing_for_deterministic_gpus_is_torchs(
+    size: tuple[int, int], wrap: bool, align_corners: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, of a map of 5 rows and 6 columns and of one pixel."""
+    kind, found = {"dtype": torch.float64}, []
+    grad = torch.randn(2, 3, *size, **kind)
+    for x in (torch.randn(2, 3, 5, 6, requires_grad=True, **kind), torch.randn(2, 3, 1, 1, requires_grad=True, **kind)):
+        for slow in (False, True):
+            monkeypatch.setattr(circular, "is_slow", lambda device, slow=slow: slow)
+            result = resize(x, size, wrap, align_corners)
+            found.append((result, *torch.autograd.grad(result, x, grad)))
+    for expected, actual in (found[:2], found[2:]):
+        for one, other in zip(expected, actual, strict=True):
+            assert torch.allclose(one, other, atol=1e-12)
 
 
 def test_other_widths_are_refused_by_the_model_and_rounded_by_the_predictor() -> None:

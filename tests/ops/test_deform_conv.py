@@ -40,10 +40,10 @@ class Case(NamedTuple):
         ]
         return [tensor.to(dtype) for tensor in tensors], torch.randn(self.batch, self.out, *size, dtype=dtype)
 
-    def run(self, tensors: list[Tensor | None], grad: Tensor, backend: str) -> list[Tensor]:
+    def run(self, tensors: list[Tensor | None], grad: Tensor, backend: str, wrap: bool = False) -> list[Tensor]:
         """The result, and the gradients of all tensors that are given."""
         leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
-        out = deform_conv2d(*leaves, self.stride, self.padding, backend)
+        out = deform_conv2d(*leaves, self.stride, self.padding, backend, wrap)
         out.backward(grad)
         return [out.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
 

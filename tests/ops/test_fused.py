@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 from tests.ops.test_deform_conv import Case, assert_close
 from trans4pass import create_model
@@ -20,6 +22,11 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from trans4pass.ops import fused  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"),
+    reason="Triton's interpreter fails beside numpy 2.4 until Triton 3.7 (triton-lang/triton, issue 9171)",
+)
 
 CASES = {
     "a group per channel": Case(2, 3, 4, 5, 7, 1, 1, 0, 3),
@@ -59,13 +66,7 @@ def test_round_the_map(case: str) -> None:
     """Offsets go round several times, and to the side exactly."""
     tensors, grad = CASES[case].tensors("far outside")
     tensors[1][:, 1::4] = tensors[1][:, 1::4].round()
-    results = []
-    for backend in ("triton", "native"):
-        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-        result = deform_conv2d(*leaves, CASES[case].stride, CASES[case].padding, backend, wrap=True)
-        result.backward(grad)
-        results.append([result.detach(), *(leaf.grad for leaf in leaves)])
-    assert_close(*results, 1e-5)
+    assert_close(*(CASES[case].run(tensors, grad, backend, wrap=True) for backend in ("triton", "native")), 1e-5)
 
 
 def test_double_precision_is_exact() -> None:

@@ -49,11 +49,12 @@ def trainer_of(
     schedule: Callable[[int], float] = lambda step: 1.0,
     judge: str | None = None,
     log_every: int = 1,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 it is no state
     **settings: Any,
 ) -> Trainer:
-    """A trainer of all that the method trains on the CPU; `batches` is needed to `fit` only."""
+    """A trainer of all that the method, which is on `device`, trains; `batches` is needed to `fit` only."""
     folder.mkdir(exist_ok=True)
-    device, settings = torch.device("cpu"), {"steps": 1, **settings}
+    settings = {"steps": 1, **settings}
     trackers = [TensorBoard(folder, "run", "source")] if dist.is_main() else []
     return Trainer(
         "source",

@@ -3,14 +3,15 @@
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from benchmarks.data import TWO, write_pictures
-from benchmarks.models import throughput
+from benchmarks.models import SCALES, throughput
 
 from trans4pass.data import Folder, Shuffle, TrainTransform, train_loader
 from trans4pass.inference import TTA, Predictor
@@ -58,6 +59,7 @@ def make_trainer(name: str, model: str, device: torch.device, precision: str, co
         if isinstance(module, PrototypeDistillation):
             module.bank.prototypes.normal_()
     if compiled:
+        torch.compiler.reset()  # it compiles a function eight times at most, counting the networks of other rows
         network.compile(dynamic=False)
     fused: dict[str, Any] = {"fused": True} if device.type == "cuda" else {}
     optimizers = {
@@ -141,3 +143,30 @@ def measure(trainer: Trainer, batch: Batch, repeats: int) -> Figures:
     images = sum(len(domain["image"]) for domain in batch.values())
     pace, memory = throughput(step, trainer.device, images, repeats)
     return Figures(pace, memory or 0.0, waits_of(step, trainer.device))
+
+
+def measurements(config: Mapping[str, Any], device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The first three cells of each row, and what measures the others; the slowest rows are the last."""
+
+    def step(method: str, precision: str, compiled: bool) -> str:
+        set_precision(precision)
+        trainer = make_trainer(method, config["network"], device, precision, compiled)
+        batch = make_batch(trainer.method.domains, config["batch"], config["scale"])
+        images, memory, waits = measure(trainer, batch, config["repeats"])
+        return f"{images:.1f} | {memory:.2f} | {waits}" if device.type == "cuda" else f"{images:.1f} | |"
+
+    def evaluation(precision: str, scales: tuple[float, ...]) -> str:
+        set_precision(precision)
+        dtype: Any = "fp32" if precision == "tf32" else precision
+        pace = evaluation_pace(config["network"], device, dtype, scales, config["scale"], config["repeats"])
+        return f"{pace:.1f} | |"
+
+    for method, precision in product(METHODS, config["precisions"]):
+        yield f"{method} | {precision} | no", partial(step, method, precision, False)
+    for name, scales in (("one scale", (1.0,)), ("six scales", SCALES)):
+        for precision in config["precisions"]:
+            yield f"evaluation, {name} | {precision} | no", partial(evaluation, precision, scales)
+    pace = partial(loader_pace, config["workers"], config["loaded"], config["scale"])
+    yield f"loader, {config['workers']} workers | |", lambda: f"{pace():.1f} | |"
+    for method, precision in product(METHODS, config["compiled"]):
+        yield f"{method} | {precision} | yes", partial(step, method, precision, True)

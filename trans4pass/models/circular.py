@@ -26,17 +26,38 @@ def pad_circular(x: Tensor, columns: int) -> Tensor:
 
 def resize(x: Tensor, size: Sequence[int], wrap: bool, align_corners: bool = True) -> Tensor:
     """Bilinear [B, C, h, w] -> `[B, C, *size]`; `wrap` makes columns circular, `align_corners` is for what is not."""
-    if not wrap:
+    slow = is_slow(x.device)
+    if not wrap and not slow:
         return F.interpolate(x, list(size), mode="bilinear", align_corners=align_corners)
-    width = x.shape[-1]
-    x = F.interpolate(x, (size[0], width), mode="bilinear", align_corners=align_corners)
-    if size[1] == width:
+    if slow:
+        x = resize_along(x, -2, size[0], False, align_corners)
+    else:
+        x = F.interpolate(x, (size[0], x.shape[-1]), mode="bilinear", align_corners=align_corners)
+    return resize_along(x, -1, size[1], wrap, align_corners)
+
+
+def is_slow(device: torch.device) -> bool:
+    """Whether torch's resizing is made of some thirty kernels: on a GPU in deterministic mode."""
+    return device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+
+
+def resize_along(x: Tensor, dim: int, size: int, wrap: bool, align_corners: bool) -> Tensor:
+    """`resize` of one dimension, which is counted from the last: -1 or -2."""
+    old = x.shape[dim]
+    if size == old:
         return x
-    # Pixel i's centre, (i + 1/2) * width / size - 1/2, in whole numbers of 1 / (2 * size): exact on any device.
-    unit, start = 2 * size[1], width - size[1]
-    centre = torch.arange(start, start + unit * width, 2 * width, device=x.device)
-    left, fraction = centre.div(unit, rounding_mode="floor"), centre.remainder(unit).to(x) / unit
-    return torch.lerp(x[..., left % width], x[..., (left + 1) % width], fraction)
+    # Where pixel i lies in the old map, in whole numbers of 1 / unit: exact on any device.
+    if align_corners and not wrap:  # i * (old - 1) / (size - 1)
+        unit, start, step = max(size - 1, 1), 0, max(old - 1, 1)
+    else:  # (i + 1/2) * old / size - 1/2
+        unit, start, step = 2 * size, old - size, 2 * old
+    place = torch.arange(start, start + step * size, step, device=x.device)
+    if not wrap:
+        place = place.clamp(0, unit * (old - 1))  # on the last pixel the next one, at the other side, weighs nothing
+    left, fraction = place.div(unit, rounding_mode="floor"), place.remainder(unit).to(x) / unit
+    inner = [slice(None)] * (-1 - dim)
+    fraction = fraction.view(-1, *[1] * len(inner))
+    return torch.lerp(x[(..., left % old, *inner)], x[(..., (left + 1) % old, *inner)], fraction)
 
 
 class CircularConv2d(nn.Conv2d):
