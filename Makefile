@@ -11,7 +11,8 @@ help:  ## list the targets
 # compat: beside a clone called trans4pass, Python would take its folder for the package.
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --config-settings editable_mode=compat --editable
 
-setup: $(VENV)/.ready  ## make the virtual environment and install the tested versions
+# With BIN=<folder of a python> an environment of one's own is used as it is.
+setup: $(if $(filter command,$(origin BIN)),,$(VENV)/.ready)  ## make the virtual environment and install the tested versions
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

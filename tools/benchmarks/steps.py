@@ -107,7 +107,8 @@ def loader_pace(workers: int, images: int, scale: float) -> float:
         write_pictures(Path(folder), 4, size)
         dataset = Folder(folder, "train", TWO, transform=transform)
         loader = train_loader(dataset, Shuffle(dataset, 0), 1, workers)
-        next(loader)  # the workers are there
+        for _ in range(1 + 2 * workers):  # the workers are there, and what they have read ahead is used up
+            next(loader)
         start = time.perf_counter()
         for _ in range(images):
             next(loader)
