@@ -28,7 +28,7 @@ from trans4pass.models.encoders.timm import TimmEncoder
 from trans4pass.pipeline import TrainStage
 from trans4pass.pipeline.domains import with_class_weights
 from trans4pass.pipeline.run import find_init
-from trans4pass.pipeline.start import point_out_random
+from trans4pass.pipeline.start import warn_of_random_start
 from trans4pass.training import Trainer, checkpoint
 
 from .conftest import stages_of
@@ -669,13 +669,13 @@ def test_an_encoder_that_starts_at_random_is_pointed_out(
     model: str, fix: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING"):
-        point_out_random(model)
+        warn_of_random_start(model)
     assert (fix in caplog.text) if fix else not caplog.records
 
 
 def test_only_a_stage_without_a_start_begins_at_random(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("trans4pass.pipeline.train_stage.point_out_random", said.append)
+    monkeypatch.setattr("trans4pass.pipeline.train_stage.warn_of_random_start", said.append)
     first = stage("source")
     first.build_trainer()
     assert said == ["trans4pass_micro"]

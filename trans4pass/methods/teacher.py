@@ -109,9 +109,9 @@ class MeanTeacher(SumOfTerms):
         self._sums.clear()
 
     def label(self, batch: Batch) -> Batch:
-        return {**batch, **{name: self._taught(batch[name]) for name in self.teaches if name in batch}}
+        return {**batch, **{name: self._labelled(batch[name]) for name in self.teaches if name in batch}}
 
-    def _taught(self, batch: DomainBatch) -> DomainBatch:
+    def _labelled(self, batch: DomainBatch) -> DomainBatch:
         confidence, label = self.probabilities(batch["image"]).max(1)
         seen = not_black(batch["image"])[:, 0]  # what is padded, or lies beyond a tilted panorama, is nothing
         if self.balanced:
@@ -161,7 +161,7 @@ class MeanTeacher(SumOfTerms):
         values = super().after_step(step)
         momentum = min(self.momentum, 1 - 1 / (step + 1)) if self.ramp else self.momentum
         averages, news = self.teacher.state_dict(), self.network.state_dict()
-        kept = memories(self.network)
+        kept = unaveraged_buffers(self.network)
         moved = [name for name in averages if name not in kept]
         get_ema_multi_avg_fn(momentum)([averages[name] for name in moved], [news[name] for name in moved], 0)
         for name in kept:
@@ -182,7 +182,7 @@ class MeanTeacher(SumOfTerms):
         return self.teacher
 
 
-def memories(network: nn.Module) -> set[str]:
+def unaveraged_buffers(network: nn.Module) -> set[str]:
     """The buffers of which an average means nothing, by name: all but BatchNorms' means and variances.
 
     ECRM's ring of past images is one, with its count: an average of what came one after the other is neither.

@@ -165,13 +165,13 @@ class Domain:
             )
 
     @property
-    def goes_round(self) -> bool:
+    def gives_panoramas(self) -> bool:
         """Whether its images are whole panoramas, or made of several pinhole images around one."""
         return (self.files.panorama or self.view.images > 1) and not getattr(self.view, "crops", False)
 
     @property
     def seen(self) -> Images:
-        return Images(self.batch_size, getattr(self.view, "size", None), self.goes_round)
+        return Images(self.batch_size, getattr(self.view, "size", None), self.gives_panoramas)
 
     def check_circular(self) -> None:
         """What a network for full panoramas is given: refuse widths that cannot be, point out what is no panorama."""
@@ -180,7 +180,7 @@ class Domain:
             raise ConfigError(
                 f"{self.where}.transform.size is {size[0]} wide; wrap=true needs a multiple of {MULTIPLE}"
             )
-        if not self.goes_round:
+        if not self.gives_panoramas:
             log.warning("%s gives images that are no full panoramas, and model.wrap=true joins their sides", self.where)
 
 

@@ -57,7 +57,7 @@ class Start(NamedTuple):
             log.info("%s is loaded from %s", name, self.weights.path)
 
 
-def point_out_random(model: str) -> None:
+def warn_of_random_start(model: str) -> None:
     """Warn of a network that begins at random although published figures of its size begin with weights."""
     if model.endswith("_micro"):  # meant for the toy world
         return

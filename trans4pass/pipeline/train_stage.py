@@ -26,7 +26,7 @@ from trans4pass.training.schedules import Schedule, make_schedule
 from .domains import FIRST_PASS, NO_LABELS, Domain, FirstPass, counted_channel_statistics, with_class_weights
 from .evaluator import ValidationSets
 from .stage import Stage
-from .start import point_out_random
+from .start import warn_of_random_start
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class TrainStage(Stage):
         if self.needs_start and self.start is not None:
             self.start.carry_over(method)
         elif self.needs_start:
-            point_out_random(str(self.model().get("name", "the network")))
+            warn_of_random_start(str(self.model().get("name", "the network")))
         self.forget_start()
         method.to(self.run.device)
         self.run.speed_up(method)

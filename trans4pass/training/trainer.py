@@ -122,7 +122,7 @@ class Trainer:
             Interrupted: a signal came; every finished step is saved.
             NonFinite: see `TrainerSettings.on_nonfinite`.
         """
-        with self.saying_what_is_kept():
+        with self.log_what_is_saved():
             if not self.resume():
                 with autocast(self.device, self.settings.precision), any_size():
                     self.method.prepare(self.passes)
@@ -339,7 +339,7 @@ class Trainer:
         self.saved = (self.step, self.evaluated)
 
     @contextmanager
-    def saying_what_is_kept(self) -> Iterator[None]:
+    def log_what_is_saved(self) -> Iterator[None]:
         """Around what may end the stage early; rank 0 knows."""
         try:
             yield
