@@ -1,4 +1,5 @@
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import ModuleType
 
@@ -93,3 +94,22 @@ def test_a_class_that_is_only_passed_on_is_refused_with_the_place_where_it_is(mo
     derived = type("Loss", (nn.L1Loss,), {"__module__": "mine"})
     monkeypatch.setattr(sys.modules["mine"], "Loss", derived)
     assert type(build({"_target_": "mine.Loss"}, "loss")) is derived
+
+
+class Abstract(ABC):
+    @abstractmethod
+    def index(self, position: int) -> int: ...
+
+
+def test_a_class_that_cannot_be_made_is_refused_with_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    Abstract.__module__ = Outer.__module__ = "mine"
+    monkeypatch.setitem(sys.modules, "mine", mine := ModuleType("mine"))
+    monkeypatch.setattr(mine, "Abstract", Abstract, raising=False)
+    monkeypatch.setattr(mine, "Outer", Outer, raising=False)
+    monkeypatch.setattr(trans4pass.build, "PREFIXES", ["mine."])
+    with pytest.raises(ConfigError, match="here: Abstract must define index"):
+        build({"_target_": "mine.Abstract"}, "here")
+    with pytest.raises(ConfigError, match="here: Abstract must take dataset, which the code gives it"):
+        build({"_target_": "mine.Abstract"}, "here", dataset=[])
+    with pytest.raises(ConfigError, match=r"mine\.Abstrakt, which does not exist\. Did you mean Abstract\?"):
+        build({"_target_": "mine.Abstrakt"}, "here")

@@ -84,7 +84,7 @@ def lines_of(page: str) -> Iterator[str]:
     text = page_text(page)
     if page == "Makefile":
         shown = subprocess.run(["make", "-n", *targets(text)], cwd=ROOT, capture_output=True, text=True, check=True)
-        yield from shown.stdout.splitlines()
+        yield from (line.partition(" || ")[0] for line in shown.stdout.splitlines())
         return
     text = re.sub(r"\\\n\s*", " ", text)
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
@@ -336,8 +336,8 @@ STAGES = ("source", "warmup", "pseudo_labels", "mpa")  # of pin2pan_toy
 
 def test_every_seam_has_a_recipe() -> None:
     assert list(RECIPES) == [
-        "Method", "Loss term", "Encoder", "Head", "Data set", "View", "Sampler", "Tracker", "Kind of stage",
-        "Learning-rate policy",
+        "Method", "Loss term", "Derivation", "Encoder", "Head", "Data set", "View", "Sampler", "Tracker",
+        "Kind of stage", "Learning-rate policy",
     ]  # fmt: skip
 
 
@@ -393,6 +393,7 @@ def assert_logged(run: Path, value: str) -> None:
 LEFT_BEHIND = {
     "Method": lambda run: assert_logged(run, "source/smoothed "),
     "Loss term": lambda run: assert_logged(run, "target/entropy "),
+    "Derivation": lambda run: assert_used(run, "my_derivation.Blended"),
     "Encoder": lambda run: assert_model(run, name="patches"),
     "Head": lambda run: assert_model(run, head={"name": "stack", "hidden": 32}),
     "Data set": lambda run: assert_used(run, "my_data.Streets"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trans4pass.errors import PLACE, ConfigError, DataError
-from trans4pass.settings import checked
+from trans4pass.settings import OTHERS, checked, nearest, parameters
 
 # In an installed package they lie inside it, in a checkout beside it.
 CONFIGS = next(path / "configs" for path in Path(__file__).parents[:2] if (path / "configs").is_dir())
@@ -60,6 +60,11 @@ def build(config: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) ->
     target = find_target(config.get("_target_"), where)
     values = {key: _built(value, f"{where}.{key}", extra) for key, value in config.items() if key != "_target_"}
     values = checked(target, values, where, bound=extra, positional=len(args))
+    takes = parameters(target)
+    if refused := [name for name in extra if name not in takes and OTHERS not in takes]:
+        raise ConfigError(f"{where}: {target.__name__} must take {', '.join(refused)}, which the code gives it")
+    if lacking := sorted(getattr(target, "__abstractmethods__", ())):
+        raise ConfigError(f"{where}: {target.__name__} must define {', '.join(lacking)}")
     try:
         return target(*args, **values, **extra)
     except DataError as error:
@@ -115,7 +120,9 @@ def find_target(name: Any, where: str) -> Any:
         )
     target = pydoc.locate(name)
     if target is None:
-        raise ConfigError(f"{where}._target_ is {name}, which does not exist")
+        module, _, last = name.rpartition(".")
+        others = vars(sys.modules[module]) if module in sys.modules else ()
+        raise ConfigError(f"{where}._target_ is {name}, which does not exist.{nearest(last, others)}")
     # A module's own imports can be reached through it (trans4pass.data.base.Path): where it is defined decides.
     home = getattr(target, "__module__", None) or ""
     allowed = inspect.isclass(target) or name in FUNCTIONS or not name.startswith(PACKAGE)

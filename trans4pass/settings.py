@@ -20,7 +20,8 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed), MinLen(1)]  # one, or a list
+Listed = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # a list, or one
+Names = Annotated[Listed, MinLen(1)]
 Positive = Annotated[int, Gt(0)]
 Natural = Annotated[int, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]

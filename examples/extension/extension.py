@@ -16,9 +16,9 @@ from torch import Generator, Tensor, nn
 from trans4pass.data import Common, Item, Sample, Sampler, SegmentationDataset, View
 from trans4pass.data.files import find_images
 from trans4pass.labels import LabelSpace
-from trans4pass.methods import Batch, ForwardPass, Losses, Pass, SumOfTerms, Term
+from trans4pass.methods import Batch, ForwardPass, Losses, Pass, SumOfTerms, Term, generators
 from trans4pass.models import ENCODERS, HEADS, HeadOutput, Segmentor
-from trans4pass.pipeline import Stage
+from trans4pass.pipeline import Stage, StageSettings
 from trans4pass.settings import Positive, Share
 from trans4pass.training import Tracker
 
@@ -141,11 +141,8 @@ class AveragedTeacher(SumOfTerms):
         images = batch["target"]["image"]
         confidence, labels = self.teacher(images).logits.softmax(1).max(1)
         weights = (confidence > self.threshold).to(confidence.dtype)
-        # torch's generator is seeded at every step, so that a resumed run draws the same.
-        seeds = torch.randint(2**31, (len(images),)).tolist()
-        view = self.strong(
-            {"image": images, "label": labels, "weight": weights}, [Generator().manual_seed(seed) for seed in seeds]
-        )
+        seen = {"image": images, "label": labels, "weight": weights}
+        view = self.strong(seen, generators(batch["target"]))
         return {**batch, "target": {**batch["target"], **view}}
 
     def after_step(self, step: int) -> dict[str, Tensor]:
@@ -165,12 +162,10 @@ class Lines(Tracker):
             file.writelines(f"{self.stage} {step} {name} {value}\n" for name, value in values.items())
 
 
-@dataclass(frozen=True)
-class CountSettings:
+@dataclass(frozen=True, kw_only=True)
+class CountSettings(StageSettings):
     data: str
     split: str
-    enabled: bool = True
-    init: str | None = None
 
 
 class CountStage(Stage):

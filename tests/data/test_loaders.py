@@ -25,7 +25,7 @@ from trans4pass.data import (
 from trans4pass.data import train_loader as loader_of
 from trans4pass.data.base import derive_seed
 from trans4pass.data.loaders import position_batches
-from trans4pass.errors import DataError
+from trans4pass.errors import ConfigError, DataError
 
 AUGMENT = TrainTransform((48, 32), fit="cover_crop", flip=0.5, jitter=0.3)
 
@@ -119,6 +119,13 @@ class Backwards(Sampler):
 def test_a_sampler_of_ones_own_decides_what_is_read(seven):
     loader = train_loader_of(1, 2, seven, Backwards(seven, 0), 4, start_batch=1)
     assert next(loader)["name"] == [str(-position % 7) for position in (12, 13, 14, 15)]
+
+
+def test_an_index_that_is_none_is_refused(seven):
+    sampler = Backwards(seven, 0)
+    sampler.index = lambda position: position + 5
+    with pytest.raises(ConfigError, match=r"a sampler drew image 7 of 7: `index` must return 0 to 6"):
+        next(train_loader_of(0, 1, seven, sampler, 4))
 
 
 # ------------------------------------------------------------------------------------------------------------- batches

@@ -25,7 +25,7 @@ from trans4pass.inference.metrics import Scores
 from trans4pass.interrupts import Interrupted
 from trans4pass.methods import DomainBatch
 from trans4pass.models.encoders.timm import TimmEncoder
-from trans4pass.pipeline import TrainStage
+from trans4pass.pipeline import Stage, TrainStage
 from trans4pass.pipeline.domains import with_class_weights
 from trans4pass.pipeline.run import find_init
 from trans4pass.pipeline.start import warn_of_random_start
@@ -414,8 +414,32 @@ def test_a_method_without_its_labels_or_domains_is_refused(stage: MakeStage) -> 
 
 def test_what_is_deployed_must_be_saved(stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trans4pass.methods.SumOfTerms.deployed", lambda method: copy.deepcopy(method.network))
-    with pytest.raises(ConfigError, match=r"stages\.source\.method: what deployed\(\) returns must be a module"):
+    with pytest.raises(
+        ConfigError,
+        match=r"source\.method: deployed\(\) returns a Segmentor, and .* a module of the method",
+    ):
         stage("source").check()
+
+
+def test_a_terms_optimiser_is_named_where_it_is_and_given_once(stage: MakeStage) -> None:
+    place = "stages.warmup.method.terms.adversarial.optim"
+    with pytest.raises(ConfigError, match=r"warmup\.method\.terms\.adversarial\.optim\.betta has no"):
+        built(stage("warmup", f"+{place}.betta=1"))
+    with pytest.raises(ConfigError, match=r"stages\.warmup\.optim\.adversarial and .*adversarial\.optim are of one"):
+        built(stage("warmup", "+stages.warmup.optim.adversarial=${stages.warmup.optim.network}"))
+
+
+class Nothing(Stage):
+    """A kind of stage without settings of its own, which forgets to return something."""
+
+    def check(self) -> None: ...
+
+    def execute(self) -> Any: ...
+
+
+def test_a_result_without_what_it_promises_is_named(stage: MakeStage) -> None:
+    with pytest.raises(TypeError, match=r"stages\.more: Nothing\.execute returned None, which lacks seconds"):
+        Nothing(stage("source").run, "more", {"enabled": True}, None, {}).finish()
 
 
 def test_trackers_settings_are_checked_by_all_ranks(stage: MakeStage) -> None:

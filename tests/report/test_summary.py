@@ -45,3 +45,9 @@ def test_a_final_stage_without_scores_has_no_gain() -> None:
     results = {"source": result(target=60.0), "more": result(target=61.0), "listing": {"seconds": 1.0}}
     assert summarise("a run", 0, results, "listing", MODEL)["gain"] is None
     assert "61.00" in printed(results, "listing")
+
+
+def test_a_gain_is_over_what_the_run_began_with() -> None:
+    first, later = result(target=60.0), result(target=61.0)
+    assert "gain over adapt," in printed({"adapt": first, "more": later}, "more")
+    assert "gain over the start of adapt," in printed({"adapt": {**first, "initial": {"target": 50.0}}}, "adapt")

@@ -73,15 +73,19 @@ def trainer_of(
     )
 
 
-def in_two_processes(work: Callable[[int, str], Any], folder: Path) -> list[Any]:
-    """What `work(rank, folder)`, a module's function, returns on each of two gloo ranks."""
+def in_processes(count: int, work: Callable[[int, str], Any], folder: Path) -> list[Any]:
+    """What `work(rank, folder)`, a module's function, returns on each of some gloo ranks."""
     mp.set_forkserver_preload(["trans4pass.pipeline"])  # imported once for all ranks of a test run
-    mp.start_processes(_rank, args=(work, str(folder)), nprocs=2, start_method="forkserver")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    mp.start_processes(_rank, args=(count, work, str(folder)), nprocs=count, start_method="forkserver")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(count)]
 
 
-def _rank(rank: int, work: Callable[[int, str], Any], folder: str) -> None:
+def in_two_processes(work: Callable[[int, str], Any], folder: Path) -> list[Any]:
+    return in_processes(2, work, folder)
+
+
+def _rank(rank: int, count: int, work: Callable[[int, str], Any], folder: str) -> None:
     torch.set_num_threads(1)
-    td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     torch.save(work(rank, folder), Path(folder) / f"rank{rank}.pt")
     td.destroy_process_group()

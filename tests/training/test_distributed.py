@@ -34,7 +34,7 @@ from trans4pass.methods import (
 from trans4pass.training import Trainer
 
 from . import test_skip, test_trainer
-from .small import in_two_processes, supervised, trainer_of
+from .small import in_processes, in_two_processes, supervised, trainer_of
 
 K = 4
 WEIGHTS = [0.3, 1.7, 2.9, 11.1]
@@ -344,3 +344,27 @@ def test_other_buffers_stay_each_ranks_own(both: list) -> None:
 def test_the_first_process_writes_for_both(both: list) -> None:
     assert {"best.pt", "last.pt", "tensorboard"} <= set(both[0]["fitted"]["files"])
     assert both[1]["fitted"]["files"] == []
+
+
+def stopped(rank: int, folder: str) -> list[dict[str, Tensor]]:
+    """Three steps at once, and one that two more follow in a trainer of their own."""
+    torch.use_deterministic_algorithms(True)
+    made = [batches(3, 1)[rank]] * 3
+
+    def fitted(place: str, steps: int) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        method = supervised(create_model("trans4pass_micro", K, embed_dim=16))
+        trainer = trainer_of(method.double(), Path(folder, place), lambda start: iter(made[start:]), steps=steps)
+        trainer.fit()
+        return method.state_dict()
+
+    whole = fitted("whole", 3)
+    fitted("stopped", 1)
+    return [whole, fitted("stopped", 3)]
+
+
+@pytest.mark.slow
+def test_three_deterministic_processes_go_on_to_the_same_digits(tmp_path: Path) -> None:
+    """Of two the sums do not depend on the order of the gradients."""
+    for whole, resumed in in_processes(3, stopped, tmp_path):
+        assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []

@@ -89,3 +89,9 @@ def test_every_policy_has_a_config_that_falls() -> None:
         factors = [factor(step) for step in range(0, 100_001, 1000)]
         assert factors == sorted(factors, reverse=True)
         assert factors[0] > 0.99 and (policy == "fixed" or factors[-1] < 0.2)
+
+
+def test_a_policy_of_ones_own_must_give_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "words", lambda step, total: "half")
+    with pytest.raises(ConfigError, match="gives factors half, half, half at steps 0, 1, 9; not numbers >= 0"):
+        make_schedule({"policy": "words"}, 9, "schedule")

@@ -208,6 +208,21 @@ def test_step_seeds_differ_by_step_and_rank() -> None:
     assert step_seed(0, 1, 0) == step_seed(0, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("losses", "values", "said"),
+    [
+        ({"loss": torch.ones(2)}, {}, r"source: loss is a tensor of shape \[2\]"),
+        ({"loss": torch.ones(())}, {"share": 0.5}, r"source: share is 0\.5, and must be a tensor of one number"),
+        ({"loss": torch.ones(())}, {"loss": torch.ones(())}, "source: loss is the name of a loss and of a value"),
+    ],
+)
+def test_what_is_no_number_is_named_in_the_first_step(losses: Any, values: Any, said: str, tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer._parallel = lambda *args: Losses(losses, values)
+    with pytest.raises(TypeError, match=said):
+        trainer.train_step([batch(0)])
+
+
 # ---- losses and gradients that are not finite ----
 
 

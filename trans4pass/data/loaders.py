@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from trans4pass import dist
-from trans4pass.errors import DataError, UserError
+from trans4pass.errors import ConfigError, DataError, UserError
 
 from .base import Item, SegmentationDataset
 from .samplers import Sampler
@@ -140,6 +140,8 @@ class Samples(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict | UserError:
         index, position = key if isinstance(key, tuple) else (key, key)
+        if not 0 <= index < len(self):
+            return ConfigError(f"a sampler drew image {index} of {len(self)}: `index` must return 0 to {len(self) - 1}")
         bad = []
         for step in range(len(self) if self.replace else 1):
             candidate = (index + step) % len(self)

@@ -30,7 +30,7 @@ from trans4pass.models import (
     read_file,
     refuse_first_release,
 )
-from trans4pass.settings import converted, flatten
+from trans4pass.settings import Listed, converted, flatten
 from trans4pass.storage import read_json
 
 from .onnx_network import OnnxNetwork
@@ -49,7 +49,7 @@ class CheckpointSettings:
 
     checkpoint: str
     allow_nonfinite: bool = False
-    plugins: tuple[str, ...] = ()
+    plugins: Listed = ()
 
 
 class Described(NamedTuple):

@@ -3,7 +3,7 @@
 from .adversarial import Adversarial, Discriminator
 from .derived import ChannelStyle, ClassMix, Derivation, FourierStyle, Viewed
 from .entropy import Entropy
-from .method import Batch, DomainBatch, Images, Losses, Method, Pass
+from .method import Batch, DomainBatch, Images, Losses, Method, Pass, generators, untouched
 from .prototypes import PrototypeBank, PrototypeContrast, PrototypeDistillation
 from .segmentation import Segmentation
 from .teacher import MeanTeacher
@@ -13,4 +13,5 @@ __all__ = [
     "Adversarial", "Batch", "ChannelStyle", "ClassMix", "Derivation", "Discriminator", "DomainBatch", "Entropy",
     "ForwardPass", "FourierStyle", "Images", "Losses", "MeanTeacher", "Method", "Pass", "PrototypeBank",
     "PrototypeContrast", "PrototypeDistillation", "Segmentation", "SumOfTerms", "Term", "Viewed",
+    "generators", "untouched",
 ]  # fmt: skip

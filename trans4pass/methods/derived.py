@@ -29,11 +29,11 @@ class Derivation(ABC):
 
     Attributes:
         reads: the domains or phases that it is made from; its images' generators follow from those of the first.
-        labels_of: those of them whose labels it keeps.
+        labels_of: those of them whose labels it keeps, which must have some then.
     """
 
     reads: tuple[str, ...]
-    labels_of: tuple[str, ...]
+    labels_of: tuple[str, ...] = ()
 
     def check(self, images: Mapping[str, Images]) -> Images:
         """The phase's images, given those that it is made from; refuses what cannot be with a `ConfigError`."""

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trans4pass.data import derive_seed
 from trans4pass.models import Segmentor
 
-# {"image": uint8 or floating in [0,1], (B,3,H,W); "label": (B,H,W), 255 = none; "name": list of B; and, where a method
-# puts them there, "weight": (B,H,W) factors on the pixels' losses}
+# {"image": uint8 or floating in [0,1], (B,3,H,W); "label": (B,H,W), 255 = none; "name": list of B; "seed": list of B
+# numbers, each from its image's place in the run (see `generators`); and, where a method puts them there, "weight":
+# (B,H,W) factors on the pixels' losses}
 DomainBatch = Mapping[str, Any]
 Batch = Mapping[str, DomainBatch]  # by domain
 
@@ -63,8 +65,8 @@ class Method(nn.Module):
         domains: the domains whose batches the phases read.
     """
 
-    phases: tuple[str, ...]
-    domains: tuple[str, ...]
+    phases: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
     def __init__(self, network: Segmentor):
         super().__init__()
@@ -79,14 +81,20 @@ class Method(nn.Module):
         return {"network": self.network}
 
     def transferable_modules(self) -> Mapping[str, nn.Module]:
-        """What another stage takes over where it has a module of the same name that fits."""
+        """What another stage takes over where it has a module of the same name that fits; by default all children.
+
+        What is to be handed on is a child: the method's own buffers are not.
+        """
         return dict(self.named_children())
 
     def check(self, images: Mapping[str, Images]) -> None:
         """Called before a run begins: refuse, with a `ConfigError`, domains' images that the method is not for."""
 
     def prepare(self, passes: Mapping[str, Pass]) -> None:
-        """Called once before step 0, with a pass over each domain's images; what takes long is a `Pass.fold`."""
+        """Called once before step 0, with a pass over each domain's images; what takes long is a `Pass.fold`.
+
+        The network has its start by now: copies of it that were made in the constructor do not.
+        """
 
     def set_step(self, step: int) -> None:
         """Called before training step number `step` (from 0)."""
@@ -122,6 +130,15 @@ class Method(nn.Module):
     def deployed(self) -> Segmentor:
         """What is scored, kept as best, exported and handed on: the network or its average, a module of this method."""
         return self.network
+
+
+def generators(batch: DomainBatch, number: int = 0) -> list[torch.Generator]:
+    """A random generator on the CPU for each image, which follow from the images' places in the run.
+
+    Whatever is drawn from them is the same in one process, in several and in a run that goes on; torch's own generator
+    has another state in each process. `number` tells those apart that one image needs several of.
+    """
+    return [torch.Generator().manual_seed(derive_seed(int(seed), number)) for seed in batch["seed"]]
 
 
 def untouched(tensors: Iterable[Tensor]) -> Tensor:

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from trans4pass import dist
-from trans4pass.data import derive_seed
 from trans4pass.errors import ConfigError
 from trans4pass.models import Segmentor, SegOutput, make_circular
 
 from .derived import Derivation
-from .method import Batch, DomainBatch, Images, Losses, Method, Pass, untouched
+from .method import Batch, DomainBatch, Images, Losses, Method, Pass, generators, untouched
 
 
 class ForwardPass(NamedTuple):
@@ -208,8 +207,3 @@ class SumOfTerms(Method):
 
     def _terms(self, domain: str) -> dict[str, Term]:
         return {name: term for name, term in self.terms.items() if domain in term.domains}
-
-
-def generators(batch: DomainBatch, number: int) -> list[torch.Generator]:
-    """One per image, for the derivation of that number: they follow from the images' places in the run."""
-    return [torch.Generator().manual_seed(derive_seed(int(seed), number)) for seed in batch["seed"]]

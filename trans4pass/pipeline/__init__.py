@@ -2,8 +2,8 @@
 
 from .context import RunContext
 from .label_stage import LabelStage
-from .stage import Stage
+from .stage import Stage, StageSettings
 from .statistics_stage import StatisticsStage
 from .train_stage import TrainStage
 
-__all__ = ["LabelStage", "RunContext", "Stage", "StatisticsStage", "TrainStage"]
+__all__ = ["LabelStage", "RunContext", "Stage", "StageSettings", "StatisticsStage", "TrainStage"]

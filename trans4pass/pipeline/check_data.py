@@ -18,7 +18,7 @@ from trans4pass.errors import ConfigError, DataError
 from trans4pass.inference import write_picture
 from trans4pass.interrupts import Interrupts
 from trans4pass.labels import LabelSpace
-from trans4pass.settings import Names, Natural, parse
+from trans4pass.settings import Listed, Names, Natural, parse
 
 TOTAL = "total"  # the key of `published` that holds the sum over all splits
 BAR_HEIGHT, BAR_WIDTH, NAME_WIDTH, NUMBER_WIDTH, MARGIN = 18, 480, 130, 80, 8  # pixels
@@ -34,7 +34,7 @@ class CheckDataSettings:
     limit: Natural = 20
     plot: str | None = None
     num_workers: Natural = 0
-    plugins: tuple[str, ...] = ()
+    plugins: Listed = ()
     data_root: str = "datasets"  # read by configs/data
 
 

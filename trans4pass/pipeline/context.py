@@ -20,7 +20,7 @@ from trans4pass.labels import LabelSpace
 from trans4pass.methods import Method
 from trans4pass.models import STARTS, Segmentor
 from trans4pass.report.summary import RESERVED
-from trans4pass.settings import Natural, Positive
+from trans4pass.settings import Listed, Natural, Positive
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RunSettings:
     compile: bool = False
     recompute_activations: bool = False
     num_workers: Natural = 0
-    plugins: tuple[str, ...] = ()
+    plugins: Listed = ()
     on_bad_sample: Literal["error", "skip"] = "error"
 
 

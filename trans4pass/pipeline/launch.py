@@ -25,7 +25,7 @@ from trans4pass.console import Loudness, setup_logging
 from trans4pass.errors import ConfigError, UserError
 from trans4pass.interrupts import Interrupted, Interrupts
 from trans4pass.models import MODELS
-from trans4pass.settings import converted, nearest, nested
+from trans4pass.settings import Listed, converted, nearest, nested
 
 from .environment import choose_workers, processes
 from .help import choices, comment, config_roots, settings
@@ -117,7 +117,7 @@ def launch(tool: Tool, config: DictConfig) -> int:
     try:
         if "plugins" in config:
             named = [*config.plugins] if isinstance(config.plugins, ListConfig) else config.plugins
-            allow_plugins(converted(list[str], named, "plugins"), config_dir_option())
+            allow_plugins(converted(Listed, named, "plugins"), config_dir_option())
         with processes(OmegaConf.select(config, "device", default="cpu")) as device:
             setup_logging()  # what is chosen is said by one process
             plain = resolved(filled(config))

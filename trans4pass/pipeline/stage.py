@@ -60,11 +60,21 @@ class BadSamples:
 COSMETIC = ("enabled", "log_every", "checkpoint_every", "batch_size", "first_pass_batch")
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """What every stage takes."""
+
+    enabled: bool = True
+    init: str | None = None
+
+
 class Stage(ABC):
     """A named part of a run. A kind of stage is a subclass, which a configuration names as `_target_`.
 
     Attributes:
-        Settings: a dataclass of what a stage of this kind takes; `init` and `enabled` are among it.
+        Settings: a dataclass of what a stage of this kind takes, derived from `StageSettings`.
+        RESULT: the keys that `execute` returns at least; a stage whose `done.json` lacks one is done again.
+        trains, labels: whether it leaves a network in `last.pt`, labels in `labels/`, which other stages take over.
         config: the settings as they were composed.
         init: the finished stage whose result it starts from, the path of a checkpoint, or None.
         labelling: the labelling stages before it, by name.
@@ -73,10 +83,10 @@ class Stage(ABC):
         bad: takes samples that cannot be used; None where such a sample stops the run.
     """
 
-    Settings: ClassVar[type]
-    RESULT: ClassVar[tuple[str, ...]] = ("seconds",)  # what `done.json` says at least
-    trains = False  # whether it leaves a network, in `last.pt`
-    labels = False  # whether it leaves labels, in `labels/`
+    Settings: ClassVar[type] = StageSettings
+    RESULT: ClassVar[tuple[str, ...]] = ("seconds",)
+    trains = False
+    labels = False
 
     def __init__(
         self,
@@ -189,6 +199,11 @@ class Stage(ABC):
             write_json(self.folder / "settings.json", self.identity())
         dist.barrier()
         result = self.execute()
+        if missing := [key for key in self.RESULT if key not in (result or {})]:
+            raise TypeError(
+                f"{self.where}: {type(self).__name__}.execute returned {result!r}, which lacks {', '.join(missing)}, "
+                "and RESULT names it"
+            )
         if self.bad is not None:
             result["bad_samples"] = self.bad.finish()
         if dist.is_main():
@@ -233,15 +248,13 @@ class Stage(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageStageSettings:
+class ImageStageSettings(StageSettings):
     """What every stage takes that reads one set's images: whose, which split, at which size (width, height)."""
 
     data: str
     split: str
     size: Size | None
     precision: Precision = "fp32"
-    enabled: bool = True
-    init: str | None = None
 
 
 class ImageStage(Stage):

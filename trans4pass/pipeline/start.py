@@ -45,7 +45,10 @@ class Start(NamedTuple):
         self.load_network(method.network)
         for name, module in method.transferable_modules().items():
             state, wanted = submodule_state(self.method, name), module.state_dict()
-            if module is method.network or not state or not wanted:
+            if module is method.network or not wanted:
+                continue
+            if not state:
+                log.info("%s is not in %s: it begins as the method makes it", name, self.weights.path)
                 continue
             if different := differences(state, wanted):
                 log.info("%s of %s starts anew: %s", name, self.weights.path, different)

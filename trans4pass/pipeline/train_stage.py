@@ -17,6 +17,7 @@ from trans4pass.build import build, check_settings
 from trans4pass.errors import ConfigError
 from trans4pass.inference import submodule_state
 from trans4pass.methods import Batch, Method, Pass
+from trans4pass.models import Segmentor
 from trans4pass.settings import Positive, converted
 from trans4pass.storage import recall_json, write_json
 from trans4pass.training import Monitor, Tracker, Trainer, TrainerSettings, checkpoint
@@ -25,7 +26,7 @@ from trans4pass.training.schedules import Schedule, make_schedule
 
 from .domains import FIRST_PASS, NO_LABELS, Domain, FirstPass, counted_channel_statistics, with_class_weights
 from .evaluator import ValidationSets
-from .stage import Stage
+from .stage import Stage, StageSettings
 from .start import warn_of_random_start
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ UNKNOWN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # statistics for
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStageSettings(TrainerSettings):
+class TrainStageSettings(StageSettings, TrainerSettings):
     """See configs/stage/_train.yaml."""
 
     method: Mapping[str, Any]
@@ -51,8 +52,6 @@ class TrainStageSettings(TrainerSettings):
     first_pass_batch: Positive = 1
     model: Mapping[str, Any] = field(default_factory=dict)
     judge: str | None = None
-    enabled: bool = True
-    init: str | None = None
 
 
 class TrainStage(Stage):
@@ -213,15 +212,21 @@ class TrainStage(Stage):
             terms = weighted_terms(config, where)
             config["terms"] = {n: {k: v for k, v in term.items() if k != "optim"} for n, term in terms.items()}
         torch.manual_seed(self.run.seed(self.name, "method"))
-        method: Method = build(config, where, network=network)
+        method = build(config, where, network=network)
+        if not isinstance(method, Method):
+            raise ConfigError(f"{where}._target_ is {config['_target_']}, which is no trans4pass.methods.Method")
         if set(method.domains) != set(self.domains):
             raise ConfigError(
                 f"{self.where}.domains has {', '.join(self.domains)}; the method reads "
                 f"{', '.join(method.domains)}: add a domain that is missing, or leave out what reads it, "
                 "and leave out a domain that nothing reads"
             )
-        if all(module is not method.deployed() for module in method.modules()):
-            raise ConfigError(f"{where}: what deployed() returns must be a module of the method, so that it is saved")
+        deployed = method.deployed()
+        if not isinstance(deployed, Segmentor) or all(module is not deployed for module in method.modules()):
+            raise ConfigError(
+                f"{where}: deployed() returns a {type(deployed).__name__}, and must return a Segmentor that is a "
+                "module of the method, so that it can be scored and is saved"
+            )
         for name, domain in self.domains.items():
             if domain.settings.labels == NO_LABELS and method.learns_labels_of(name):
                 raise ConfigError(
@@ -254,7 +259,11 @@ class TrainStage(Stage):
     def build_optimizers(self, method: Method) -> dict[str, torch.optim.Optimizer]:
         terms = weighted_terms(self.settings.method, f"{self.where}.method")
         own = {name: term["optim"] for name, term in terms.items() if term.get("optim")}
-        return build_optimizers(method, {**self.settings.optim, **own}, f"{self.where}.optim")
+        places = {name: f"{self.where}.method.terms.{name}.optim" for name in own}
+        if twice := own.keys() & self.settings.optim.keys():
+            lines = " and ".join(f"{self.where}.optim.{name} and {places[name]}" for name in sorted(twice))
+            raise ConfigError(f"{lines} are of one module: leave one out")
+        return build_optimizers(method, {**self.settings.optim, **own}, f"{self.where}.optim", places)
 
     def build_schedule(self) -> Schedule:
         return make_schedule(dict(self.settings.schedule), self.count_steps(), f"{self.where}.schedule")

@@ -22,7 +22,7 @@ from trans4pass.settings import Names, flatten, parse
 from trans4pass.storage import write_text
 
 from .run_folder import read_figures
-from .summary import CHANGED, CONFIDENCE, first_score, goal
+from .summary import CHANGED, CONFIDENCE, baseline, first_score, goal
 
 Summary = Mapping[str, Any]
 
@@ -123,7 +123,7 @@ def compare_seeds(summaries: Sequence[Summary]) -> Grid:
     sides = all_sides(summaries)
     to = goal(sides)
     measured = [key for key in UNLABELLED if any(key in row for one in summaries for row in one["stages"].values())]
-    gain = [] if to is None else ["gain over source-only"]
+    gain = [] if to is None else [f"gain over {baseline(summaries[0]['stages'], to)}"]
     rows, bars = [], []
     for stage in summaries[0]["stages"]:
         figures = [summary["stages"][stage] for summary in summaries]

@@ -88,7 +88,7 @@ def notes(summary: Mapping[str, Any]) -> Iterator[str]:
     """What a table's figures are, in words."""
     judges = sorted({one["judge"] for one in summary["stages"].values() if one.get("best") and one.get("judge")})
     if summary.get("goal") is not None:
-        yield f"gain over source-only, in points on {summary['goal']}"
+        yield f"gain over {baseline(summary['stages'], summary['goal'])}, in points on {summary['goal']}"
     means = {side: count for values in summary["stages"].values() for side, count in values.get(MEANS, {}).items()}
     if means:
         yield f"mIoU on the validation sets{''.join(f', {side} over {count} classes' for side, count in means.items())}"
@@ -108,6 +108,14 @@ def first_score(stages: Mapping[str, Mapping[str, Any]], side: str | None) -> fl
     if side is None:
         return None
     return next(((values.get("initial") or values)[side] for values in stages.values() if side in values), None)
+
+
+def baseline(stages: Mapping[str, Mapping[str, Any]], side: str) -> str:
+    """What `first_score` is the score of, in words."""
+    name = next((name for name, values in stages.items() if side in values), "source")
+    if stages.get(name, {}).get("initial"):
+        return f"the start of {name}"
+    return "source-only" if name == "source" else name
 
 
 def number(value: float | None) -> str:

@@ -19,7 +19,9 @@ from trans4pass.settings import converted
 Decay = Annotated[float, Gt(0), Le(1)]
 
 
-def build_optimizers(method: Method, configs: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Optimizer]:
+def build_optimizers(
+    method: Method, configs: Mapping[str, Mapping[str, Any]], where: str, places: Mapping[str, str] | None = None
+) -> dict[str, Optimizer]:
     """One optimiser for each of the method's trained modules.
 
     Args:
@@ -27,14 +29,16 @@ def build_optimizers(method: Method, configs: Mapping[str, Mapping[str, Any]], w
             all that the module has behind its `encoder`, and `layer_decay`, a factor for each block of the encoder that
             lies nearer to the image, on the last block, too (BEiT, arXiv 2106.08254).
         where: the configs' place, for error messages.
+        places: of those that lie elsewhere.
     Raises:
         ConfigError: a trainable parameter in no optimiser or in two, or an optimiser for a module that is not there.
     """
     modules, optimizers = method.trained_modules(), {}
     for name, config in configs.items():
+        place = (places or {}).get(name, f"{where}.{name}")
         if name not in modules:
-            raise ConfigError(f"{where}.{name}: the method has no {name!r} to train, it has {', '.join(modules)}")
-        place, config = f"{where}.{name}", dict(config)
+            raise ConfigError(f"{place}: the method has no {name!r} to train, it has {', '.join(modules)}")
+        config = dict(config)
         scale = converted(PositiveFloat, config.pop("head_lr_scale", 1.0), f"{place}.head_lr_scale")
         decay = converted(Decay, config.pop("layer_decay", 1.0), f"{place}.layer_decay")
         groups = parameter_groups(modules[name], scale, decay, config.get("lr"), place)
@@ -96,4 +100,8 @@ def check_coverage(method: nn.Module, optimizers: Mapping[str, Optimizer], where
                 seen[id(parameter)] = name
     lost = [name for name, p in method.named_parameters() if p.requires_grad and id(p) not in seen]
     if lost:
-        raise ConfigError(f"{where}: no optimiser trains {', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}")
+        raise ConfigError(
+            f"{where}: no optimiser trains {', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}: add {where}.<name> "
+            "for one of trained_modules() (for a term method.terms.<name>.optim), or requires_grad_(False) what is not "
+            "learned"
+        )

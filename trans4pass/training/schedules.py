@@ -7,6 +7,7 @@ the learning rate. All but cosine and the line of `make_schedule` are Caffe's.
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import cos, isfinite, pi, tanh
+from numbers import Real
 from typing import Any
 
 from pydantic import NonNegativeFloat
@@ -79,10 +80,10 @@ def make_schedule(settings: dict[str, Any], steps: int, where: str) -> Schedule:
     function = look_up(policy, POLICIES, f"{where}.policy")
     values = checked(function, values, where, positional=2)
     try:
-        factors = [float(function(step, total, **values)) for step in (0, 1, total)]
+        factors = [function(step, total, **values) for step in (0, 1, total)]
     except ArithmeticError as error:  # a division by 0, a power beyond all numbers
         raise ConfigError(f"{where}: {policy} with {values}: {error}") from None
-    if any(not isfinite(factor) or factor < 0 for factor in factors):
+    if any(not isinstance(factor, Real) or not isfinite(factor) or factor < 0 for factor in factors):
         numbers = ", ".join(map(str, factors))
         raise ConfigError(
             f"{where}: {policy} with {values} gives factors {numbers} at steps 0, 1, {total}; not numbers >= 0"

@@ -160,7 +160,7 @@ class Trainer:
                     self.backward(phase, losses, values)
         if self.update(values, batches):
             self.share_statistics()
-            values |= self.method.after_step(self.step)
+            values |= numbers("after_step", self.method.after_step(self.step))
         else:
             self.leave_out(buffers)
         return values
@@ -184,7 +184,9 @@ class Trainer:
     def backward(self, phase: str, result: Losses, values: dict[str, Tensor]) -> None:
         """Add a micro-batch's gradient and values."""
         share = 1 / self.settings.accumulate
-        for name, value in (result.losses | result.values).items():
+        if twice := result.losses.keys() & result.values.keys():
+            raise TypeError(f"{phase}: {', '.join(twice)} is the name of a loss and of a value: give the value another")
+        for name, value in numbers(phase, result.losses | result.values).items():
             key = f"{phase}/{name}"
             values[key] = values.get(key, 0) + value.detach() * share
         total = reduce(torch.add, result.losses.values())
@@ -256,9 +258,13 @@ class Trainer:
         if not dist.active():
             return self.method
         device_ids = [self.device] if self.device.type == "cuda" else None
+        # DDP orders its buckets anew after its first step, so that a resumed step may add three ranks' gradients in
+        # another order, to other last digits; not where it looks for unused parameters, of which there are none.
+        in_order = torch.are_deterministic_algorithms_enabled()
         return DistributedDataParallel(
-            self.method, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+            self.method, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True,
+            find_unused_parameters=in_order,
+        )  # fmt: skip
 
     def synchronising(self, last: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients in a step's last backward pass only."""
@@ -388,6 +394,15 @@ class Trainer:
             self.best = {}
         log.info("stage %s goes on at step %d of %d", self.stage, self.step, self.settings.steps)
         return True
+
+
+def numbers(where: str, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What a method returned to be learned or logged, once it is known to be tensors of one number each."""
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.dim():
+            shown = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+            raise TypeError(f"{where}: {name} is {shown}, and must be a tensor of one number (shape [])")
+    return found
 
 
 RESUMED = ("step", "evaluated", "history", "best", "skipped")
