@@ -63,7 +63,8 @@ class AroundSphere(ToSphere):
     Args:
         count: pinhole images in a panorama.
         fov, pitch, roll: see `ToSphere`.
-        latitudes: of the panorama's lower and upper border, -90..90 degrees; None: it is as high as what is seen.
+        latitudes: of the panorama's lower and upper border, -90..90 degrees; None: it is as high as what is seen, which
+            the host must ask a GPU where a method views its batch.
     """
 
     def __init__(
