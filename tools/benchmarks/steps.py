@@ -3,7 +3,7 @@
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,7 @@ from trans4pass.precision import Precision, any_size
 from trans4pass.training import Trainer, TrainerSettings
 
 CLASSES = 19
-SIZES = {"source": (512, 512), "target": (2048, 400)}  # width, height in pixels
+PICTURES = (2048, 1024)  # width, height in pixels of what the loader reads
 
 
 class Figures(NamedTuple):
@@ -74,12 +74,12 @@ def make_trainer(name: str, model: str, device: torch.device, precision: str, co
     )
 
 
-def make_batch(domains: tuple[str, ...], count: int, scale: float = 1.0) -> Batch:
-    """Random images and labels of `SIZES` times `scale`, on the CPU as a loader gives them."""
+def make_batch(domains: tuple[str, ...], count: int, sizes: Mapping[str, Sequence[int]]) -> Batch:
+    """Random images and labels, on the CPU as a loader gives them; sizes are width and height, by domain."""
     generator = torch.Generator().manual_seed(0)
     batch = {}
     for domain in domains:
-        width, height = (max(64, round(side * scale)) for side in SIZES[domain])
+        width, height = sizes[domain]
         draw = partial(torch.randint, generator=generator, dtype=torch.uint8)
         images, labels = draw(0, 256, (count, 3, height, width)), draw(0, CLASSES, (count, height, width))
         if torch.cuda.is_available():
@@ -89,22 +89,22 @@ def make_batch(domains: tuple[str, ...], count: int, scale: float = 1.0) -> Batc
 
 
 def evaluation_pace(
-    model: str, device: torch.device, precision: Precision, scales: tuple[float, ...], scale: float, repeats: int
+    model: str, device: torch.device, precision: Precision, scales: tuple[float, ...], size: Sequence[int], repeats: int
 ) -> float:
-    """Images per second of predicting one panorama of the target's size at a time."""
-    width, height = (max(64, round(side * scale)) for side in SIZES["target"])
+    """Images per second of predicting one panorama of that size (W,H) at a time."""
+    width, height = size
     predictor = Predictor(create_model(model, CLASSES).to(device), device, TTA(scales), precision)
     image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
     with any_size():
         return throughput(lambda: predictor.classes(image), device, 1, repeats)[0]
 
 
-def loader_pace(workers: int, images: int, scale: float) -> float:
-    """Samples per second from PNGs of 2048x1024 times `scale`, scaled and cropped as for a source stage."""
-    size = round(2048 * scale), round(1024 * scale)
-    transform = TrainTransform((64, 64) if scale < 0.5 else (512, 512), fit="scale_crop", base=size[1], flip=0.5)
+def loader_pace(workers: int, images: int, size: Sequence[int]) -> float:
+    """Samples per second from PNGs of `PICTURES`, scaled and cropped to that size as for a source stage."""
+    width, height = size
+    transform = TrainTransform((width, height), fit="scale_crop", base=PICTURES[1], flip=0.5)
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(Path(folder), 4, size)
+        write_pictures(Path(folder), 4, PICTURES)
         dataset = Folder(folder, "train", TWO, transform=transform)
         loader = train_loader(dataset, Shuffle(dataset, 0), 1, workers)
         for _ in range(1 + 2 * workers):  # the workers are there, and what they have read ahead is used up
@@ -152,14 +152,14 @@ def measurements(config: Mapping[str, Any], device: torch.device) -> Iterator[tu
     def step(method: str, precision: str, compiled: bool) -> str:
         set_precision(precision)
         trainer = make_trainer(method, config["network"], device, precision, compiled)
-        batch = make_batch(trainer.method.domains, config["batch"], config["scale"])
+        batch = make_batch(trainer.method.domains, config["batch"], config)
         images, memory, waits = measure(trainer, batch, config["repeats"])
         return f"{images:.1f} | {memory:.2f} | {waits}" if device.type == "cuda" else f"{images:.1f} | |"
 
     def evaluation(precision: str, scales: tuple[float, ...]) -> str:
         set_precision(precision)
         dtype: Any = "fp32" if precision == "tf32" else precision
-        pace = evaluation_pace(config["network"], device, dtype, scales, config["scale"], config["repeats"])
+        pace = evaluation_pace(config["network"], device, dtype, scales, config["target"], config["repeats"])
         return f"{pace:.1f} | |"
 
     for method, precision in product(METHODS, config["precisions"]):
@@ -167,7 +167,7 @@ def measurements(config: Mapping[str, Any], device: torch.device) -> Iterator[tu
     for name, scales in (("one scale", (1.0,)), ("six scales", SCALES)):
         for precision in config["precisions"]:
             yield f"evaluation, {name} | {precision} | no", partial(evaluation, precision, scales)
-    pace = partial(loader_pace, config["workers"], config["loaded"], config["scale"])
+    pace = partial(loader_pace, config["workers"], config["loaded"], config["source"])
     yield f"loader, {config['workers']} workers | |", lambda: f"{pace():.1f} | |"
     for method, precision in product(METHODS, config["compiled"]):
         yield f"{method} | {precision} | yes", partial(step, method, precision, True)
