@@ -360,6 +360,7 @@ def stopped(rank: int, folder: str) -> list[dict[str, Tensor]]:
 
     whole = fitted("whole", 3)
     fitted("stopped", 1)
+    td.barrier()  # the first one has written what all read
     return [whole, fitted("stopped", 3)]
 
 
