@@ -136,7 +136,7 @@ def generators(batch: DomainBatch, number: int = 0) -> list[torch.Generator]:
     """A random generator on the CPU for each image, which follow from the images' places in the run.
 
     Whatever is drawn from them is the same in one process, in several and in a run that goes on; torch's own generator
-    has another state in each process. `number` tells those apart that one image needs several of.
+    has another state in each process. With another `number` an image has other ones.
     """
     return [torch.Generator().manual_seed(derive_seed(int(seed), number)) for seed in batch["seed"]]
 

@@ -31,7 +31,7 @@ from .start import warn_of_random_start
 
 log = logging.getLogger(__name__)
 
-TRACKED = ("folder", "run", "stage")  # what each tracker is told
+TRACKED = ("folder", "run", "stage")  # what each tracker receives
 UNKNOWN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # statistics for a check before they are counted
 
 
