@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trans4pass.data import GaussianNoise, MaskedPatches
+from trans4pass.data import Compose, CoverCrop, GaussianNoise, HorizontalFlip, MaskedPatches, YawRoll
 from trans4pass.errors import ConfigError
 from trans4pass.losses import CrossEntropy
-from trans4pass.methods import ChannelStyle, ClassMix, FourierStyle, Segmentation, SumOfTerms, Viewed
+from trans4pass.methods import ChannelStyle, ClassMix, FourierStyle, Images, Segmentation, SumOfTerms, Viewed
 from trans4pass.methods.derived import pasted
 from trans4pass.models import channel_statistics
 
@@ -135,3 +135,16 @@ def test_what_a_phase_is_made_of_is_loaded_and_its_labels_are_needed() -> None:
     assert set(off.domains) == {"source"}
     with pytest.raises(ConfigError, match="derive makes mixed, and no term learns"):
         SumOfTerms(network, {"s": Segmentation(network, CrossEntropy())}, derive={"mixed": ClassMix()})
+
+
+def test_sizes_are_known_through_several_views() -> None:
+    """A crop behind another view is what is pasted into; a view without a size leaves the images' own."""
+    images = {"source": Images(2, (32, 16), False), "target": Images(2, (64, 16), True)}
+    crop = Compose({"roll": YawRoll(), "crop": CoverCrop((32, 16)), "flip": HorizontalFlip()})
+    images["cropped"] = Viewed("target", crop).check(images)
+    assert images["cropped"] == Images(2, (32, 16), False)
+    assert ClassMix(target="cropped").check(images) == images["cropped"]
+    images["rolled"] = Viewed("target", YawRoll()).check(images)
+    assert images["rolled"] == images["target"]
+    with pytest.raises(ConfigError, match=r"rolled has 2 images of \(64, 16\), source 2 of \(32, 16\)"):
+        ClassMix(target="rolled").check(images)

@@ -10,7 +10,7 @@ A view that makes one image of several (`images`) is given them one after the ot
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class View(ABC):
     needs_panorama = False  # whether the images' left and right borders must meet
     needs_pinholes = False  # whether the images must be no panoramas
     images = 1  # of a data set that it makes one of
+    size: Any = None  # (W,H) of all that it gives; None: as the images are
+    crops = False  # whether it leaves out parts of them
 
     def __call__(self, sample: Sample, generators: Sequence[Generator]) -> Sample:
         count = len(sample["image"]) // len(generators)
@@ -78,6 +80,8 @@ class Compose(View):
         self.needs_panorama = any(view.needs_panorama for view in views.values())
         self.needs_pinholes = any(view.needs_pinholes for view in views.values())
         self.images = max((view.images for view in views.values()), default=1)
+        self.size = next((view.size for view in reversed([*views.values()]) if view.size is not None), None)
+        self.crops = any(view.crops for view in views.values())
 
     def one(self, sample: Sample, generator: Generator) -> Sample:
         for view in self.views.values():
@@ -108,6 +112,8 @@ class Resize(View):
 class CoverCrop(View):
     """Scale to cover `size` = (W,H) pixels, and crop at random."""
 
+    crops = True
+
     def __init__(self, size: Size):
         self.size = size
 
@@ -125,6 +131,8 @@ class ScaleCrop(View):
 
     Of images that get large only what the crop keeps is scaled.
     """
+
+    crops = True
 
     def __init__(self, size: Size, base: Side, scale: Range[PositiveFloat] = (0.5, 2.0)):
         self.size, self.base, self.scale = size, base, scale
@@ -263,7 +271,6 @@ class TrainTransform(Compose):
             "noise": GaussianNoise(noise) if noise else None,
         }
         super().__init__({**(views or {}), **{name: view for name, view in chosen.items() if view is not None}})
-        self.size, self.crops = size, fit != "resize"
 
 
 class EvalTransform(View):

@@ -29,7 +29,7 @@ class Derivation(ABC):
 
     Attributes:
         reads: the domains or phases that it is made from; its images' generators follow from those of the first.
-        labels_of: those of them whose labels it keeps, which must have some then.
+        labels_of: those of them whose labels it keeps; they must have some where a term learns the phase's labels.
     """
 
     reads: tuple[str, ...]
@@ -60,8 +60,8 @@ class Viewed(Derivation):
             )
         if self.view.needs_pinholes and seen.panoramas:
             raise ConfigError(f"view bends pinhole images, and {self.domain} gives it panoramas: leave it out")
-        panoramas = (seen.panoramas or self.view.images > 1) and not getattr(self.view, "crops", False)
-        return Images(seen.batch, getattr(self.view, "size", seen.size), panoramas)
+        panoramas = (seen.panoramas or self.view.images > 1) and not self.view.crops
+        return Images(seen.batch, self.view.size or seen.size, panoramas)
 
     def __call__(self, batch: Batch, generators: Sequence[Generator]) -> DomainBatch:
         seen = batch[self.domain]

@@ -60,9 +60,9 @@ class Domain:
     def __init__(self, stage: Stage, name: str, config: Mapping[str, Any], global_batch: int | None, accumulate: int):
         self.stage, self.run, self.name, self.where = stage, stage.run, name, f"{stage.where}.domains.{name}"
         self.settings = parse(DomainSettings, config, self.where)
-        self.batch_size, self.shares = self.settings.batch_size or 0, dist.world_size()
-        if self.settings.batch_size is None:
-            self.batch_size, self.shares = divided(global_batch, accumulate, stage.where)
+        own = self.settings.batch_size
+        batch = divided(global_batch, accumulate, stage.where) if own is None else (own, dist.world_size())
+        self.batch_size, self.shares = batch
         self.images_per_step = self.batch_size * self.shares * accumulate
         labels, data = self.settings.labels, self.settings.data
         self.labelling = None if labels in (TRUTH, NO_LABELS) else stage.labelling.get(labels)
@@ -167,15 +167,15 @@ class Domain:
     @property
     def gives_panoramas(self) -> bool:
         """Whether its images are whole panoramas, or made of several pinhole images around one."""
-        return (self.files.panorama or self.view.images > 1) and not getattr(self.view, "crops", False)
+        return (self.files.panorama or self.view.images > 1) and not self.view.crops
 
     @property
     def seen(self) -> Images:
-        return Images(self.batch_size, getattr(self.view, "size", None), self.gives_panoramas)
+        return Images(self.batch_size, self.view.size, self.gives_panoramas)
 
     def check_circular(self) -> None:
         """What a network for full panoramas is given: refuse widths that cannot be, point out what is no panorama."""
-        size = getattr(self.view, "size", None)
+        size = self.view.size
         if size is not None and size[0] % MULTIPLE:
             raise ConfigError(
                 f"{self.where}.transform.size is {size[0]} wide; wrap=true needs a multiple of {MULTIPLE}"

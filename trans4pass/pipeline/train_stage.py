@@ -175,11 +175,11 @@ class TrainStage(Stage):
         monitor = Monitor(self.build_trackers(), self.name, settings.steps, self.settings.log_every, device)
         optimizers, schedule = self.build_optimizers(method), self.build_schedule()
         log.info("%s: %s", self.name, trained_and_frozen(method))
-        if self.shares < dist.world_size():
+        processes, fewest = dist.world_size(), min(domain.shares for domain in self.domains.values())
+        if fewest < processes:
             log.warning(
                 "%s: %d of %d processes repeat what others do, as a step has no more images: %s.global_batch=%d has "
-                "one for each", self.name, dist.world_size() - self.shares, dist.world_size(), self.where,
-                dist.world_size() * settings.accumulate,
+                "one for each", self.name, processes - fewest, processes, self.where, processes * settings.accumulate,
             )  # fmt: skip
         meta = {**self.run.meta(self.model()), "stage": self.name}
         return Trainer(
